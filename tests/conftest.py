@@ -1,0 +1,187 @@
+"""Real models, tiny: what the tests share. Every test draws from the same random state and leaves it as it was."""
+
+from __future__ import annotations
+
+import random
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from einops import rearrange
+from tokenizers import Tokenizer
+from tokenizers.models import WordPiece
+from tokenizers.normalizers import BertNormalizer
+from tokenizers.pre_tokenizers import BertPreTokenizer
+from tokenizers.processors import TemplateProcessing
+from torch import Tensor
+from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+
+from videogen.config import (
+    DataConfig,
+    DitConfig,
+    OptimConfig,
+    RunConfig,
+    SampleConfig,
+    TrainConfig,
+    VaeConfig,
+    to_mapping,
+)
+from videogen.dit import VideoDiT
+from videogen.pipeline import VideoPipeline
+from videogen.text import PackedText, pack_texts
+from videogen.toybox import draw_scene, render, write_folder
+from videogen.vae import VideoVAE, to_patches
+
+torch.set_num_threads(1)
+
+CHANNELS, TEXT_DIM = 4, 32
+WORDS = "a large small big red green blue circle square star moves right left up down on black white background".split()
+SIZES, LENGTHS = ((48, 48), (64, 48), (48, 64)), (9, 1, 17)
+
+
+@pytest.fixture(autouse=True)
+def random_state() -> Iterator[None]:
+    """Seeds before and restores after, so that a test gives the same alone or among others."""
+    state = torch.get_rng_state(), np.random.get_state(), random.getstate()
+    torch.manual_seed(0)
+    yield
+    torch.set_rng_state(state[0])
+    np.random.set_state(state[1])
+    random.setstate(state[2])
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def tiny_dit(**changes: object) -> VideoDiT:
+    """Two blocks of width 24 whose weights are all random, so that nothing is hidden by a zero."""
+    torch.manual_seed(1)
+    options = {
+        "num_attention_heads": 2, "attention_head_dim": 12, "in_channels": CHANNELS, "out_channels": CHANNELS,
+        "text_dim": TEXT_DIM, "freq_dim": 32, "ffn_dim": 48, "num_layers": 2,
+    }  # fmt: skip
+    return VideoDiT(**(options | changes)).eval()  # type: ignore[arg-type]
+
+
+def draw_texts(lengths: tuple[int, ...], text_dim: int = TEXT_DIM, seed: int = 0) -> PackedText:
+    generator = seeded(seed)
+    return pack_texts([torch.randn(length, text_dim, generator=generator) for length in lengths])
+
+
+@pytest.fixture(scope="session")
+def dit() -> VideoDiT:
+    return tiny_dit()
+
+
+@pytest.fixture(scope="session")
+def toybox_clips() -> list[Tensor]:
+    """Rendered clips (3, t, h, w) in [-1, 1] of several sizes and lengths."""
+    scenes = [draw_scene(seed, sizes=SIZES, lengths=LENGTHS) for seed in range(12)]
+    return [rearrange(torch.from_numpy(render(scene)), "t h w c -> c t h w").float() / 127.5 - 1 for scene in scenes]
+
+
+@pytest.fixture(scope="session")
+def toybox_patches(toybox_clips: list[Tensor]) -> Tensor:
+    """All patches (n, 768) of the clips, each first frame standing for four, as the VAE sees it."""
+    patches = []
+    for clip in toybox_clips:
+        video = rearrange(torch.cat([clip[:, :1].expand(-1, 3, -1, -1), clip], dim=1), "c t h w -> 1 t c h w")
+        patches.append(rearrange(to_patches(video), "1 t p h w -> (t h w) p"))
+    return torch.cat(patches)
+
+
+@pytest.fixture(scope="session")
+def vae(toybox_clips: list[Tensor], toybox_patches: Tensor) -> VideoVAE:
+    """PCA and a little noise on every weight, so that the convolutions and their memories take part."""
+    torch.manual_seed(2)
+    model = VideoVAE(CHANNELS, width=8).eval().requires_grad_(False)
+    model.init_weights(toybox_patches, seeded())
+    for weight in model.parameters():
+        weight.add_(0.02 * torch.randn(weight.shape))
+    raw = torch.cat([model.posterior(clip[None]).mean[0].flatten(1) for clip in toybox_clips], dim=1)
+    model.register_to_config(latents_mean=raw.mean(1).tolist(), latents_std=raw.std(1).tolist())
+    return model
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> PreTrainedTokenizerFast:
+    """A WordPiece tokenizer as BERT's, over the words that the tests use and all letters."""
+    letters = "abcdefghijklmnopqrstuvwxyz0123456789,."
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *dict.fromkeys((*WORDS, *letters)), *(f"##{x}" for x in letters)]
+    model = Tokenizer(WordPiece({piece: i for i, piece in enumerate(pieces)}, unk_token="[UNK]"))  # type: ignore[call-arg]
+    model.normalizer, model.pre_tokenizer = BertNormalizer(lowercase=True), BertPreTokenizer()  # type: ignore[assignment]
+    model.post_processor = TemplateProcessing(  # type: ignore[assignment]
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=model, unk_token="[UNK]", pad_token="[PAD]", cls_token="[CLS]", sep_token="[SEP]"
+    )
+
+
+@pytest.fixture(scope="session")
+def text_encoder(tokenizer: PreTrainedTokenizerFast) -> BertModel:
+    torch.manual_seed(3)
+    config = BertConfig(
+        vocab_size=len(tokenizer), hidden_size=TEXT_DIM, num_hidden_layers=2, num_attention_heads=2,
+        intermediate_size=64, max_position_embeddings=48, initializer_range=0.3,
+    )  # fmt: skip
+    return BertModel(config).eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="session")
+def pipeline(
+    dit: VideoDiT, vae: VideoVAE, text_encoder: BertModel, tokenizer: PreTrainedTokenizerFast
+) -> VideoPipeline:
+    defaults = SampleConfig(size="48x32", frames=9, steps=3, guidance=2.0)
+    made = VideoPipeline(dit, vae, text_encoder, tokenizer, defaults=to_mapping(defaults))
+    made.set_progress_bar_config(disable=True)
+    return made
+
+
+@pytest.fixture(scope="session")
+def checkpoint(pipeline: VideoPipeline, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The pipeline as a folder; read only, copy it to change it."""
+    folder = tmp_path_factory.mktemp("checkpoint") / "tiny"
+    pipeline.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def own_checkpoint(checkpoint: Path, tmp_path: Path) -> Path:
+    """A copy to break."""
+    return Path(shutil.copytree(checkpoint, tmp_path / "own"))
+
+
+@pytest.fixture(scope="session")
+def clips_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Ten captioned clips as MP4s; read only."""
+    folder = tmp_path_factory.mktemp("videos") / "toybox"
+    write_folder(folder, num_clips=10, seed=0, sizes=SIZES, lengths=LENGTHS)
+    return folder
+
+
+@pytest.fixture
+def own_clips(clips_folder: Path, tmp_path: Path) -> Path:
+    """A copy to change."""
+    return Path(shutil.copytree(clips_folder, tmp_path / "clips"))
+
+
+def tiny_recipe(stage: str, clips: Path, checkpoint: Path, run_dir: Path, **run: object) -> TrainConfig:
+    """A recipe whose step takes some ten milliseconds."""
+    options = {"dir": run_dir, "steps": 8, "save_every": 4, "val_every": 8, "sample_every": 0} | run
+    return TrainConfig(
+        stage=stage,  # type: ignore[arg-type]
+        data=DataConfig(folder=clips, max_tokens=80, token_budget=240, val_clips=2),
+        vae=VaeConfig(channels=CHANNELS, width=8, crop=16, crop_frames=5, batch_clips=2, crops=2),
+        dit=DitConfig(
+            vae=checkpoint, text=checkpoint, num_layers=2, num_attention_heads=2, attention_head_dim=12, ffn_dim=48,
+            known={"nothing": 0.5, "first_frame": 0.2, "per_frame": 0.3},
+        ),
+        optim=OptimConfig(lr=1e-3, warmup_steps=2),
+        run=RunConfig(**options),  # type: ignore[arg-type]
+        sample=SampleConfig(size="48x32", frames=5, steps=2, guidance=2.0),
+    )  # fmt: skip

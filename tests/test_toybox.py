@@ -1,0 +1,372 @@
+"""The toybox: what its seeds, pictures, words and files promise."""
+
+import csv
+import json
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from videogen.toybox import Scene, Thing, caption, draw_scene, masks, render, track, write_folder
+from videogen.toybox.captions import BACKGROUND_WORDS, COLOUR_WORDS, SHAPE_WORDS, SIZE_WORDS, VERBS
+from videogen.toybox.render import DISTANCES, PAINTERS
+from videogen.toybox.scenes import BACKGROUNDS, COLOURS, MOTIONS, ROUND_SHAPES, SHAPES, SIZES, contrasts
+
+RED_CIRCLE = Thing(shape="circle", colour="red", size="large", motion="right", radius=13, x=20, y=32, speed=1.5)
+SCENE = Scene(width=64, height=64, num_frames=17, fps=8, background="black", things=(RED_CIRCLE,), seed=0)
+
+
+@pytest.fixture(scope="module")
+def scenes() -> list[Scene]:
+    return [draw_scene(seed) for seed in range(2000)]
+
+
+@pytest.fixture(scope="module")
+def things(scenes: list[Scene]) -> list[Thing]:
+    return [thing for scene in scenes for thing in scene.things]
+
+
+def centre_of_mass(mask: np.ndarray) -> tuple[float, float]:
+    row, column = np.indices(mask.shape) + 0.5
+    return float((mask * column).sum() / mask.sum()), float((mask * row).sum() / mask.sum())
+
+
+def alone(scene: Scene) -> list[Scene]:
+    return [replace(scene, things=(thing,)) for thing in scene.things]
+
+
+def test_a_seed_is_always_the_same_clip() -> None:
+    for seed in (0, 7, 2**63):
+        assert draw_scene(seed) == draw_scene(seed)
+        assert caption(draw_scene(seed), seed) == caption(draw_scene(seed), seed)
+        assert np.array_equal(render(draw_scene(seed)), render(draw_scene(seed)))
+
+
+def test_two_seeds_are_two_clips(scenes: list[Scene]) -> None:
+    assert len({replace(scene, seed=0) for scene in scenes}) == len(scenes)
+
+
+@pytest.mark.parametrize(
+    ("attribute", "values", "tolerance"),
+    [
+        ("shape", SHAPES, 0.2),
+        ("colour", COLOURS, 0.25),  # green and white are missing on one background each
+        ("size", SIZES, 0.1),
+        ("motion", [name for name in MOTIONS if name not in {"still", "spin"}], 0.25),
+    ],
+)
+def test_every_value_of_an_attribute_is_as_common_as_another(
+    things: list[Thing], attribute: str, values: list[str], tolerance: float
+) -> None:
+    counts = Counter(getattr(thing, attribute) for thing in things)
+    mean = sum(counts[value] for value in values) / len(values)
+    for value in values:  # one standard deviation is 7 % of the mean for 15 motions
+        assert counts[value] == pytest.approx(mean, rel=tolerance), value
+
+
+def test_sizes_and_lengths_are_spread_as_promised(scenes: list[Scene]) -> None:
+    sizes = Counter((scene.width, scene.height) for scene in scenes)
+    lengths = Counter(scene.num_frames for scene in scenes)
+    assert sizes[64, 64] / len(scenes) == pytest.approx(0.6, abs=0.04)
+    assert lengths[17] / len(scenes) == pytest.approx(0.6, abs=0.04)
+    assert len(sizes) == 16
+    assert set(lengths) == {1, 9, 17, 25, 33}
+    assert all(0.5 <= w / h <= 2 and w % 16 == 0 and h % 16 == 0 for w, h in sizes)
+    assert sum(len(scene.things) == 1 for scene in scenes) / len(scenes) == pytest.approx(0.6, abs=0.04)
+    backgrounds = Counter(scene.background for scene in scenes)
+    assert min(backgrounds[name] for name in BACKGROUNDS) > 0.8 * len(scenes) / len(BACKGROUNDS)
+
+
+def test_a_caller_may_restrict_sizes_and_lengths() -> None:
+    for seed in range(50):
+        scene = draw_scene(seed, sizes=((64, 64),), lengths=(9,))
+        assert (scene.width, scene.height, scene.num_frames) == (64, 64, 9)
+
+
+def test_things_stay_in_the_frame(scenes: list[Scene]) -> None:
+    for scene in scenes:
+        pose = track(scene)
+        assert (pose.x - pose.radius).min() >= 0.99, scene
+        assert (pose.y - pose.radius).min() >= 0.99, scene
+        assert (pose.x + pose.radius).max() <= scene.width - 0.99, scene
+        assert (pose.y + pose.radius).max() <= scene.height - 0.99, scene
+
+
+def test_no_point_moves_faster_than_five_and_a_half_pixels_a_frame(scenes: list[Scene]) -> None:
+    for scene in scenes:
+        pose = track(scene)
+        x, y, radius, angle = (np.diff(part, axis=0) for part in pose)
+        rim = np.abs(radius) + pose.radius[1:] * np.abs(angle)
+        assert (np.hypot(x, y) + rim).max(initial=0) <= 5.5, scene
+
+
+def test_everything_that_is_said_to_move_visibly_moves(scenes: list[Scene]) -> None:
+    for scene in scenes[:500]:
+        for one in alone(scene):
+            frames = render(one).astype(int)
+            changed = (np.abs(frames - frames[0]).max(axis=-1) > 40).sum(axis=(1, 2)).max()
+            assert (changed == 0) == (one.things[0].motion == "still"), one
+            assert changed == 0 or changed >= 15, one
+
+
+def test_the_mask_lies_where_the_truth_says(scenes: list[Scene]) -> None:
+    for scene in scenes[:300]:
+        for one in alone(scene):
+            pose = track(one)
+            for t, mask in enumerate(masks(one)[:, 0]):
+                x, y = centre_of_mass(mask)
+                assert abs(x - pose.x[t, 0]) < 0.5, one  # every shape is drawn about its centre of mass
+                assert abs(y - pose.y[t, 0]) < 0.5, one
+                row, column = np.nonzero(mask > 0.5)
+                farthest = np.hypot(column + 0.5 - x, row + 0.5 - y).max()
+                assert farthest == pytest.approx(pose.radius[t, 0], abs=2.5), one  # sharp tips cover little of a pixel
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_shape_reaches_the_circle_around_it_and_no_farther(shape: str) -> None:
+    axis = np.linspace(-1.5, 1.5, 601)
+    x, y = np.meshgrid(axis, axis)
+    inside = DISTANCES[shape](x, y) < 0
+    assert np.hypot(x, y)[inside].max() == pytest.approx(1, abs=0.03)
+    assert np.abs([x[inside].mean(), y[inside].mean()]).max() < 0.01
+
+
+def test_a_distance_is_one_in_pixels_near_the_edge() -> None:
+    """Otherwise edges would be sharper or softer on some shapes."""
+    axis = np.linspace(-1.2, 1.2, 801)
+    x, y = np.meshgrid(axis, axis)
+    for name, distance in DISTANCES.items():
+        values = distance(x, y)
+        slope = np.hypot(*np.gradient(values, axis[1] - axis[0]))
+        assert np.median(slope[np.abs(values) < 0.05]) == pytest.approx(1, abs=0.02), name
+
+
+def test_the_coverage_of_a_circle_is_its_area() -> None:
+    assert masks(SCENE).sum(axis=(1, 2, 3)) == pytest.approx(np.pi * 13**2, rel=0.005)
+
+
+WAYS: dict[str, tuple[int, int]] = {
+    "right": (1, 0), "left": (-1, 0), "up": (0, -1), "down": (0, 1),
+    "up right": (1, -1), "up left": (-1, -1), "down right": (1, 1), "down left": (-1, 1),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("motion", WAYS)
+def test_a_direction_is_the_one_that_is_seen(scenes: list[Scene], motion: str) -> None:
+    found = [one for scene in scenes for one in alone(scene) if one.things[0].motion == motion][:40]
+    for one in found:
+        seen = masks(one)[:, 0]
+        way = np.subtract(centre_of_mass(seen[-1]), centre_of_mass(seen[0]))
+        assert np.hypot(*way) > 5, one
+        assert (np.where(np.abs(way) < 0.5, 0, np.sign(way)) == WAYS[motion]).all(), one
+
+
+def test_bouncing_turns_round_and_an_orbit_comes_round(scenes: list[Scene]) -> None:
+    for scene in scenes:
+        pose = track(scene)
+        for i, thing in enumerate(scene.things):
+            if thing.motion.startswith("bounce"):
+                along = pose.x[:, i] if "side" in thing.motion else pose.y[:, i]
+                assert len({*np.sign(np.diff(along).round(3))} - {0}) == 2, thing
+            if thing.motion == "orbit":
+                turned = abs(thing.speed / thing.reach) * (scene.num_frames - 1)
+                assert turned > 1.4 * np.pi, thing
+
+
+def test_growing_grows_and_shrinking_shrinks(scenes: list[Scene]) -> None:
+    for scene in scenes:
+        for one in alone(scene):
+            area = masks(one).sum(axis=(1, 2, 3))
+            if one.things[0].motion in {"grow", "shrink"}:
+                grows = one.things[0].motion == "grow"
+                assert area[-1] > 1.8 * area[0] if grows else area[-1] < area[0] / 2, one
+
+
+def test_only_shapes_that_show_it_spin(things: list[Thing]) -> None:
+    assert not any(thing.motion == "spin" and thing.shape in ROUND_SHAPES for thing in things)
+
+
+def test_positive_speed_turns_clockwise_on_the_screen() -> None:
+    arrow = replace(RED_CIRCLE, shape="heart", motion="spin", x=32, speed=13 * np.pi / 2)
+    tip_down, tip_left = masks(replace(SCENE, things=(arrow,), num_frames=2))[:, 0]
+    assert tip_down[43, 32] > 0.5
+    assert tip_left[32, 20] > 0.5
+
+
+def test_things_differ_and_start_apart(scenes: list[Scene]) -> None:
+    for scene in scenes:
+        if len(scene.things) == 2:
+            first, second = scene.things
+            assert (first.shape, first.colour) != (second.shape, second.colour)
+            assert min(masks(one)[0].sum() for one in alone(scene)) > 0
+            together, apart = masks(scene)[0].sum(), sum(masks(one)[0].sum() for one in alone(scene))
+            assert together == pytest.approx(apart, rel=1e-3)
+
+
+def test_nothing_is_ever_wholly_hidden(scenes: list[Scene]) -> None:
+    for scene in scenes:
+        if len(scene.things) == 2:
+            whole = np.stack([masks(one)[:, 0].sum(axis=(1, 2)) for one in alone(scene)], axis=1)
+            assert (masks(scene).sum(axis=(2, 3)) / whole).min() > 0.2, scene
+
+
+def test_later_things_hide_earlier_ones() -> None:
+    blue = replace(RED_CIRCLE, colour="blue")
+    frames = render(replace(SCENE, things=(RED_CIRCLE, blue)))
+    assert tuple(frames[0, 32, 20]) == COLOURS["blue"]
+
+
+def test_frames_are_painted_in_the_named_colour(scenes: list[Scene]) -> None:
+    for scene in scenes[:100]:
+        frames = render(scene)
+        assert frames.shape == (scene.num_frames, scene.height, scene.width, 3)
+        assert frames.dtype == np.uint8
+        for thing, mask in zip(scene.things, np.moveaxis(masks(scene), 1, 0), strict=True):
+            assert (frames[mask > 0.999] == COLOURS[thing.colour]).all()
+
+
+def test_things_outside_the_frame_are_cut_off_not_an_error() -> None:
+    for x in (-500.0, -13.0, 0.0, 64.0, 500.0):
+        seen = masks(replace(SCENE, things=(replace(RED_CIRCLE, x=x, speed=0.0),)))
+        expected = np.pi * 13**2 / 2 if x in {0.0, 64.0} else 0
+        assert seen[0].sum() == pytest.approx(expected, rel=0.01)
+
+
+def test_every_colour_differs_from_its_background_and_from_every_other() -> None:
+    for background in BACKGROUNDS:
+        assert sum(contrasts(colour, background) for colour in COLOURS) >= 7
+    assert not contrasts("white", "white")
+    values = np.array(list(COLOURS.values()))
+    distance = np.linalg.norm(values[:, None] - values[None], axis=-1)
+    assert distance[~np.eye(len(values), dtype=bool)].min() > 90
+
+
+def test_every_name_can_be_drawn_and_said() -> None:
+    assert set(SHAPES) == set(DISTANCES) == set(SHAPE_WORDS)
+    assert set(BACKGROUNDS) == set(PAINTERS) == set(BACKGROUND_WORDS)
+    assert set(COLOURS) == set(COLOUR_WORDS)
+    assert set(MOTIONS) == set(VERBS)
+
+
+def said(text: str, words: tuple[str, ...]) -> bool:
+    return any(f" {word} " in f" {text.replace(',', ' ')} " for word in words)
+
+
+def test_a_caption_names_the_colour_and_shape_of_everything(scenes: list[Scene]) -> None:
+    for seed, scene in enumerate(scenes):
+        text = caption(scene, seed)
+        for thing in scene.things:
+            pairs = tuple(f"{c} {s}" for c in COLOUR_WORDS[thing.colour] for s in SHAPE_WORDS[thing.shape])
+            assert said(text.replace(":", ""), pairs), text
+
+
+def test_a_caption_of_a_clip_says_every_motion_and_one_of_an_image_none(scenes: list[Scene]) -> None:
+    for seed, scene in enumerate(scenes):
+        text = caption(scene, seed)
+        for thing in scene.things:
+            verbs = tuple(form for verb in VERBS[thing.motion] for form in verb)
+            assert said(text, verbs) == (scene.num_frames > 1), text
+
+
+def test_captions_are_clean_english(scenes: list[Scene]) -> None:
+    for seed, scene in enumerate(scenes):
+        text = caption(scene, seed)
+        words = text.replace(",", "").replace(":", "").split(" ")
+        assert "" not in words, text
+        assert "{" not in text, text
+        for article, word in pairwise(words):
+            if article in {"a", "an"}:
+                assert (article == "an") == (word[0] in "aeiou"), text
+
+
+def test_the_plainest_sentence_is_the_most_common() -> None:
+    texts = Counter(caption(SCENE, seed) for seed in range(3000))
+    assert texts.most_common(1)[0][0] == "a large red circle moves right on a black background"
+    assert len(texts) > 1000
+
+
+@pytest.mark.parametrize(
+    "part", [lambda scene: SIZE_WORDS[scene.things[0].size], lambda scene: BACKGROUND_WORDS[scene.background]]
+)
+def test_size_and_background_are_left_out_at_times(part: Callable[[Scene], tuple[str, ...]]) -> None:
+    silent = sum(not said(caption(SCENE, seed), part(SCENE)) for seed in range(2000))
+    assert silent / 2000 == pytest.approx(0.12, abs=0.03)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("toybox") / "new"
+    write_folder(out, num_clips=6, seed=3, lengths=(9, 1, 17))
+    return out
+
+
+def read_table(folder: Path) -> list[dict[str, str]]:
+    with (folder / "metadata.csv").open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_folder_is_a_videofolder_with_its_truth(folder: Path) -> None:
+    assert sorted(path.name for path in folder.iterdir()) == ["clips", "metadata.csv", "toybox.json", "truth.jsonl"]
+    assert sorted(path.name for path in (folder / "clips").iterdir()) == [f"{i:06d}.mp4" for i in range(6)]
+    truths = [json.loads(line) for line in (folder / "truth.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert read_table(folder) == [{"file_name": one["file_name"], "text": one["text"]} for one in truths]
+    for one in truths:
+        scene = draw_scene(one["seed"], lengths=(9, 1, 17))
+        assert [thing["shape"] for thing in one["things"]] == [thing.shape for thing in scene.things]
+        assert all(len(thing[key]) == one["num_frames"] for thing in one["things"] for key in ("x", "y", "radius"))
+
+
+def test_written_clips_show_what_was_rendered(folder: Path) -> None:
+    av = pytest.importorskip("av")
+    for line in (folder / "truth.jsonl").read_text(encoding="utf-8").splitlines():
+        one = json.loads(line)
+        with av.open(str(folder / one["file_name"])) as video:
+            frames = np.stack([frame.to_ndarray(format="rgb24") for frame in video.decode(video=0)])
+        expected = render(draw_scene(one["seed"], lengths=(9, 1, 17)))
+        assert frames.shape == expected.shape
+        assert np.abs(frames.astype(int) - expected).mean() < 4  # 4:2:0 chroma blurs the edges
+
+
+def test_a_clip_depends_on_the_seed_and_its_number_only(folder: Path, tmp_path: Path) -> None:
+    write_folder(tmp_path / "short", num_clips=2, seed=3, lengths=(9, 1, 17), num_workers=1)
+    assert read_table(tmp_path / "short") == read_table(folder)[:2]
+    for i in range(2):
+        name = f"clips/{i:06d}.mp4"
+        assert (tmp_path / "short" / name).read_bytes() == (folder / name).read_bytes()
+
+
+def test_a_folder_that_holds_something_is_refused_and_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("precious")
+    with pytest.raises(ValueError, match="holds something else already"):
+        write_folder(tmp_path, num_clips=1, seed=0)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_an_interrupted_folder_has_no_table(tmp_path: Path) -> None:
+    def interrupt(num_done: int) -> None:
+        if num_done == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_folder(tmp_path / "new", num_clips=500, seed=0, lengths=(1,), on_clip=interrupt)
+    assert not (tmp_path / "new" / "metadata.csv").exists()
+    assert len(list((tmp_path / "new" / "clips").iterdir())) < 20
+
+
+def test_a_stopped_folder_goes_on_and_a_larger_one_adds_to_it(folder: Path, tmp_path: Path) -> None:
+    for num_clips in (2, 4):
+        write_folder(tmp_path / "grown", num_clips=num_clips, seed=5, lengths=(1,))
+    write_folder(tmp_path / "once", num_clips=4, seed=5, lengths=(1,))
+    for name in ("metadata.csv", "truth.jsonl", "clips/000001.mp4", "clips/000003.mp4"):
+        assert (tmp_path / "grown" / name).read_bytes() == (tmp_path / "once" / name).read_bytes()
+    with pytest.raises(ValueError, match="holds something else"):
+        write_folder(tmp_path / "grown", num_clips=4, seed=6, lengths=(1,))
+
+
+def test_a_folder_of_no_clips_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="num_clips must be at least 1, got 0"):
+        write_folder(tmp_path, num_clips=0, seed=0)

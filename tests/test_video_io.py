@@ -1,0 +1,441 @@
+"""Claims about reading and writing videos, on real files made here by FFmpeg."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import imageio.v3 as iio
+import imageio_ffmpeg
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from videogen.video_io import WRITABLE, probe, read_settings, read_video, write_video
+
+PROMPT = 'a "red" fox; speed=2\nand a \\backslash, 你好 🦊 ' * 100
+H264 = ("-c:v", "libx264", "-pix_fmt", "yuv420p", "-crf", "8")
+
+
+def ffmpeg(*args: str | Path) -> None:
+    subprocess.run([imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-y", *map(str, args)], check=True)
+
+
+def make(path: Path, *options: str, size: str = "64x96", seconds: float = 1) -> Path:
+    """A moving test picture at 24 frames a second."""
+    ffmpeg("-f", "lavfi", "-i", f"testsrc2=size={size}:rate=24:duration={seconds}", *(options or H264), path)
+    return path
+
+
+def waves(num_frames: int, height: int = 48, width: int = 64) -> Tensor:
+    """Smooth colours that drift, (t, h, w, 3) uint8."""
+    t, y, x = torch.meshgrid(torch.arange(num_frames), torch.arange(height), torch.arange(width), indexing="ij")
+    angles = torch.stack([x / 9 + t / 3, y / 7 - t / 4, (x + y) / 13], dim=-1)
+    return (128 + 90 * torch.sin(angles)).to(torch.uint8)
+
+
+def counting(path: Path, times: list[float]) -> Path:
+    """A file whose frame i is gray 8·i and appears at times[i]."""
+    stamps = "+".join(f"eq(N,{i})*{seconds}" for i, seconds in enumerate(times))
+    source = f"nullsrc=size=64x64:rate=24,format=gray,geq=lum=8*N,trim=end_frame={len(times)},setpts='({stamps})/TB'"
+    ffmpeg("-f", "lavfi", "-i", source, "-fps_mode", "vfr", "-enc_time_base", "1/24000", *H264[:4], "-crf", "1", path)
+    return path
+
+
+def numbers(frames: Tensor) -> list[int]:
+    """Which frames of a counting file these are."""
+    return [round(mean / 8) for mean in frames.float().mean(dim=(1, 2, 3)).tolist()]
+
+
+def psnr(one: Tensor, other: Tensor) -> float:
+    return float(10 * torch.log10(255**2 / (one.float() - other.float()).square().mean()))
+
+
+def files_in(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+# --- round trips
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".webm"])
+def test_what_is_written_reads_back_with_its_count_size_and_fps(tmp_path: Path, suffix: str) -> None:
+    frames, path = waves(17), tmp_path / f"clip{suffix}"
+    write_video(path, frames, fps=24)
+    back, info = read_video(path), probe(path)
+    assert back.shape == frames.shape
+    assert back.dtype == torch.uint8
+    assert psnr(back, frames) > 30  # 4:2:0 keeps a quarter of the colour samples
+    assert info[:4] == (64, 48, 17, pytest.approx(24))
+    assert info.seconds == pytest.approx(17 / 24, abs=0.002)  # WebM has a clock of milliseconds
+
+
+def test_a_gif_reads_back_with_its_count_size_and_fps(tmp_path: Path) -> None:
+    write_video(tmp_path / "clip.gif", waves(48), fps=24)
+    info = probe(tmp_path / "clip.gif")
+    assert info[:3] == (64, 48, 48)
+    assert info.fps == pytest.approx(24, rel=0.01)  # a GIF counts in hundredths of a second
+    assert psnr(read_video(tmp_path / "clip.gif", fps=24), waves(48)) > 25  # 256 colours a frame
+
+
+def test_a_png_is_lossless_and_holds_one_frame(tmp_path: Path) -> None:
+    write_video(tmp_path / "one.png", waves(1, 33, 17), fps=24)
+    assert torch.equal(read_video(tmp_path / "one.png"), waves(1, 33, 17))
+    with pytest.raises(ValueError, match="holds one frame"):
+        write_video(tmp_path / "two.png", waves(2), fps=24)
+    assert files_in(tmp_path) == ["one.png"]
+
+
+@pytest.mark.parametrize(("width", "height"), [(2, 2), (16, 16), (48, 48), (62, 34), (130, 98)])
+def test_small_and_unaligned_sizes_are_kept(tmp_path: Path, width: int, height: int) -> None:
+    write_video(tmp_path / "clip.mp4", waves(5, height, width), fps=8)
+    assert read_video(tmp_path / "clip.mp4").shape == (5, height, width, 3)
+
+
+@pytest.mark.parametrize("fps", [1, 7.5, 24000 / 1001, 29.97, 60])
+def test_any_fps_is_kept(tmp_path: Path, fps: float) -> None:
+    write_video(tmp_path / "clip.mp4", waves(9), fps=fps)
+    assert probe(tmp_path / "clip.mp4").fps == pytest.approx(fps, rel=1e-4)
+
+
+def test_colours_are_tagged_and_keep_their_level(tmp_path: Path) -> None:
+    colours = torch.tensor([[255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 255], [0, 0, 0], [120, 60, 200]])
+    frames = colours.to(torch.uint8)[:, None, None].expand(-1, 32, 64, 3)
+    write_video(tmp_path / "clip.mp4", frames, fps=4, crf=1)
+    assert (read_video(tmp_path / "clip.mp4").int() - frames.int()).abs().max() <= 4  # limited range has 220 levels
+    assert iio.immeta(tmp_path / "clip.mp4", plugin="pyav")["profile"] == "High"
+
+
+def test_chunks_give_the_bytes_of_the_whole(tmp_path: Path) -> None:
+    write_video(tmp_path / "whole.mp4", waves(17), fps=24, settings={"seed": 1})
+    write_video(tmp_path / "chunks.mp4", iter(waves(17).split(5)), fps=24, settings={"seed": 1})
+    assert (tmp_path / "whole.mp4").read_bytes() == (tmp_path / "chunks.mp4").read_bytes()
+
+
+@pytest.mark.parametrize("suffix", WRITABLE)
+def test_the_same_frames_and_settings_give_the_same_bytes(tmp_path: Path, suffix: str) -> None:
+    paths = [tmp_path / name / f"clip{suffix}" for name in ("a", "b")]
+    for path in paths:
+        write_video(path, waves(1 if suffix == ".png" else 24, 96, 160), fps=24, settings={"prompt": PROMPT})
+    assert paths[0].read_bytes() == paths[1].read_bytes()
+
+
+def test_an_mp4_starts_with_its_index(tmp_path: Path) -> None:
+    write_video(tmp_path / "clip.mp4", waves(5), fps=24)
+    whole = (tmp_path / "clip.mp4").read_bytes()
+    assert 0 < whole.index(b"moov") < whole.index(b"mdat")
+
+
+# --- settings
+
+
+@pytest.mark.parametrize("suffix", WRITABLE)
+def test_settings_survive_in_every_kind_of_file(tmp_path: Path, suffix: str) -> None:
+    settings = {"prompt": PROMPT, "seed": 7, "guidance": 4.5, "sizes": [1, 2], "negative": None, "empty": ""}
+    assert len(PROMPT) > 4000
+    write_video(tmp_path / f"clip{suffix}", waves(1), fps=24, settings=settings)
+    assert read_settings(tmp_path / f"clip{suffix}") == settings
+    assert len(read_video(tmp_path / f"clip{suffix}")) == 1
+
+
+def test_a_file_without_settings_is_named(tmp_path: Path) -> None:
+    write_video(tmp_path / "plain.mp4", waves(1), fps=24)
+    foreign = make(tmp_path / "foreign.mp4", *H264, "-metadata", "comment=[1, 2]")
+    for path in (tmp_path / "plain.mp4", foreign):
+        with pytest.raises(ValueError, match=f"{path.name} carries no settings"):
+            read_settings(path)
+
+
+def test_settings_too_long_for_a_file_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="100,000 characters"):
+        write_video(tmp_path / "clip.mp4", waves(1), fps=24, settings={"prompt": "x" * 100_000})
+
+
+# --- reading by time
+
+
+def test_own_frames_come_back_as_they_are(tmp_path: Path) -> None:
+    path = counting(tmp_path / "clip.mp4", [i / 24 for i in range(20)])
+    assert numbers(read_video(path)) == list(range(20))
+    assert numbers(read_video(path, start_seconds=0.5, num_frames=3)) == [12, 13, 14]
+
+
+@pytest.mark.parametrize("fps", [5, 8, 10, 24, 30, 60])
+def test_a_frame_is_the_one_shown_at_its_moment(tmp_path: Path, fps: float) -> None:
+    path = counting(tmp_path / "clip.mp4", [i / 24 for i in range(20)])
+    shown = [int(i / fps * 24 + 1e-6) for i in range(100)]
+    assert numbers(read_video(path, fps=fps)) == [number for number in shown if number < 20]
+    assert numbers(read_video(path, fps=fps, num_frames=3)) == shown[:3]
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
+@pytest.mark.parametrize("reader", ["decord", "pyav"])
+def test_a_variable_rate_is_read_by_time(tmp_path: Path, suffix: str, reader: str) -> None:
+    path = counting(tmp_path / f"vfr{suffix}", [0, 0.1, 0.2, 0.7, 0.8, 1.5])
+    at = {"fps": 10, "num_frames": 14, "reader": reader}
+    assert numbers(read_video(path, **at)) == [0, 1, 2, 2, 2, 2, 2, 3, 4, 4, 4, 4, 4, 4]
+    assert numbers(read_video(path, fps=4, num_frames=3, start_seconds=0.65, reader=reader)) == [2, 4, 4]
+    assert numbers(read_video(path, reader=reader)) == [0, 1, 2, 3, 4, 5]
+
+
+def test_past_the_end_nothing_is_repeated(tmp_path: Path) -> None:
+    path = counting(tmp_path / "clip.mp4", [i / 24 for i in range(12)])
+    assert numbers(read_video(path, fps=24, start_seconds=0.25, num_frames=100)) == [6, 7, 8, 9, 10, 11]
+    with pytest.raises(ValueError, match=r"no frame at 3 s: it ends after 0\.500 s"):
+        read_video(path, start_seconds=3)
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".webm", ".ts", ".mov", ".gif"])
+def test_starting_late_gives_the_end_of_the_whole(tmp_path: Path, suffix: str) -> None:
+    codec = {".webm": ("-c:v", "libvpx-vp9"), ".gif": ("-c:v", "gif")}.get(suffix, H264)
+    path = make(tmp_path / f"clip{suffix}", *codec, "-g", "10", seconds=2)
+    for reader in ("auto", "pyav"):
+        late, whole = (read_video(path, fps=8, start_seconds=s, reader=reader) for s in (1.25, 0))
+        torch.testing.assert_close(late, whole[10:], atol=0, rtol=0)
+
+
+# --- the two readers
+
+ODD_FILES = {
+    "plain": (),
+    "bt709": ("-vf", "scale=out_color_matrix=bt709", *H264, "-colorspace", "bt709"),
+    "full range": ("-vf", "scale=out_range=pc", "-c:v", "libx264", "-pix_fmt", "yuvj420p", "-color_range", "pc"),
+    "10 bits": ("-c:v", "libx264", "-pix_fmt", "yuv420p10le"),
+    "4:4:4": ("-c:v", "libx264", "-pix_fmt", "yuv444p"),
+    "variable rate": ("-vf", "setpts='if(lt(N,9),N,9+(N-9)*3)/24/TB'", "-fps_mode", "vfr", *H264),
+}
+
+
+@pytest.mark.parametrize("options", ODD_FILES.values(), ids=ODD_FILES)
+def test_both_readers_give_the_same_pixels(tmp_path: Path, options: tuple[str, ...]) -> None:
+    path = make(tmp_path / "clip.mp4", *options)
+    for asked in ({}, {"fps": 10.0}, {"fps": 50.0, "start_seconds": 0.3}, {"size": (40, 30), "num_frames": 4}):
+        by_decord, by_pyav = (read_video(path, reader=reader, **asked) for reader in ("decord", "pyav"))
+        assert by_decord.shape == by_pyav.shape
+        assert (by_decord.int() - by_pyav.int()).abs().max() <= 2
+
+
+def test_a_size_that_decord_refuses_is_read_by_pyav(tmp_path: Path) -> None:
+    path = make(tmp_path / "clip.mp4", size="48x48")
+    with pytest.raises(ValueError, match=r"decord cannot read .*clip\.mp4.*use reader='auto'"):
+        read_video(path, reader="decord")
+    assert torch.equal(read_video(path), read_video(path, reader="pyav"))
+    padded = make(tmp_path / "padded.mp4", "-vf", "pad=64:48", *H264[:4], "-qp", "0", size="48x48")
+    lossless = make(tmp_path / "lossless.mp4", *H264[:4], "-qp", "0", size="48x48")
+    by_decord, by_pyav = read_video(padded, reader="decord")[:, :, :40], read_video(lossless)[:, :, :40]
+    assert (by_decord.int() - by_pyav.int()).abs().max() <= 2  # the same picture, at a size that decord can read
+
+
+@pytest.mark.parametrize("turn", [("-display_rotation", d) for d in ("90", "180", "270")] + [("-display_hflip",)])
+def test_a_video_is_read_as_it_is_displayed(tmp_path: Path, turn: tuple[str, ...]) -> None:
+    plain = make(tmp_path / "plain.mp4", size="64x128")
+    ffmpeg(*turn, "-i", plain, "-c", "copy", tmp_path / "turned.mp4")
+    degrees = int(turn[1]) if len(turn) == 2 else 0
+    expected = read_video(plain).rot90(degrees // 90, dims=(1, 2)) if degrees else read_video(plain).flip(2)
+    info = probe(tmp_path / "turned.mp4")
+    assert (info.height, info.width) == expected.shape[1:3]
+    for reader in ("auto", "pyav"):
+        assert torch.equal(read_video(tmp_path / "turned.mp4", reader=reader), expected)
+    if degrees == 180:
+        assert torch.equal(read_video(tmp_path / "turned.mp4", reader="decord"), expected)
+
+
+@pytest.mark.parametrize("reader", ["auto", "pyav"])
+def test_what_an_edit_list_hides_stays_hidden(tmp_path: Path, reader: str) -> None:
+    plain = make(tmp_path / "plain.mp4")
+    ffmpeg("-ss", "0.3", "-i", plain, "-c", "copy", tmp_path / "cut.mp4")
+    cut = read_video(tmp_path / "cut.mp4", reader=reader)
+    assert torch.equal(cut, read_video(plain)[-len(cut) :])
+    assert probe(tmp_path / "cut.mp4")[2:4] == (len(cut), pytest.approx(24))
+
+
+@pytest.mark.parametrize("suffix", [".avi", ".ts", ".mkv", ".webm", ".mov", ".gif"])
+def test_other_containers_are_read_whole(tmp_path: Path, suffix: str) -> None:
+    codec = {".webm": ("-c:v", "libvpx-vp9"), ".gif": ("-c:v", "gif")}.get(suffix, ("-c:v", "mpeg4", "-q:v", "2"))
+    path = make(tmp_path / f"clip{suffix}", *codec)
+    assert len(read_video(path)) == probe(path).num_frames == 24
+    assert probe(path).fps == pytest.approx(24, rel=0.01)
+
+
+def test_a_new_size_is_scaled_without_aliasing(tmp_path: Path) -> None:
+    path = make(tmp_path / "clip.mp4", size="256x128")
+    small = read_video(path, size=(64, 32), num_frames=5)
+    assert small.shape == (5, 32, 64, 3)
+    mean = read_video(path, num_frames=5).float().unflatten(1, (32, 4)).unflatten(3, (64, 4)).mean(dim=(2, 4))
+    assert psnr(small, mean) > 25  # bicubic is near the mean of each 4x4; every fourth pixel is not: 15 dB
+
+
+# --- pictures
+
+
+def test_a_picture_is_a_video_of_one_frame(tmp_path: Path) -> None:
+    for suffix in (".png", ".jpg", ".webp"):
+        path = tmp_path / f"picture{suffix}"
+        Image.fromarray(waves(1)[0].numpy()).save(path, quality=95)
+        assert probe(path) == (64, 48, 1, 1.0, 0.0)
+        assert psnr(read_video(path, fps=24, num_frames=17), waves(1)) > 25  # (1, h, w, 3): chroma is halved
+        assert read_video(path, size=(32, 24)).shape == (1, 24, 32, 3)
+
+
+def test_a_picture_is_turned_by_its_exif_data(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[274] = 6  # turn a quarter to the right
+    Image.fromarray(waves(1)[0].numpy()).save(tmp_path / "turned.png", exif=exif)
+    assert torch.equal(read_video(tmp_path / "turned.png"), waves(1).rot90(-1, dims=(1, 2)))
+    assert probe(tmp_path / "turned.png")[:2] == (48, 64)
+
+
+def test_16_bits_a_pixel_become_8(tmp_path: Path) -> None:
+    Image.fromarray(np.arange(256, dtype=np.uint16).reshape(16, 16) * 257).save(tmp_path / "deep.png")
+    assert read_video(tmp_path / "deep.png")[..., 0].flatten().tolist() == list(range(256))
+
+
+# --- bad input
+
+
+def test_a_file_that_cannot_be_read_is_named_with_the_reason(tmp_path: Path) -> None:
+    whole = make(tmp_path / "whole.mp4").read_bytes()
+    (tmp_path / "half.mp4").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "text.mp4").write_text("this is no video")
+    (tmp_path / "text.png").write_text("this is no picture")
+    (tmp_path / "empty.mp4").touch()
+    (tmp_path / "folder.mp4").mkdir()
+    ffmpeg("-f", "lavfi", "-i", "sine=duration=0.2", tmp_path / "sound.mp4")
+    reasons = {"half.mp4": "Invalid data", "text.mp4": "Invalid data", "text.png": "Pillow"}
+    reasons |= {"empty.mp4": "", "folder.mp4": "is a folder", "sound.mp4": "no picture", "gone.mp4": "does not exist"}
+    for name, reason in reasons.items():
+        for use in (probe, read_video, read_settings):
+            with pytest.raises(ValueError, match=f"cannot read .*{name}: .*{reason}"):
+                use(tmp_path / name)
+
+
+def test_a_file_that_breaks_off_inside_is_named(tmp_path: Path) -> None:
+    broken = bytearray(make(tmp_path / "clip.mp4").read_bytes())
+    start = broken.index(b"mdat") + len(broken) // 3
+    broken[start : start + 2000] = bytes(2000)
+    (tmp_path / "broken.mp4").write_bytes(broken)
+    with pytest.raises(ValueError, match=r"cannot read .*broken\.mp4: Invalid data"):
+        read_video(tmp_path / "broken.mp4")
+
+
+def test_a_changed_file_is_looked_at_again(tmp_path: Path) -> None:
+    for size in ((64, 48), (32, 16)):
+        write_video(tmp_path / "clip.mp4", waves(3, size[1], size[0]), fps=8, overwrite=True)
+        assert probe(tmp_path / "clip.mp4")[:2] == size
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"fps": 0}, "fps must be above 0, got 0"),
+        ({"start_seconds": -1}, "start_seconds must be 0 or more, got -1"),
+        ({"num_frames": 0}, "num_frames must be at least 1, got 0"),
+        ({"size": (0, 4)}, r"size must be .*got \(0, 4\)"),
+        ({"reader": "cv2"}, "reader must be one of auto, decord, pyav, got 'cv2'"),
+    ],
+)
+def test_what_cannot_be_read_is_said(tmp_path: Path, asked: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        read_video(make(tmp_path / "clip.mp4"), **asked)
+
+
+@pytest.mark.parametrize(
+    ("name", "asked", "message"),
+    [
+        ("clip.avi", {}, r"\.mp4, \.webm, \.gif or \.png, got 'clip\.avi'"),
+        ("clip.mp4", {"fps": 0}, "fps of a .mp4 must be above 0"),
+        ("clip.gif", {"fps": 120}, "at most 100, got 120"),
+        ("clip.mp4", {"crf": 60}, "crf must be from 0"),
+        ("clip.mp4", {"frames": waves(2, 33, 49)}, "even sizes, got 49x33; try 48x32 or 50x34"),
+        ("clip.webm", {"frames": waves(2, 32, 49)}, "even sizes, got 49x32; try 48x32 or 50x32"),
+        ("clip.mp4", {"frames": waves(0)}, "there are no frames"),
+        ("clip.mp4", {"frames": iter([])}, "there are no frames"),
+    ],
+)
+def test_what_cannot_be_written_is_said_and_leaves_nothing(
+    tmp_path: Path, name: str, asked: dict, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        write_video(tmp_path / name, **({"frames": waves(2), "fps": 24} | asked))
+    assert files_in(tmp_path) == []
+
+
+@pytest.mark.parametrize("frames", [waves(2).float(), waves(2)[0], waves(2)[..., :2], waves(2).movedim(-1, 1)])
+def test_frames_of_another_kind_are_an_assertion(tmp_path: Path, frames: Tensor) -> None:
+    with pytest.raises(AssertionError):
+        write_video(tmp_path / "clip.mp4", frames, fps=24)
+
+
+def test_an_existing_file_is_kept_unless_told(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "folders" / "clip.mp4"
+    write_video(path, waves(2), fps=24)
+    with pytest.raises(FileExistsError, match=r"clip\.mp4 exists already"):
+        write_video(path, waves(5), fps=24)
+    assert probe(path).num_frames == 2
+    write_video(path, waves(5), fps=24, overwrite=True)
+    assert probe(path).num_frames == 5
+
+
+# --- what goes wrong while writing
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".webm", ".gif"])
+@pytest.mark.parametrize("interruption", [KeyboardInterrupt, RuntimeError])
+def test_an_interrupted_write_leaves_the_old_file_and_nothing_else(
+    tmp_path: Path, suffix: str, interruption: type[BaseException]
+) -> None:
+    path = tmp_path / f"clip{suffix}"
+    write_video(path, waves(3), fps=24)
+    before = path.read_bytes()
+
+    def chunks() -> Iterator[Tensor]:
+        yield waves(9)
+        raise interruption
+
+    with pytest.raises(interruption):
+        write_video(path, chunks(), fps=24, overwrite=True)
+    assert files_in(tmp_path) == [path.name]
+    assert path.read_bytes() == before
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="has no RLIMIT_FSIZE")
+@pytest.mark.parametrize("suffix", WRITABLE)
+def test_a_full_disk_is_said_and_leaves_nothing(tmp_path: Path, suffix: str) -> None:
+    import resource
+
+    shape = (1 if suffix == ".png" else 30, 128, 128, 3)
+    frames = torch.randint(256, shape, generator=torch.Generator().manual_seed(0))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))  # files larger than this fail, here and in FFmpeg
+    try:
+        with pytest.raises(OSError, match=rf"could not write .*clip\{suffix}: .*; [\d,]+ MB are free") as caught:
+            write_video(tmp_path / "out" / f"clip{suffix}", frames.to(torch.uint8), fps=24)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert len(str(caught.value).splitlines()) == 1
+    assert files_in(tmp_path / "out") == []
+
+
+def test_a_stream_without_times_is_said(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="it has no times; ffmpeg can rewrite it"):
+        read_video(make(tmp_path / "raw.h264"))
+
+
+def test_an_ffmpeg_that_ends_early_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = tmp_path / "ffmpeg"
+    program.write_text("#!/bin/sh\ncat > /dev/null\nexit 1\n")  # takes every frame and writes no file
+    program.chmod(0o755)
+    monkeypatch.setattr(imageio_ffmpeg._io, "get_ffmpeg_exe", lambda: str(program))
+    with pytest.raises(OSError, match=r"could not write .*clip\.mp4: FFmpeg left no readable file"):
+        write_video(tmp_path / "out" / "clip.mp4", waves(5), fps=24)
+    assert files_in(tmp_path / "out") == []
+
+
+def test_importing_loads_no_heavy_library() -> None:
+    program = "import sys, videogen.video_io; print({'torch', 'decord', 'av', 'imageio'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"

@@ -1,0 +1,35 @@
+"""videogen: text to video of any length, size and aspect ratio, on spacetime patches.
+
+Legend of the whole project:
+
+    b clips · c channels · t h w frames, rows, columns · pt ph pw patch · n packed video tokens · m packed text tokens
+    d model width · heads, e head size · sigma noise level: 0 clean ... 1 noise (t is always frames)
+    noised = (1 - sigma) clean + sigma noise · velocity = noise - clean · Wan's timestep = 1000 sigma
+
+The data walks one line:  prompt -> text -> sampling(dit) -> vae.decode -> video_io -> MP4.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from videogen.config import SampleConfig, TrainConfig
+    from videogen.dit import VideoDiT
+    from videogen.pipeline import VideoPipeline
+    from videogen.vae import VideoVAE
+
+__version__ = "0.1.0"
+__all__ = ["SampleConfig", "TrainConfig", "VideoDiT", "VideoPipeline", "VideoVAE"]
+
+_HOMES = {"SampleConfig": "config", "TrainConfig": "config", "VideoDiT": "dit", "VideoPipeline": "pipeline"}
+_HOMES |= {"VideoVAE": "vae"}
+
+
+def __getattr__(name: str) -> object:
+    """Load a public name at its first use: importing videogen alone costs nothing."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'videogen' has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(f"videogen.{_HOMES[name]}"), name)

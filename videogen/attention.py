@@ -1,0 +1,173 @@
+"""Attention within each clip of a pack, and the rotary embedding that tells a token where it is.
+
+    queries (n, heads, e), keys and values (m, heads, e), lengths  ->  (n, heads, e)
+
+No padding tokens and no dense block mask: on CPU one SDPA call serves each run of equally long clips; on CUDA the
+variable-length kernel, or xformers' where it is installed, takes the whole pack.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import math
+from collections.abc import Callable
+from itertools import accumulate, groupby
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange, repeat
+from torch import Tensor
+
+from videogen.packing import Grid, Lengths, Patch, positions
+
+
+class Rotary(NamedTuple):
+    """Cosines and sines of the rotation of each pair of channels, both (n, 1, e/2) float32."""
+
+    cos: Tensor
+    sin: Tensor
+
+
+def axis_sizes(head_size: int) -> tuple[int, int, int]:
+    """Channels of a head that turn with time, row and column: 44, 42, 42 of 128 (Wan)."""
+    side = 2 * (head_size // 6)
+    return head_size - 2 * side, side, side
+
+
+@functools.lru_cache(maxsize=64)
+def rotary(grids: tuple[Grid, ...], patch: Patch, head_size: int, device: torch.device, theta: float = 1e4) -> Rotary:
+    """The rotary tables of a pack (Su et al. 2021, one ladder an axis as in Wan).
+
+    They depend on host integers alone, so a sampling run computes them once; float64 until the end, as diffusers does.
+    """
+    where = positions(grids, patch)
+    ladders = [theta ** (-torch.arange(0, size, 2, dtype=torch.float64) / size) for size in axis_sizes(head_size)]
+    angles = torch.cat([torch.outer(where[:, axis], ladder) for axis, ladder in enumerate(ladders)], dim=1)
+    angles = rearrange(angles, "n pairs -> n 1 pairs")
+    return Rotary(angles.cos().float().to(device), angles.sin().float().to(device))
+
+
+def rotate(x: Tensor, table: Rotary) -> Tensor:
+    """Turn neighbouring channel pairs of x (n, heads, e) by their angles."""
+    pairs = rearrange(x.float(), "n heads (pairs two) -> n heads pairs two", two=2)
+    even, odd = pairs.unbind(-1)
+    turned = torch.stack((even * table.cos - odd * table.sin, even * table.sin + odd * table.cos), dim=-1)
+    return rearrange(turned, "n heads pairs two -> n heads (pairs two)").to(x.dtype)
+
+
+class Run(NamedTuple):
+    """Neighbouring clips with equally many queries: rows start:stop of the pack are (clips, length)."""
+
+    clips: range
+    start: int
+    stop: int
+
+
+def runs_of(lengths: Lengths) -> list[Run]:
+    """The runs of equally long neighbours."""
+    found, clip, row = [], 0, 0
+    for length, group in groupby(lengths):
+        num = len(list(group))
+        found.append(Run(range(clip, clip + num), row, row + num * length))
+        clip, row = clip + num, row + num * length
+    return found
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, lengths: Lengths) -> Tensor:
+    """Self-attention within each clip: q, k, v (n, heads, e), rows of a clip see only its own rows."""
+    return SELF_KERNELS[self_kernel(q.device.type)](q, k, v, lengths)
+
+
+def attend_by_runs(q: Tensor, k: Tensor, v: Tensor, lengths: Lengths) -> Tensor:
+    """One SDPA call for each run of equally long clips: exact, differentiable, on every device."""
+    out = []
+    for clips, start, stop in runs_of(lengths):
+        batch = (rearrange(x[start:stop], "(b n) heads e -> b heads n e", b=len(clips)) for x in (q, k, v))
+        out.append(rearrange(F.scaled_dot_product_attention(*batch), "b heads n e -> (b n) heads e"))
+    return torch.cat(out) if len(out) > 1 else out[0]
+
+
+def attend_varlen(q: Tensor, k: Tensor, v: Tensor, lengths: Lengths) -> Tensor:
+    """The CUDA kernel for packs (torch >= 2.10); half precision only, so float32 goes by runs."""
+    if q.dtype not in (torch.float16, torch.bfloat16):
+        return attend_by_runs(q, k, v, lengths)
+    from torch.nn.attention.varlen import varlen_attn
+
+    ends = torch.tensor((0, *accumulate(lengths)), dtype=torch.int32, device=q.device)
+    return varlen_attn(q, k, v, ends, ends, max(lengths), max(lengths))  # type: ignore[return-value]
+
+
+def attend_xformers(q: Tensor, k: Tensor, v: Tensor, lengths: Lengths) -> Tensor:
+    """xformers' block-diagonal kernel (CUDA only)."""
+    from xformers import ops  # type: ignore[import-not-found]
+
+    bias = ops.fmha.attn_bias.BlockDiagonalMask.from_seqlens(list(lengths), device=q.device)
+    batch = (rearrange(x, "n heads e -> 1 n heads e") for x in (q, k, v))
+    return rearrange(ops.memory_efficient_attention(*batch, attn_bias=bias), "1 n heads e -> n heads e")
+
+
+SELF_KERNELS: dict[str, Callable[[Tensor, Tensor, Tensor, Lengths], Tensor]] = {
+    "runs": attend_by_runs,
+    "varlen": attend_varlen,
+    "xformers": attend_xformers,
+}
+
+
+@functools.cache
+def self_kernel(device_type: str) -> str:
+    """The kernel for a kind of device, chosen here and nowhere else."""
+    if device_type != "cuda":
+        return "runs"
+    return "xformers" if importlib.util.find_spec("xformers") else "varlen"
+
+
+class TextKeys(NamedTuple):
+    """Where each clip's text rows lie, laid out once a pack for cross-attention.
+
+    rows (b, m) picks each clip's text rows, repeating its first row past its own end; bias (b, 1, 1, m) adds
+    log(weight) to a row's logit, which makes one row stand for `weight` equal ones, and -inf past the end.
+    """
+
+    rows: Tensor
+    bias: Tensor
+    plain: bool  # all of one length and weight 1: no bias is needed
+
+
+def text_keys(lengths: Lengths, weights: Tensor) -> TextKeys:
+    """Lay out packed text rows (m,) of the given lengths and weights."""
+    longest, starts = max(lengths), [0, *accumulate(lengths)]
+    steps = torch.arange(longest)
+    count = torch.tensor(lengths)
+    inside = steps < rearrange(count, "b -> b 1")
+    rows = torch.where(inside, steps, 0) + rearrange(torch.tensor(starts[:-1]), "b -> b 1")
+    host_weights = weights.detach().cpu().float()
+    bias = torch.where(inside, host_weights[rows].log(), -math.inf)
+    plain = bool((bias == 0).all())
+    return TextKeys(rows.to(weights.device), rearrange(bias, "b m -> b 1 1 m").to(weights.device), plain)
+
+
+def attend_text(q: Tensor, k: Tensor, v: Tensor, lengths: Lengths, keys: TextKeys) -> Tensor:
+    """Cross-attention: q (n, heads, e) of a clip see its own text k, v (b, heads, m, e), gathered by gather_text."""
+    out = []
+    for clips, start, stop in runs_of(lengths):
+        own = slice(clips.start, clips.stop)
+        queries = rearrange(q[start:stop], "(b n) heads e -> b heads n e", b=len(clips))
+        bias = None if keys.plain else keys.bias[own].to(q.dtype)
+        answer = F.scaled_dot_product_attention(queries, k[own], v[own], attn_mask=bias)
+        out.append(rearrange(answer, "b heads n e -> (b n) heads e"))
+    return torch.cat(out) if len(out) > 1 else out[0]
+
+
+def gather_text(x: Tensor, keys: TextKeys, heads: int) -> Tensor:
+    """Packed text rows (m, d) as one (b, heads, m, e) block of keys or values."""
+    return rearrange(x[keys.rows], "b m (heads e) -> b heads m e", heads=heads)
+
+
+def attend_reference(q: Tensor, k: Tensor, v: Tensor, lengths: Lengths) -> Tensor:
+    """Softmax attention under a dense block-diagonal mask: slow, plain, and what every kernel must equal."""
+    clip = torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths)).to(q.device)
+    logits = torch.einsum("n h e, m h e -> h n m", q, k) / math.sqrt(q.shape[-1])
+    same = repeat(clip[:, None] == clip[None, :], "n m -> h n m", h=q.shape[1])
+    return torch.einsum("h n m, m h e -> n h e", logits.masked_fill(~same, -math.inf).softmax(-1), v)

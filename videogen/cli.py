@@ -1,0 +1,147 @@
+"""The command line: videogen sample | train | toybox | bench, and the scripts sample.py and train.py.
+
+Exit status: 0 done; 1 failure; 2 wrong input, one sentence on stderr; 130 after Ctrl-C, with nothing half-written.
+Imports that cost time (torch, diffusers) stand where they are used, so that --help answers at once.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import tyro
+
+from videogen.config import TrainConfig, load_toml, nearest
+from videogen.flags import guard, offline, parse
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def train(argv: Sequence[str] | None = None) -> int:
+    """train.py and `videogen train`."""
+    return guard(_train, argv)
+
+
+def _train(argv: Sequence[str]) -> int:
+    words = [{"--data": "--data.folder", "--run": "--run.dir"}.get(word, word) for word in argv]
+    if not words or words[0].startswith("-"):
+        if "--help" in words or "-h" in words:
+            words = [word for word in words if word not in ("--help", "-h")]
+            tyro.cli(TrainConfig, args=["--help"], prog="train.py RECIPE.toml", description=train_help())
+        raise ValueError("train.py needs a recipe: python train.py configs/RECIPE.toml [--data FOLDER] [--run DIR]")
+    config = load_toml(TrainConfig, Path(words[0]))
+    config = parse(TrainConfig, words[1:], default=config, prog=f"train.py {words[0]}", description=train_help())
+    offline()
+    from videogen.stages import make_stage
+    from videogen.training import Trainer
+
+    trainer = Trainer(make_stage(config), config)
+    if trainer.step:
+        print(f"resuming {config.run.dir} at step {trainer.step} of {config.run.steps}", file=sys.stderr)
+    complete = trainer.fit()
+    print(config.run.dir / "checkpoint")
+    if not complete:
+        print(f"stopped at step {trainer.step} of {config.run.steps}; the same command goes on", file=sys.stderr)
+    return 0
+
+
+def train_help() -> str:
+    """What --help says of training."""
+    return "Train from a recipe. The same command again resumes; SIGTERM and Ctrl-C save first."
+
+
+@dataclass(frozen=True, kw_only=True)
+class ToyboxArgs:
+    """Write a folder of captioned MP4s from a world whose truth is known."""
+
+    out: tyro.conf.Positional[Path]
+    """Folder to write."""
+    clips: int = 1000
+    """How many clips."""
+    seed: int = 0
+    """Clip i depends on (seed, i) alone."""
+    size: str | None = None
+    """Only clips of this WIDTHxHEIGHT."""
+    frames: int | None = None
+    """Only clips of this length."""
+
+
+def _toybox(argv: Sequence[str]) -> int:
+    from videogen.config import parse_size
+
+    args = tyro.cli(ToyboxArgs, args=list(argv), prog="videogen toybox", description=ToyboxArgs.__doc__)
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from videogen.toybox.folder import write_folder
+    from videogen.toybox.scenes import FRAME_SIZES, LENGTHS
+
+    sizes = FRAME_SIZES if args.size is None else (parse_size(args.size),)
+    lengths = LENGTHS if args.frames is None else (args.frames,)
+    with Progress(console=Console(stderr=True)) as bar:
+        task = bar.add_task("clips", total=args.clips)
+        write_folder(
+            args.out,
+            num_clips=args.clips,
+            seed=args.seed,
+            sizes=sizes,
+            lengths=lengths,
+            on_clip=lambda done: bar.update(task, completed=done),
+        )
+    print(args.out)
+    return 0
+
+
+def _sample(argv: Sequence[str]) -> int:
+    offline()
+    from videogen.generate import run
+
+    return run(argv)
+
+
+def sample(argv: Sequence[str] | None = None) -> int:
+    """sample.py and `videogen sample`."""
+    return guard(_sample, argv)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchArgs:
+    """Measure what the README claims; the result goes to assets/bench/NAME.json."""
+
+    name: tyro.conf.Positional[Literal["line"]]
+    """Which measurement."""
+
+
+def _bench(argv: Sequence[str]) -> int:
+    import runpy
+
+    args = tyro.cli(BenchArgs, args=list(argv), prog="videogen bench", description=BenchArgs.__doc__)
+    script = ROOT / "tests" / "bench" / f"{args.name}.py"
+    if not script.is_file():
+        raise ValueError(f"the measurements are run from a checkout of the source: there is no {script}")
+    runpy.run_path(str(script), run_name="__main__")
+    return 0
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
+    "sample": _sample,
+    "train": _train,
+    "toybox": _toybox,
+    "bench": _bench,
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """`videogen COMMAND ...`."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if not words or words[0] in ("-h", "--help"):
+        print(__doc__.split("\n\n")[0] if __doc__ else "")
+        print("\n".join(f"  videogen {name} --help" for name in COMMANDS))
+        return 0 if words else 2
+    if words[0] not in COMMANDS:
+        print(f"error: unknown command {words[0]!r}{nearest(words[0], COMMANDS)}", file=sys.stderr)
+        return 2
+    return guard(COMMANDS[words[0]], words[1:])

@@ -1,0 +1,354 @@
+"""The options of sampling and training, as frozen dataclasses read from TOML and overridden by flags.
+
+    configs/x.toml + flags  ->  TrainConfig
+    checkpoint defaults + flags  ->  SampleConfig
+
+Units stand in the names, the meaning under the field; a value that cannot be is refused when the object is made.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import re
+import tomllib
+import typing
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, TypeVar
+
+T = TypeVar("T")
+
+
+def nearest(name: str, allowed: Collection[str]) -> str:
+    """A hint at the allowed name that looks most like a wrong one: "; did you mean 'steps'?" or nothing."""
+    close = difflib.get_close_matches(name, list(allowed), n=1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def parse_size(size: str) -> tuple[int, int]:
+    """"64x48" -> (64, 48): width and height in pixels."""
+    match = re.fullmatch(r"\s*(\d+)\s*[xX×]\s*(\d+)\s*", size)
+    if match is None or 0 in (sides := (int(match[1]), int(match[2]))):
+        raise ValueError(f"size must be WIDTHxHEIGHT in pixels, such as 64x64, got {size!r}")
+    return sides
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleConfig:
+    """Everything that decides what a clip looks like, but its prompt and its seed."""
+
+    size: str = "64x64"
+    """Width x height in pixels; any multiple of the model's stride."""
+    frames: int = 17
+    """Length in frames, 1 + a multiple of the VAE's temporal stride; 1 is an image."""
+    seconds: float | None = None
+    """Length in seconds, rounded to the nearest possible number of frames; overrides frames."""
+    fps: float = 8.0
+    """Frames a second."""
+    steps: int = 20
+    """Solver steps; heun evaluates the network twice in each."""
+    sampler: str = "dpmpp_2m"
+    """How the noise is removed: euler, heun, dpmpp_2m, or a diffusers scheduler by name (unipc, deis, ...)."""
+    guidance: float = 4.0
+    """How strongly the prompt is followed; 1 asks once a step and ignores the negative prompt."""
+    guidance_interval: tuple[float, float] = (0.0, 1.0)
+    """The noise levels between which guidance is on (Kynkäänniemi et al. 2024)."""
+    cfg_zero: bool = True
+    """Scale the unguided prediction to fit the guided one first (CFG-Zero*, Fan et al. 2025)."""
+    negative: str = ""
+    """What the clip should not show."""
+    shift: float = 2.0
+    """Above 1, more of the steps are spent at high noise, where layout and motion are decided."""
+
+    def __post_init__(self) -> None:
+        parse_size(self.size)
+        require_positive(self, "frames", "steps", "fps", "shift")
+        if self.seconds is not None and self.seconds <= 0:
+            raise ValueError(f"seconds must be above 0, got {self.seconds:g}")
+        if self.guidance < 0:
+            raise ValueError(f"guidance must be 0 or more, got {self.guidance:g}; 1 is no guidance")
+        low, high = self.guidance_interval
+        if not 0 <= low <= high <= 1:
+            raise ValueError(f"guidance_interval must be two rising noise levels in 0..1, got {low:g} and {high:g}")
+        object.__setattr__(self, "guidance_interval", (float(low), float(high)))  # JSON and TOML give lists
+
+    @property
+    def width(self) -> int:
+        """Pixels."""
+        return parse_size(self.size)[0]
+
+    @property
+    def height(self) -> int:
+        """Pixels."""
+        return parse_size(self.size)[1]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Which clips are read from a folder, and at which size."""
+
+    folder: Path = Path("data")
+    """A folder of videos: metadata.csv / .jsonl / .parquet with file_name and text, or a clip.txt beside clip.mp4."""
+    fps: float = 8.0
+    """Frames a second that the clips are read at."""
+    max_seconds: float = 4.2
+    """Longest clip; of a longer file, a stretch of this length is drawn anew each epoch."""
+    windows: int = 4
+    """Different stretches drawn from a file longer than max_seconds; the epochs take them in turn."""
+    max_tokens: int = 400
+    """Most video tokens of one clip; a larger clip is scaled down, keeping its shape."""
+    token_budget: int = 2560
+    """Most video tokens in one step, all clips together."""
+    val_clips: int = 64
+    """Clips held out of training, for the validation loss."""
+
+    def __post_init__(self) -> None:
+        require_positive(self, "fps", "max_seconds", "windows", "max_tokens", "token_budget")
+        if self.val_clips < 0:
+            raise ValueError(f"data.val_clips must be 0 or more, got {self.val_clips}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class VaeConfig:
+    """The size of a new VideoVAE and the weights of its losses (reference: the table in videogen/vae_loss.py)."""
+
+    channels: int = 16
+    """Latent channels."""
+    width: int = 64
+    """Channels of the finest convolutions; the coarser ones have 1.5 and 2 times as many."""
+    crop: int = 32
+    """Side of the square training crops in pixels, drawn around what is busy; 0 trains on whole clips."""
+    crop_frames: int = 9
+    """Length of the training crops."""
+    batch_clips: int = 4
+    """Clips read in one step."""
+    crops: int = 4
+    """Crops from each of them; whole clips are taken once."""
+    whole_share: float = 0.15
+    """Share of the run, at its end, that trains on whole clips, so that borders are learned too."""
+    foreground: float = 3.0
+    """Weight of the busiest pixels against the calmest."""
+    pyramid: float = 0.5
+    """Weight of the L1 loss on three coarser scales."""
+    motion: float = 0.5
+    """Weight of the L1 loss on differences between frames."""
+    kl: float = 1e-6
+    """Weight of the Kullback-Leibler term, per latent value."""
+    local_correlation: float = 0.005
+    """Weight of the hinge on correlation of neighbouring latents (SSVAE, LCR)."""
+    scale_equivariance: float = 0.25
+    """Weight of decoding the half-size latent to the half-size clip (Skorokhodov et al. 2025)."""
+    mask_latents: bool = True
+    """Replace a random share of latent positions by a learned token before decoding (SSVAE, LMR)."""
+    latent_noise: float = 0.2
+    """Largest noise added to half of the latents before decoding, in their own standard deviations (LTX-Video)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DitConfig:
+    """The size of a new VideoDiT, and how it is trained."""
+
+    vae: Path = Path("assets/mini")
+    """Checkpoint folder whose VAE is used."""
+    text: Path = Path("assets/mini")
+    """Checkpoint folder whose text encoder and tokenizer are used."""
+    init: Path | None = None
+    """Checkpoint folder to take the first weights from; none begins at random."""
+    num_layers: int = 8
+    """Blocks."""
+    num_attention_heads: int = 4
+    """Heads a block."""
+    attention_head_dim: int = 64
+    """Channels a head; the model's width is heads x this."""
+    ffn_dim: int = 1024
+    """Hidden width of the feed-forward layers."""
+    patch_size: tuple[int, int, int] = (1, 2, 2)
+    """Frames, rows and columns of latent cells in one token."""
+    prediction: Literal["clean", "velocity"] = "clean"
+    """What the network puts out; the loss is on the velocity either way (Li & He 2025)."""
+    caption_dropout: float = 0.1
+    """Share of clips trained without their caption, for guidance."""
+    base_tokens: int = 80
+    """Clip length, in tokens, at which the noise schedule has shift 1."""
+    uniform_sigmas: float = 0.1
+    """Share of clips whose noise level is uniform instead of logit-normal."""
+    known: dict[str, float] = field(default_factory=lambda: {"nothing": 1.0})
+    """Mixture of what is already known: nothing, first_frame, extend, keyframes, per_frame, box (see known.py)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    """AdamW with warm-up, a constant phase and a linear decay to zero."""
+
+    lr: float = 5e-4
+    """Peak learning rate."""
+    betas: tuple[float, float] = (0.9, 0.99)
+    """AdamW's two decays."""
+    weight_decay: float = 0.01
+    """On matrices only."""
+    warmup_steps: int = 300
+    """Steps of linear rise."""
+    decay_share: float = 0.2
+    """Share of the run, at its end, in which the learning rate falls to zero."""
+    grad_clip: float = 1.0
+    """Largest gradient norm."""
+    ema: tuple[float, float] = (0.05, 0.10)
+    """Relative widths of the two power-function averages of the weights (Karras et al. 2024)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """How long a run is and what it leaves behind."""
+
+    dir: Path = Path("runs/run")
+    """Folder of the run; the same folder again resumes it."""
+    seed: int = 0
+    """Decides every random draw of the run."""
+    steps: int = 1000
+    """Optimiser steps in all."""
+    minutes: float | None = None
+    """Wall-clock limit of this session: the run saves and stops, and the same command goes on."""
+    save_every: int = 500
+    """Steps between checkpoints."""
+    val_every: int = 500
+    """Steps between validation losses."""
+    sample_every: int = 1000
+    """Steps between sample grids; 0 makes none."""
+    sample_prompts: tuple[str, ...] = ()
+    """Prompts of the sample grids; their seeds are 0, 1, 2, ..."""
+    compile: bool = False
+    """Compile the model's blocks; a minute or two at the start."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """A recipe: what train.py reads from configs/x.toml."""
+
+    stage: Literal["vae", "dit"] = "dit"
+    """What is trained."""
+    data: DataConfig = field(default_factory=DataConfig)
+    """Clips."""
+    vae: VaeConfig = field(default_factory=VaeConfig)
+    """The VAE stage."""
+    dit: DitConfig = field(default_factory=DitConfig)
+    """The DiT stage."""
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    """Optimiser."""
+    run: RunConfig = field(default_factory=RunConfig)
+    """Run."""
+    sample: SampleConfig = field(default_factory=SampleConfig)
+    """Settings of the sample grids; saved as the checkpoint's defaults."""
+
+
+def require_positive(config: object, *names: str) -> None:
+    """Refuse a value of 0 or less."""
+    for name in names:
+        if (value := getattr(config, name)) <= 0:
+            raise ValueError(f"{name} must be above 0, got {value:g}")
+
+
+def from_mapping(cls: type[T], values: Mapping[str, object], where: str = "") -> T:
+    """Build a config dataclass from plain values; an unknown key is refused with the nearest right one."""
+    hints = typing.get_type_hints(cls)
+    made: dict[str, object] = {}
+    for key, value in values.items():
+        if key not in hints:
+            raise ValueError(f"unknown key {where}{key!r}{nearest(key, hints)}".replace("''", "'"))
+        made[key] = _convert(hints[key], value, f"{where}{key}")
+    return cls(**made)
+
+
+def _convert(hint: object, value: object, name: str) -> object:
+    """One plain TOML or JSON value as the type that the field asks for."""
+    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+        if not isinstance(value, Mapping):
+            raise ValueError(f"{name} must be a table, got {value!r}")
+        return from_mapping(hint, value, f"{name}.")
+    origin, options = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Literal:
+        if value not in options:
+            raise ValueError(f"{name} must be one of {', '.join(map(repr, options))}, got {value!r}")
+        return value
+    if origin is tuple and isinstance(value, list | tuple):
+        kinds = options if options[-1] is not Ellipsis else (options[0],) * len(value)
+        if len(kinds) != len(value):
+            raise ValueError(f"{name} must have {len(kinds)} values, got {value!r}")
+        return tuple(_convert(kind, item, name) for kind, item in zip(kinds, value, strict=True))
+    if origin is dict and isinstance(value, Mapping):
+        return {str(key): _convert(options[1], item, f"{name}.{key}") for key, item in value.items()}
+    kinds = options or (hint,)
+    if value is None and type(None) in kinds:
+        return None
+    if Path in kinds and isinstance(value, str | Path):
+        return Path(value)
+    if float in kinds and isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    for kind in kinds:
+        if isinstance(kind, type) and isinstance(value, kind) and not (kind is int and isinstance(value, bool)):
+            return value
+    names = " or ".join(kind.__name__ for kind in kinds if isinstance(kind, type))
+    raise ValueError(f"{name} must be of type {names}, got {value!r}")
+
+
+def to_mapping(config: object) -> dict[str, object]:
+    """A config as plain JSON values; from_mapping gives it back."""
+    return {item.name: _plain(getattr(config, item.name)) for item in dataclasses.fields(config)}  # type: ignore[arg-type]
+
+
+def _plain(value: object) -> object:
+    if dataclasses.is_dataclass(value):
+        return to_mapping(value)
+    if isinstance(value, Path):
+        return str(value)
+    return list(value) if isinstance(value, tuple) else value
+
+
+def load_toml(cls: type[T], path: Path, *, over: T | None = None) -> T:
+    """Read a config file, over another config's values if one is given; an unknown key's error suggests the right one."""
+    if not path.is_file():
+        raise ValueError(f"no config file {path}; the recipes are in configs/")
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except tomllib.TOMLDecodeError as error:
+        raise ValueError(f"{path} is not valid TOML: {error}") from None
+    try:
+        return from_mapping(cls, values if over is None else to_mapping(over) | values)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def resolve_frames(config: SampleConfig, stride: int) -> int:
+    """The length in frames: as given, or the possible one nearest to the seconds asked for."""
+    if config.seconds is None:
+        return config.frames
+    return 1 + stride * max(0, round((config.seconds * config.fps - 1) / stride))
+
+
+def check_frames(frames: int, stride: int) -> None:
+    """Refuse a length that is not 1 + a multiple of the stride, offering the two nearest that are."""
+    if (frames - 1) % stride:
+        below = frames - (frames - 1) % stride
+        raise ValueError(f"frames must be 1 + a multiple of {stride}, got {frames}; try {below} or {below + stride}")
+
+
+def check_size(width: int, height: int, stride: int) -> None:
+    """Refuse a size off the stride, offering the two nearest that are not."""
+    if width % stride == 0 and height % stride == 0:
+        return
+    below = [max(stride, side - side % stride) for side in (width, height)]
+    above = [-(-side // stride) * stride for side in (width, height)]
+    raise ValueError(
+        f"width and height must be multiples of {stride}, got {width}x{height}; "
+        f"try {below[0]}x{below[1]} or {above[0]}x{above[1]}"
+    )
+
+
+def read_defaults(folder: Path) -> SampleConfig:
+    """A checkpoint's default settings, without loading it."""
+    path = folder / "model_index.json"
+    if not path.is_file():
+        raise ValueError(f"{folder} is not a checkpoint folder: it has no model_index.json")
+    return from_mapping(SampleConfig, json.loads(path.read_text(encoding="utf-8")).get("defaults") or {})

@@ -1,0 +1,236 @@
+"""A folder of captioned videos as clips to train on: every file at its own size and length, none dropped in silence.
+
+    folder  ->  VideoFolder: entries (path, caption, size, frames, token count)  ->  Clip (3, t, h, w) in [-1, 1]
+
+Layout: Hugging Face `videofolder` (videos in any sub-folders; metadata.csv, .jsonl or .parquet with file_name and text)
+or a clip.txt beside clip.mp4. Which stretch of a long file is read depends on (seed, epoch, index) alone.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import math
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from einops import rearrange
+from safetensors.torch import load_file, save_file
+from torch import Generator, Tensor
+
+from videogen.config import DataConfig
+from videogen.packing import Patch
+from videogen.vae import SPACE_STRIDE, TIME_STRIDE
+from videogen.video_io import VideoInfo, probe, read_video
+
+SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v", ".mpg", ".mpeg", ".wmv", ".gif", ".png", ".jpg", ".jpeg")
+METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
+
+
+class Clip(NamedTuple):
+    """What is trained on."""
+
+    video: Tensor  # (3, t, h, w) in [-1, 1]
+    caption: str
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A usable file of a folder and what becomes of it."""
+
+    path: Path
+    caption: str
+    info: VideoInfo
+    frames: int
+    width: int
+    height: int
+    num_tokens: int
+
+
+def fit_size(width: int, height: int, *, cell: int, max_cells: int) -> tuple[int, int]:
+    """The largest size (width, height) in multiples of cell pixels that a frame shrinks to without being distorted.
+
+    The frame is scaled until it covers the size and is cropped by less than half a cell: the side counts (a, b) are tried
+    from the largest b, with a = round(b·width/height), b on the shorter side, which keeps the crop below half a cell.
+    """
+    long, short = max(width, height), min(width, height)
+    for b in range(max(1, short // cell), 0, -1):
+        a = max(1, round(b * long / short))
+        fits = a * cell <= long or b == 1  # never enlarged, but for a frame smaller than one cell
+        if fits and a * b <= max_cells:
+            return (a * cell, b * cell) if width >= height else (b * cell, a * cell)
+    raise ValueError(f"{width}x{height} needs at least {max(1, round(long / short))} tokens a frame, got room for {max_cells}")
+
+
+def cover(frames: Tensor, width: int, height: int) -> Tensor:
+    """Scale uint8 frames (t, h, w, 3) until they cover width x height, crop what sticks out evenly; (3, t, h, w) in [-1, 1]."""
+    old_height, old_width = frames.shape[1:3]
+    video = rearrange(frames, "t h w c -> t c h w").float() / 127.5 - 1
+    if (old_width, old_height) != (width, height):
+        scale = max(width / old_width, height / old_height)
+        size = (max(height, round(old_height * scale)), max(width, round(old_width * scale)))
+        video = torch.nn.functional.interpolate(video, size, mode="bicubic", antialias=True, align_corners=False)
+        top, left = (size[0] - height) // 2, (size[1] - width) // 2
+        video = video[..., top : top + height, left : left + width].clamp(-1, 1)
+    return rearrange(video, "t c h w -> c t h w")
+
+
+def read_captions(folder: Path) -> dict[str, str]:
+    """Captions by file name relative to the folder, from its metadata file; empty where there is none."""
+    found = [folder / name for name in METADATA if (folder / name).is_file()]
+    if not found:
+        return {}
+    path = found[0]
+    if path.suffix == ".csv":
+        with path.open(newline="", encoding="utf-8") as file:
+            rows: list[dict[str, object]] = list(csv.DictReader(file))  # type: ignore[arg-type]
+    elif path.suffix == ".jsonl":
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    else:
+        import pandas  # the optional reader of parquet
+
+        rows = pandas.read_parquet(path).to_dict("records")  # type: ignore[assignment]
+    for number, row in enumerate(rows, start=2 if path.suffix == ".csv" else 1):
+        if not isinstance(row.get("file_name"), str) or not isinstance(row.get("text"), str):
+            raise ValueError(f"{path} line {number}: every row needs file_name and text, got {row}")
+    return {str(row["file_name"]): str(row["text"]) for row in rows}
+
+
+class VideoFolder:
+    """What is in a folder, known without decoding it, and its clips on request."""
+
+    def __init__(self, config: DataConfig, patch: Patch, *, seed: int = 0, say: Callable[[str], None] = print) -> None:
+        self.config, self.patch, self.seed, self.say = config, patch, seed, say
+        self.entries: list[Entry] = []
+        self.problems: list[tuple[Path, str]] = []
+        if not config.folder.is_dir():
+            raise ValueError(f"no folder {config.folder}; give one with videos in it and captions beside them")
+        captions = read_captions(config.folder)
+        paths = sorted(path for path in config.folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+        if not paths:
+            raise ValueError(f"no videos in {config.folder}; it may hold {', '.join(SUFFIXES)} in any sub-folders")
+        for path in paths:
+            try:
+                self.entries.append(self._entry(path, captions))
+            except (ValueError, OSError) as error:
+                self.problems.append((path, str(error)))
+        for path, reason in self.problems[:20]:
+            say(f"not used: {path}: {reason}")
+        if self.problems:
+            say(f"{len(self.problems)} of {len(paths)} files of {config.folder} cannot be used")
+        if not self.entries:
+            raise ValueError(f"none of the {len(paths)} videos in {config.folder} can be used: {self.problems[0][1]}")
+
+    def _entry(self, path: Path, captions: dict[str, str]) -> Entry:
+        name = path.relative_to(self.config.folder).as_posix()
+        sidecar = path.with_suffix(".txt")
+        caption = captions.get(name) or (sidecar.read_text(encoding="utf-8").strip() if sidecar.is_file() else "")
+        if not caption:
+            raise ValueError(f"no caption; add a row to {METADATA[0]} or write {sidecar.name} beside it")
+        info = probe(path)
+        seconds = min(info.seconds, self.config.max_seconds)
+        frames = max(1, math.floor(seconds * self.config.fps + 1e-3))
+        pt, ph, pw = self.patch
+        cell = SPACE_STRIDE * max(ph, pw)
+        smallest = max(1, round(max(info.width, info.height) / min(info.width, info.height)))
+        longest = (self.config.max_tokens // smallest) * pt  # latent frames that fit at the smallest size
+        if longest < pt:
+            raise ValueError(f"even one frame of {info.width}x{info.height} needs more than {self.config.max_tokens} tokens")
+        latent_frames = min(1 + (frames - 1) // TIME_STRIDE, longest)
+        latent_frames -= latent_frames % pt if latent_frames >= pt else 0
+        room = self.config.max_tokens // max(1, latent_frames // pt)
+        width, height = fit_size(info.width, info.height, cell=cell, max_cells=room)
+        tokens = (latent_frames // pt) * (height // (SPACE_STRIDE * ph)) * (width // (SPACE_STRIDE * pw))
+        return Entry(path, caption, info, 1 + (latent_frames - 1) * TIME_STRIDE, width, height, tokens)
+
+    def split(self) -> tuple[list[int], list[int]]:
+        """Indices to train on and indices held out, drawn by the seed; at least one of each where there are two."""
+        order = torch.randperm(len(self.entries), generator=torch.Generator().manual_seed(self.seed)).tolist()
+        num_val = min(self.config.val_clips, len(order) // 2)
+        return sorted(order[num_val:]), sorted(order[:num_val])
+
+    def report(self, index: int, reason: str) -> None:
+        """Name a file that failed while it was read, once."""
+        path = self.entries[index].path
+        if path not in dict(self.problems):
+            self.problems.append((path, reason))
+            self.say(f"not used: {path}: {reason}")
+
+    def start_of(self, index: int, epoch: int) -> float:
+        """Where in the file this epoch's stretch begins, in seconds."""
+        entry = self.entries[index]
+        slack = entry.info.seconds - entry.frames / self.config.fps
+        if slack <= 1 / self.config.fps:
+            return 0.0
+        turn = epoch % self.config.windows
+        generator = torch.Generator().manual_seed(hash((self.seed, turn, index)) & (2**63 - 1))
+        return slack * torch.rand((), generator=generator).item()
+
+    def read(self, index: int, epoch: int = 0) -> Clip:
+        """The clip of an epoch: decoded, at the config's frame rate, scaled and cropped to its size."""
+        entry = self.entries[index]
+        frames = read_video(
+            entry.path, fps=self.config.fps, start_seconds=self.start_of(index, epoch), num_frames=entry.frames
+        )
+        whole = 1 + (len(frames) - 1) // TIME_STRIDE * TIME_STRIDE  # a file may end before its header says
+        return Clip(cover(frames[:whole], entry.width, entry.height), entry.caption)
+
+
+def epoch_order(indices: Sequence[int], seed: int, epoch: int) -> list[int]:
+    """The indices in the order of one epoch."""
+    generator = Generator().manual_seed(hash((seed, epoch)) & (2**63 - 1))
+    return [indices[i] for i in torch.randperm(len(indices), generator=generator).tolist()]
+
+
+class LatentCache:
+    """Encoded clips on disk, so that a file is decoded and encoded once and not every epoch.
+
+    The name of a cached latent is a hash of everything that decides its content: the file's path, size and time, the
+    stretch, the target size and the VAE. So it is never stale, and a killed run leaves no half-written one.
+    """
+
+    def __init__(self, folder: VideoFolder, vae_id: str, encode: Callable[[Tensor], Tensor], cache_dir: Path) -> None:
+        self.folder, self.vae_id, self.encode, self.cache_dir = folder, vae_id, encode, cache_dir
+        cache_dir.mkdir(parents=True, exist_ok=True)
+
+    def path_of(self, index: int, epoch: int) -> Path:
+        """Where this clip's latent lies or will lie."""
+        entry, start = self.folder.entries[index], self.folder.start_of(index, epoch)
+        stat = entry.path.stat()
+        parts = (entry.path.resolve(), stat.st_size, stat.st_mtime_ns, f"{start:.4f}", self.folder.config.fps)
+        parts += (entry.frames, entry.width, entry.height, self.vae_id)
+        digest = hashlib.sha256("|".join(map(str, parts)).encode()).hexdigest()
+        return self.cache_dir / digest[:2] / f"{digest[2:34]}.safetensors"
+
+    def read(self, index: int, epoch: int) -> Tensor:
+        """The normalised latent (c, t, h, w) float32 of a clip, from disk or made now."""
+        path = self.path_of(index, epoch)
+        if not path.is_file():
+            latent = self.encode(self.folder.read(index, epoch).video)
+            path.parent.mkdir(exist_ok=True)
+            part = path.with_suffix(f".{os.getpid()}.part")
+            save_file({"latent": latent.half().contiguous()}, part)
+            part.replace(path)
+        return load_file(path)["latent"].float()
+
+
+def busy_crops(video: Tensor, busy: Tensor, *, side: int, frames: int, num: int, generator: Generator) -> Iterator[Tensor]:
+    """Cut num crops (3, frames, side, side) of a clip, where it is busy more often than where it is calm.
+
+    busy (t, h, w) is how much happens at each pixel; a crop's centre is drawn in proportion to it.
+    """
+    _, t, h, w = video.shape
+    frames, rows, columns = min(frames, t), min(side, h), min(side, w)
+    frames = 1 + (frames - 1) // TIME_STRIDE * TIME_STRIDE
+    weight = busy.mean(0).flatten() + 0.02
+    for _ in range(num):
+        centre = int(torch.multinomial(weight, 1, generator=generator))
+        top = min(max(centre // w - rows // 2, 0), h - rows)
+        left = min(max(centre % w - columns // 2, 0), w - columns)
+        first = int(torch.randint(0, t - frames + 1, (), generator=generator))
+        yield video[:, first : first + frames, top : top + rows, left : left + columns]

@@ -1,0 +1,51 @@
+"""What a clip will cost, from a checkpoint's config alone: nothing is loaded.
+
+    checkpoint folder, tokens, network evaluations, pixels  ->  GFLOP, GB, seconds on this machine
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+VAE_FLOP_PER_PIXEL = 65_000  # VideoVAE at width 64, decoding (2 x multiply-adds, counted over its convolutions)
+
+
+class Cost(NamedTuple):
+    """An estimate, to plan by: seconds take the DiT at the speed of a large matrix product of this machine."""
+
+    gflop: float
+    memory_gb: float
+    seconds: float
+
+
+def dit_flop(config: dict[str, int], tokens: int, text_tokens: int = 24) -> float:
+    """Floating point operations of one evaluation on one clip of so many tokens."""
+    d = config["num_attention_heads"] * config["attention_head_dim"]
+    linear = 2 * tokens * (6 * d * d + 2 * d * config["ffn_dim"])
+    attention = 4 * tokens * d * (tokens + text_tokens)
+    return config["num_layers"] * (linear + attention)
+
+
+def matmul_flops(seconds: float = 0.2) -> float:
+    """Floating point operations a second of a 1024 x 1024 product, measured now."""
+    import torch
+
+    a = torch.randn(1024, 1024)
+    began, num = time.perf_counter(), 0
+    while time.perf_counter() - began < seconds:
+        torch.mm(a, a)
+        num += 1
+    return 2 * 1024**3 * num / (time.perf_counter() - began)
+
+
+def estimate(folder: Path, *, tokens: int, evaluations: int, pixels: int) -> Cost:
+    """The cost of one clip with the checkpoint in a folder."""
+    config = json.loads((folder / "transformer" / "config.json").read_text(encoding="utf-8"))
+    d = config["num_attention_heads"] * config["attention_head_dim"]
+    flop = dit_flop(config, tokens) * evaluations + VAE_FLOP_PER_PIXEL * pixels
+    weights = 2 * sum(path.stat().st_size for path in folder.rglob("*.safetensors"))  # float16 on disk, float32 here
+    activations = 4 * (tokens * (12 * d + config["ffn_dim"]) + 3 * pixels)
+    return Cost(flop / 1e9, (weights + activations) / 1e9 + 0.6, flop / (0.6 * matmul_flops()))

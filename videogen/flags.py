@@ -1,0 +1,55 @@
+"""Words of a command line onto dataclasses, and failures onto sentences and exit statuses.
+
+    argv, dataclass  ->  an instance;  command  ->  0 done, 1 failure, 2 wrong input, 130 after Ctrl-C
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import tyro
+
+from videogen.config import nearest
+
+T = TypeVar("T")
+
+
+def guard(command: Callable[[Sequence[str]], int], argv: Sequence[str] | None = None) -> int:
+    """Run a command and turn what went wrong into a sentence and an exit status."""
+    argv = sys.argv[1:] if argv is None else argv
+    try:
+        return command(argv)
+    except (ValueError, FileExistsError, FileNotFoundError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except (FloatingPointError, OSError, RuntimeError) as error:
+        print(f"failed: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("stopped; nothing is half-written", file=sys.stderr)
+        return 130
+
+
+def parse(kind: type[T], argv: Sequence[str], *, default: T, prog: str, description: str) -> T:
+    """Flags onto a dataclass by tyro; an unknown flag gets one sentence with the nearest that exists."""
+    known = flags_of(kind, default)
+    for word in argv:
+        flag = word.split("=", 1)[0]
+        if flag.startswith("--") and len(flag) > 2 and flag.replace("_", "-") not in known and flag != "--help":
+            raise ValueError(f"unknown flag {flag}{nearest(flag, known)}; --help lists them all")
+    return tyro.cli(kind, args=list(argv), default=default, prog=prog, description=description)
+
+
+def flags_of(kind: type[T], default: T) -> set[str]:
+    """Every flag that tyro makes of a dataclass."""
+    parser = tyro.extras.get_parser(kind, default=default)
+    return {option for action in parser._actions for option in action.option_strings}
+
+
+def offline() -> None:
+    """Nothing is ever fetched while the program runs, whatever a library would like to look up."""
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")

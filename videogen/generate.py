@@ -1,0 +1,345 @@
+"""The sample command: prompts and flags in, MP4s out, each carrying the settings that made it.
+
+    argv  ->  SampleArgs  ->  [Order(prompt, seed, SampleConfig, path)]  ->  files
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import json
+import re
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from importlib.metadata import version
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
+
+import tyro
+
+from videogen import __version__
+from videogen.config import (
+    SampleConfig,
+    check_frames,
+    check_size,
+    from_mapping,
+    load_toml,
+    nearest,
+    read_defaults,
+    resolve_frames,
+    to_mapping,
+)
+from videogen.flags import parse
+from videogen.video_io import read_settings, write_video
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from videogen.pipeline import VideoPipeline
+
+MINI = Path(__file__).resolve().parent.parent / "assets" / "mini"
+SUFFIXES = (".mp4", ".gif", ".webm", ".png")
+TOKENS_AT_ONCE = 8192  # clips of the same settings are packed together up to this many tokens
+DESCRIPTION = "Make clips from prompts. Each file carries all its settings; --from makes the same clip again."
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleArgs:
+    """What to make, from what, and where to put it."""
+
+    prompt: tyro.conf.Positional[tuple[str, ...]] = ()
+    """One or more prompts."""
+    prompts: Path | None = None
+    """A file of prompts: one a line, or .jsonl / .csv with a column prompt and any of seed, steps, size, ..."""
+    out: Path | None = None
+    """A .mp4, .gif, .webm or .png file for one clip, or a folder; default out/<prompt>-<seed>.mp4."""
+    model: Path = MINI
+    """Checkpoint folder."""
+    num: int = 1
+    """Clips a prompt; their seeds follow on from --seed."""
+    seed: int = 0
+    """The clip's noise."""
+    from_clip: Annotated[Path | None, tyro.conf.arg(name="from")] = None
+    """Take prompt, seed and settings from a clip that this program wrote; flags override."""
+    config: Path | None = None
+    """A TOML file of settings; flags override."""
+    sample: Annotated[SampleConfig, tyro.conf.arg(name="")] = field(default_factory=SampleConfig)
+    """Settings."""
+    device: Literal["cpu", "cuda", "mps"] = "cpu"
+    """Where to compute."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Precision of the weights; bfloat16 is for GPUs."""
+    compile: bool = False
+    """Compile the transformer's block: slow to start, faster from the second clip on."""
+    save_latents: bool = False
+    """Keep each latent as .safetensors beside its clip, written before decoding."""
+    dry_run: bool = False
+    """Say sizes, tokens, memory and time; run nothing."""
+    overwrite: bool = False
+    """Replace files that exist."""
+    json: bool = False
+    """Print a JSON object a clip instead of text."""
+
+    def __post_init__(self) -> None:
+        if self.num < 1:
+            raise ValueError(f"num must be at least 1, got {self.num}")
+
+
+class Order(NamedTuple):
+    """One clip to make."""
+
+    prompt: str
+    seed: int
+    config: SampleConfig
+    path: Path
+
+
+def run(argv: Sequence[str]) -> int:
+    """Parse, load, make, print the paths."""
+    args = parse_args(argv)
+    orders = place(list_orders(args), args)
+    if args.dry_run:
+        for order in orders:
+            print(describe(order, args))
+        return 0
+    began = time.monotonic()
+    pipeline = load(args)
+    loaded = time.monotonic() - began
+    for order, seconds in make(pipeline, orders, args):
+        result = {"path": str(order.path), "seconds": round(seconds, 2), "prompt": order.prompt, "seed": order.seed}
+        took = f"({seconds:.1f} s, after {loaded:.1f} s of loading)"
+        print(json.dumps(result) if args.json else f"{order.path}  {took}", flush=True)
+    return 0
+
+
+def parse_args(argv: Sequence[str]) -> SampleArgs:
+    """Flags over --from over --config over the checkpoint's own defaults."""
+    model = Path(peek(argv, "--model") or MINI)
+    if not model.is_dir():
+        raise ValueError(f"no checkpoint folder {model}; give one with model_index.json, or leave --model out")
+    base = SampleArgs(model=model, sample=read_defaults(model))
+    if path := peek(argv, "--config"):
+        base = replace(base, sample=load_toml(SampleConfig, Path(path), over=base.sample))
+    if path := peek(argv, "--from"):
+        settings = read_settings(Path(path))
+        known = {item.name for item in fields(SampleConfig)}
+        stored = {key: value for key, value in settings.items() if key in known}
+        base = replace(base, sample=from_mapping(SampleConfig, to_mapping(base.sample) | stored))
+        base = replace(base, prompt=(str(settings["prompt"]),), seed=int(str(settings["seed"])))
+        if (was := settings.get("checkpoint")) != (now := identity(model)):
+            print(f"note: {path} was made by checkpoint {was}, not {now}", file=sys.stderr)
+    return parse(SampleArgs, argv, default=base, prog="sample.py", description=DESCRIPTION)
+
+
+def peek(argv: Sequence[str], flag: str) -> str | None:
+    """The value of a flag that decides the defaults of others."""
+    for i, word in enumerate(argv):
+        if word == flag and i + 1 < len(argv):
+            return argv[i + 1]
+        if word.startswith(f"{flag}="):
+            return word.split("=", 1)[1]
+    return None
+
+
+def list_orders(args: SampleArgs) -> list[tuple[str, int, SampleConfig]]:
+    """Prompt, seed and settings of every clip asked for."""
+    rows = [(prompt, args.seed, args.sample) for prompt in args.prompt]
+    if args.prompts is not None:
+        rows += list(read_prompts(args.prompts, args))
+    if not rows:
+        raise ValueError('give a prompt, such as: python sample.py "a large red circle moves right on a black background"')
+    return [(prompt, seed + i, config) for prompt, seed, config in rows for i in range(args.num)]
+
+
+def read_prompts(path: Path, args: SampleArgs) -> Iterator[tuple[str, int, SampleConfig]]:
+    """The rows of a prompts file; a bad one is named by its number."""
+    if not path.is_file():
+        raise ValueError(f"no prompts file {path}")
+    text = path.read_text(encoding="utf-8-sig")
+    if path.suffix == ".jsonl":
+        rows = [(i, line) for i, line in enumerate(text.splitlines(), 1) if line.strip()]
+    elif path.suffix == ".csv":
+        rows = list(enumerate(csv.DictReader(text.splitlines()), 2))
+    else:
+        rows = [(i, {"prompt": line.strip()}) for i, line in enumerate(text.splitlines(), 1) if line.strip()]
+    for number, row in rows:
+        try:
+            values = json.loads(row) if isinstance(row, str) else {k: v for k, v in row.items() if v not in (None, "")}
+            yield one_row(values, args)
+        except (ValueError, TypeError, AttributeError) as error:
+            raise ValueError(f"{path} row {number}: {error}") from None
+
+
+def one_row(values: Mapping[str, object], args: SampleArgs) -> tuple[str, int, SampleConfig]:
+    """A row's prompt, seed and settings over those of the command."""
+    if not isinstance(values, dict) or not isinstance(values.get("prompt"), str):
+        raise ValueError(f"every row needs a prompt, got {values!r}")
+    allowed = {item.name for item in fields(SampleConfig)}
+    extra = {key.replace("-", "_"): value for key, value in values.items() if key not in ("prompt", "seed")}
+    for key in extra:
+        if key not in allowed:
+            raise ValueError(f"unknown column {key!r}{nearest(key, allowed | {'prompt', 'seed'})}")
+    settings = to_mapping(args.sample) | {key: literal(value) for key, value in extra.items()}
+    return str(values["prompt"]), int(str(values.get("seed", args.seed))), from_mapping(SampleConfig, settings)
+
+
+def literal(value: object) -> object:
+    """A CSV cell as the number or list that it spells, if it spells one."""
+    with contextlib.suppress(json.JSONDecodeError, TypeError):
+        return json.loads(value) if isinstance(value, str) else value
+    return value
+
+
+def place(rows: Sequence[tuple[str, int, SampleConfig]], args: SampleArgs) -> list[Order]:
+    """Give every clip its file, and refuse what cannot be before anything is computed."""
+    check_sampler_name({config.sampler for _, _, config in rows})
+    to_file = args.out is not None and args.out.suffix.lower() in SUFFIXES
+    if args.out is not None and args.out.suffix and not to_file and not args.out.is_dir():
+        raise ValueError(f"--out must be a folder or end in {', '.join(SUFFIXES)}, got {args.out}")
+    if to_file and len(rows) > 1:
+        raise ValueError(f"--out {args.out} is one file for {len(rows)} clips; give a folder")
+    folder = args.out if args.out is not None and not to_file else Path("out")
+    used: dict[str, int] = {}
+    orders = []
+    for prompt, seed, config in rows:
+        check_shape(config)
+        name = f"{slug(prompt)}-{seed}"
+        used[name] = used.get(name, 0) + 1
+        name += f"-{used[name]}" if used[name] > 1 else ""
+        path = args.out if to_file and args.out is not None else folder / f"{name}.mp4"
+        if path.suffix.lower() == ".png" and resolve_frames(config, 4) != 1:
+            raise ValueError(f"{path} holds one frame, got {resolve_frames(config, 4)}; add --frames 1 or write an .mp4")
+        if path.exists() and not args.overwrite and not args.dry_run:
+            raise ValueError(f"{path} exists; add --overwrite, or choose another --out or --seed")
+        orders.append(Order(prompt, seed, config, path))
+    return orders
+
+
+def check_shape(config: SampleConfig) -> None:
+    """Refuse a size or a length off the strides, before the weights are read."""
+    check_size(config.width, config.height, 16)
+    check_frames(resolve_frames(config, 4), 4)
+
+
+def check_sampler_name(names: set[str]) -> None:
+    """Refuse a sampler that does not exist."""
+    from videogen.sampling import check_sampler
+
+    for name in names:
+        check_sampler(name)
+
+
+def slug(prompt: str) -> str:
+    """A file name that still reads like the prompt."""
+    return re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:60].rstrip("-") or "clip"
+
+
+def load(args: SampleArgs) -> VideoPipeline:
+    """The pipeline, on its device and in its precision."""
+    import torch
+
+    from videogen.pipeline import VideoPipeline
+
+    if args.device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("--device cuda needs a CUDA GPU and a CUDA build of torch; this machine has none: use --device cpu")
+    if args.device == "mps" and not torch.backends.mps.is_available():
+        raise ValueError("--device mps needs an Apple GPU; this machine has none: use --device cpu")
+    pipeline = VideoPipeline.load(args.model, dtype=getattr(torch, args.dtype)).to(args.device)
+    if args.compile:
+        pipeline.transformer.compile_repeated_blocks()
+    return pipeline
+
+
+def make(pipeline: VideoPipeline, orders: Sequence[Order], args: SampleArgs) -> Iterator[tuple[Order, float]]:
+    """Make the clips, those of equal settings side by side in packs; yields each with its share of the time."""
+    from videogen.pipeline import Job
+
+    checkpoint = identity(args.model)
+    for config, group in groupby(orders, key=lambda order: order.config):
+        same = list(group)
+        size = max(1, TOKENS_AT_ONCE // count_tokens(config))
+        for batch in (same[i : i + size] for i in range(0, len(same), size)):
+            began = time.monotonic()
+            with progress(num_evaluations(config), f"{len(batch)} clip{'s' if len(batch) > 1 else ''}") as tick:
+                latents = pipeline.sample([Job(order.prompt, order.seed) for order in batch], config, tick)
+            share = (time.monotonic() - began) / len(batch)
+            for order, latent in zip(batch, latents, strict=True):
+                began = time.monotonic()
+                settings = settings_of(order, checkpoint, args)
+                if args.save_latents:
+                    save_latent(order.path.with_suffix(".safetensors"), latent, settings)
+                write_video(
+                    order.path, pipeline.frames(latent), fps=config.fps, settings=settings, overwrite=args.overwrite
+                )
+                yield order, share + time.monotonic() - began
+
+
+def settings_of(order: Order, checkpoint: Mapping[str, str], args: SampleArgs) -> dict[str, object]:
+    """Everything that decides a clip, for its metadata."""
+    made = {"prompt": order.prompt, "seed": order.seed, **to_mapping(order.config), "checkpoint": dict(checkpoint)}
+    versions = {"videogen": __version__, **{name: version(name) for name in ("torch", "diffusers")}}
+    return {**made, "device": args.device, "dtype": args.dtype, "versions": versions}
+
+
+def save_latent(path: Path, latent: Tensor, settings: Mapping[str, object]) -> None:
+    """Keep a latent and its settings, written beside and renamed."""
+    from safetensors.torch import save_file
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    save_file({"latent": latent.contiguous().cpu()}, part, metadata={"settings": json.dumps(settings)})
+    part.replace(path)
+
+
+def identity(model: Path) -> dict[str, str]:
+    """Name and hash of the checkpoint."""
+    from videogen.pipeline import checkpoint_id
+
+    return checkpoint_id(model)
+
+
+@contextlib.contextmanager
+def progress(total: int, what: str) -> Iterator[Callable[[], None]]:
+    """A bar on stderr that counts network evaluations."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task(what, total=total)
+        yield lambda: bar.advance(task)
+
+
+def num_evaluations(config: SampleConfig) -> int:
+    """Network evaluations of a run, for the bar: two a step under guidance, twice as many with heun."""
+    per_step = (2 if config.guidance != 1 else 1) * (2 if "heun" in config.sampler else 1)
+    return config.steps * per_step
+
+
+def count_tokens(config: SampleConfig) -> int:
+    """Video tokens of one clip at the base patch."""
+    frames = resolve_frames(config, 4)
+    return (1 + (frames - 1) // 4) * (config.height // 16) * (config.width // 16)
+
+
+def describe(order: Order, args: SampleArgs) -> str:
+    """What a clip would take: nothing is run but one small matrix product, to know the machine."""
+    from videogen.estimate import estimate
+
+    config, frames = order.config, resolve_frames(order.config, 4)
+    cost = estimate(args.model, tokens=count_tokens(config), evaluations=num_evaluations(config), pixels=frames * config.width * config.height)
+    row = {
+        "path": str(order.path),
+        "size": config.size,
+        "frames": frames,
+        "seconds_of_video": round(frames / config.fps, 2),
+        "tokens": count_tokens(config),
+        "evaluations": num_evaluations(config),
+        "gflop": round(cost.gflop),
+        "memory_gb": round(cost.memory_gb, 2),
+        "seconds": round(cost.seconds, 1),
+    }
+    return json.dumps(row) if args.json else "  ".join(f"{key} {value}" for key, value in row.items())

@@ -1,0 +1,147 @@
+"""Cut latents of any size into spacetime patches and lay them end to end.
+
+    latents [(c, t, h, w), ...]  ->  PackedVideo: tokens (n, c·pt·ph·pw), grids [(t, h, w), ...], patch
+
+A pack has no padding and no order of its own: a clip's tokens stay together, and each knows where it is in its clip.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from einops import rearrange
+from torch import Tensor
+
+Grid = tuple[int, int, int]
+Patch = tuple[int, int, int]
+Lengths = tuple[int, ...]
+
+
+class PackedVideo(NamedTuple):
+    """Clips side by side; grids are counted in patches, so a clip has t·h·w tokens."""
+
+    tokens: Tensor  # (n, c·pt·ph·pw)
+    grids: tuple[Grid, ...]
+    patch: Patch
+
+    @property
+    def lengths(self) -> Lengths:
+        """Tokens of each clip: host integers, so that attention splits without asking the device."""
+        return tuple(math.prod(grid) for grid in self.grids)
+
+
+class NoiseLevels(NamedTuple):
+    """How noisy each token is: a few distinct levels and, for each token, which of them it has.
+
+    Modulations are computed for the values alone and gathered, so a pack of one level costs one row, not n.
+    """
+
+    values: Tensor  # (u,) float32, 0 clean ... 1 noise
+    index: Tensor  # (n,) int64
+
+    def per_token(self) -> Tensor:
+        """The noise level of every token, (n, 1)."""
+        return rearrange(self.values[self.index], "n -> n 1")
+
+
+def check_patch(shape: Sequence[int], patch: Patch) -> Grid:
+    """The grid of patches of a (c, t, h, w) latent; a ValueError where the patch does not divide it."""
+    if any(side % cut for side, cut in zip(shape[1:], patch, strict=True)):
+        raise ValueError(f"a latent of {tuple(shape[1:])} frames, rows and columns cannot be cut into patches of {patch}")
+    t, h, w = (side // cut for side, cut in zip(shape[1:], patch, strict=True))
+    return t, h, w
+
+
+def patchify(latent: Tensor, patch: Patch) -> Tensor:
+    """A latent (c, t, h, w) as tokens (t·h·w, c·pt·ph·pw), row-major; within a token the order of a Conv3d weight."""
+    pt, ph, pw = patch
+    return rearrange(latent, "c (t pt) (h ph) (w pw) -> (t h w) (c pt ph pw)", pt=pt, ph=ph, pw=pw)
+
+
+def unpatchify(tokens: Tensor, grid: Grid, patch: Patch) -> Tensor:
+    """Tokens (t·h·w, c·pt·ph·pw) back to the latent (c, t, h, w)."""
+    (t, h, w), (pt, ph, pw) = grid, patch
+    return rearrange(
+        tokens, "(t h w) (c pt ph pw) -> c (t pt) (h ph) (w pw)", t=t, h=h, w=w, pt=pt, ph=ph, pw=pw
+    )
+
+
+def pack(latents: Sequence[Tensor], patch: Patch) -> PackedVideo:
+    """Latents of any sizes as one pack, in the order given."""
+    grids = tuple(check_patch(latent.shape, patch) for latent in latents)
+    return PackedVideo(torch.cat([patchify(latent, patch) for latent in latents]), grids, patch)
+
+
+def unpack(video: PackedVideo) -> list[Tensor]:
+    """The latents of a pack, bit for bit as they went in."""
+    clips = video.tokens.split(video.lengths)
+    return [unpatchify(tokens, grid, video.patch) for tokens, grid in zip(clips, video.grids, strict=True)]
+
+
+def positions(grids: Sequence[Grid], patch: Patch) -> Tensor:
+    """Patch centres in base-cell units, (n, 3) float64: a base patch (1, 2, 2) at grid place (f, r, c) is at (f, r, c).
+
+    A base cell is 1 x 2 x 2 latent cells, Wan's patch, so that a coarse patch lies at the mean of the base patches it
+    covers: every patch size shares one rotary embedding (FlexiDiT, Anagnostidis et al. 2025).
+    """
+    base = (1.0, 2.0, 2.0)
+    clips = []
+    for grid in grids:
+        axes = [
+            (torch.arange(side, dtype=torch.float64) + 0.5) * cut / cell - 0.5
+            for side, cut, cell in zip(grid, patch, base, strict=True)
+        ]
+        clips.append(rearrange(torch.stack(torch.meshgrid(*axes, indexing="ij")), "place t h w -> (t h w) place"))
+    return torch.cat(clips)
+
+
+def per_clip(values: Tensor, lengths: Lengths) -> NoiseLevels:
+    """One noise level a clip (b,)."""
+    clips = torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths))
+    return NoiseLevels(values.float(), clips.to(values.device))
+
+
+def per_frame(sigmas: Sequence[Tensor], grids: Sequence[Grid]) -> NoiseLevels:
+    """One noise level a token frame: for each clip a tensor (t,), t counted in patches."""
+    frames = torch.cat(list(sigmas)).float()
+    cells = torch.tensor([h * w for (t, h, w) in grids for _ in range(t)])
+    assert len(frames) == len(cells), f"{len(frames)} noise levels for {len(cells)} frames of {grids}"
+    return NoiseLevels(frames, torch.arange(len(cells)).repeat_interleave(cells).to(frames.device))
+
+
+def shared_level(values: Tensor, num_tokens: int) -> NoiseLevels:
+    """The same noise level (1,) for every token."""
+    return NoiseLevels(values.float(), torch.zeros(num_tokens, dtype=torch.long, device=values.device))
+
+
+def plan_packs(
+    lengths: Sequence[int], *, budget: int, order: Sequence[int] | None = None, window: int = 64
+) -> list[list[int]]:
+    """Group clips into packs of at most budget tokens, every clip in exactly one; a pure function of its arguments.
+
+    Best fit within a window of the coming clips, oldest first (techniques 3.4): a pack opens with the oldest clip that
+    waits, so none starves, and is filled with the largest that still fit. Inside a pack clips of equal length stand
+    together, so that attention runs over few groups.
+    """
+    longest = max(lengths, default=0)
+    if longest > budget:
+        raise ValueError(f"token_budget must hold the longest clip of {longest} tokens, got {budget}")
+    coming = list(order if order is not None else range(len(lengths)))[::-1]
+    waiting: list[int] = []
+    packs = []
+    while waiting or coming:
+        while coming and len(waiting) < window:
+            waiting.append(coming.pop())
+        packed = [waiting.pop(0)]
+        room = budget - lengths[packed[0]]
+        for i in sorted(waiting, key=lambda i: -lengths[i]):
+            if lengths[i] <= room:
+                packed.append(i)
+                room -= lengths[i]
+        taken = set(packed)
+        waiting = [i for i in waiting if i not in taken]
+        packs.append(sorted(packed, key=lambda i: -lengths[i]))
+    return packs

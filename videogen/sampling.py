@@ -1,0 +1,121 @@
+"""From noise to a clip: noise levels, guidance and solvers, as pure functions that never see a network.
+
+    velocity(x, sigma), noise x (n, c·pt·ph·pw), sigmas (steps + 1,) from 1 to 0  ->  clean tokens
+
+A velocity is any function of where we are and how noisy it is. sigma is a tensor of one value, float32; solver state is
+float32 throughout.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+Velocity = Callable[[Tensor, Tensor], Tensor]
+Sampler = Callable[[Velocity, Tensor, Tensor], Tensor]
+Shape = Sequence[int]
+
+
+def sigma_schedule(steps: int, *, shift: float = 1.0) -> Tensor:
+    """Noise levels from 1 to 0, (steps + 1,); shift > 1 lingers at high noise (Esser et al. 2024, Eq. 23)."""
+    if steps < 1:
+        raise ValueError(f"steps must be at least 1, got {steps}")
+    sigmas = torch.linspace(1, 0, steps + 1)
+    return shift * sigmas / (1 + (shift - 1) * sigmas)
+
+
+def seeded_noise(shapes: Sequence[Shape], seeds: Sequence[int]) -> list[Tensor]:
+    """One latent of noise a clip, the same on every device and beside any neighbour."""
+    return [torch.randn(*s, generator=torch.Generator().manual_seed(i)) for s, i in zip(shapes, seeds, strict=True)]
+
+
+def guide(cond: Tensor, uncond: Tensor, scale: float) -> Tensor:
+    """Classifier-free guidance (Ho & Salimans 2022, Eq. 6, w = scale - 1)."""
+    return torch.lerp(uncond, cond, scale)
+
+
+def zero_star(cond: Tensor, uncond: Tensor, lengths: Sequence[int]) -> Tensor:
+    """The unguided velocity, scaled clip by clip to fit the guided one best (CFG-Zero*, Fan et al. 2025, Eq. 8)."""
+    fitted = [
+        u * ((c * u).sum() / u.square().sum().clamp(min=1e-8))
+        for c, u in zip(cond.split(list(lengths)), uncond.split(list(lengths)), strict=True)
+    ]
+    return torch.cat(fitted)
+
+
+def log_snr(sigma: Tensor) -> Tensor:
+    """log(alpha / sigma) with alpha = 1 - sigma."""
+    return torch.log((1 - sigma) / sigma)
+
+
+def sample_euler(velocity: Velocity, x: Tensor, sigmas: Tensor) -> Tensor:
+    """First order: follow the velocity straight to the next noise level."""
+    for sigma, next_sigma in pairwise(sigmas):
+        x = x + (next_sigma - sigma) * velocity(x, sigma)
+    return x
+
+
+def sample_heun(velocity: Velocity, x: Tensor, sigmas: Tensor) -> Tensor:
+    """Second order from two evaluations a step (Karras et al. 2022, Alg. 1)."""
+    for sigma, next_sigma in pairwise(sigmas):
+        slope = velocity(x, sigma)
+        # Training never draws sigma = 0, so the network means nothing there: the last step is Euler's.
+        if next_sigma > 0:
+            slope = (slope + velocity(x + (next_sigma - sigma) * slope, next_sigma)) / 2
+        x = x + (next_sigma - sigma) * slope
+    return x
+
+
+def sample_dpmpp_2m(velocity: Velocity, x: Tensor, sigmas: Tensor) -> Tensor:
+    """Second order from one evaluation a step (Lu et al. 2022, DPM-Solver++ 2M, with alpha = 1 - sigma)."""
+    last_clean, last_h = None, None
+    for sigma, next_sigma in pairwise(sigmas):
+        clean = target = x - sigma * velocity(x, sigma)
+        h = log_snr(next_sigma) - log_snr(sigma)
+        # At the two ends the log signal-to-noise is infinite and h / last_h says nothing: a first-order step.
+        if last_clean is not None and last_h is not None and (h / last_h).isfinite() and (last_h / h).isfinite():
+            target = clean + h / (2 * last_h) * (clean - last_clean)
+        x = next_sigma / sigma * x - (1 - next_sigma) * torch.expm1(-h) * target
+        last_clean, last_h = clean, h
+    return x
+
+
+SAMPLERS: dict[str, Sampler] = {"euler": sample_euler, "heun": sample_heun, "dpmpp_2m": sample_dpmpp_2m}
+DIFFUSERS: dict[str, tuple[str, dict[str, object]]] = {
+    "unipc": ("UniPCMultistepScheduler", {"prediction_type": "flow_prediction", "use_flow_sigmas": True}),
+    "deis": ("DEISMultistepScheduler", {"prediction_type": "flow_prediction", "use_flow_sigmas": True}),
+    "dpmpp_multistep": ("DPMSolverMultistepScheduler", {"prediction_type": "flow_prediction", "use_flow_sigmas": True}),
+    "flow_euler": ("FlowMatchEulerDiscreteScheduler", {}),
+    "flow_heun": ("FlowMatchHeunDiscreteScheduler", {}),
+}
+
+
+def check_sampler(name: str) -> None:
+    """Refuse a sampler that is neither ours nor one of diffusers' for flows."""
+    if name not in SAMPLERS and name not in DIFFUSERS:
+        raise ValueError(f"sampler must be one of {', '.join([*SAMPLERS, *DIFFUSERS])}, got {name!r}")
+
+
+def denoise(name: str, velocity: Velocity, noise: Tensor, *, steps: int, shift: float) -> Tensor:
+    """Run a sampler by name from noise to clean tokens."""
+    check_sampler(name)
+    if name in SAMPLERS:
+        return SAMPLERS[name](velocity, noise, sigma_schedule(steps, shift=shift).to(noise.device))
+    return sample_with_diffusers(name, velocity, noise, steps=steps, shift=shift)
+
+
+def sample_with_diffusers(name: str, velocity: Velocity, x: Tensor, *, steps: int, shift: float) -> Tensor:
+    """Run one of diffusers' flow schedulers, its noise levels and its timesteps as it sets them."""
+    import diffusers
+
+    class_name, options = DIFFUSERS[name]
+    key = "flow_shift" if "use_flow_sigmas" in options else "shift"
+    scheduler = getattr(diffusers, class_name)(**options, **{key: shift})
+    scheduler.set_timesteps(steps, device=x.device)
+    for timestep in scheduler.timesteps:
+        sigma = (timestep / scheduler.config.num_train_timesteps).float()
+        x = scheduler.step(velocity(x, sigma), timestep, x, return_dict=False)[0]
+    return x

@@ -1,0 +1,307 @@
+"""The two things that are trained here: the VAE on pixels, then the DiT on its latents.
+
+    TrainConfig  ->  VaeStage | DitStage, each with a model, batches, a loss, measures and samples
+
+A stage's batches are a pure function of (config, step): nothing about the order of the data has to be saved.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Iterator
+from itertools import count
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from videogen.config import TrainConfig, to_mapping
+from videogen.data import LatentCache, VideoFolder, busy_crops, epoch_order
+from videogen.dit import VideoDiT
+from videogen.flow import draw_levels, drop_captions, flow_loss, step_generator
+from videogen.known import check_mixture
+from videogen.packing import pack, plan_packs
+from videogen.pipeline import VideoPipeline, checkpoint_id, to_uint8
+from videogen.text import PackedText, embed_prompts, load_text, pack_texts
+from videogen.vae import VideoVAE, to_patches
+from videogen.vae_loss import busyness, psnr, vae_loss
+from videogen.video_io import write_video
+
+
+class Crops(NamedTuple):
+    """A step of the VAE: clips (3, t, h, w) in [-1, 1], of several shapes."""
+
+    clips: list[Tensor]
+
+
+class VaeStage:
+    """Reconstruct crops around what is busy, and whole clips at the end."""
+
+    def __init__(self, config: TrainConfig) -> None:
+        self.config = config
+        self.folder = VideoFolder(config.data, (1, 1, 1), seed=config.run.seed)
+        self.train, self.val = self.folder.split()
+        self.model = VideoVAE(config.vae.channels, config.vae.width)
+        if not (config.run.dir / "config.json").is_file():  # a resumed run has its weights already
+            self.model.init_weights(self.sample_patches(), step_generator(config.run.seed, -1))
+        # 768 correlated inputs: a learning rate that suits the convolutions throws the linear transforms off at once.
+        self.model.encoder.linear.requires_grad_(False)
+        self.model.decoder.linear.requires_grad_(False)
+
+    def sample_patches(self, num_clips: int = 400, most: int = 20_000) -> Tensor:
+        """Patches (n, 768) of some training clips, each first frame standing for four, as the model sees it."""
+        patches = []
+        for index in epoch_order(self.train, self.config.run.seed, 0)[:num_clips]:
+            video = rearrange(self.folder.read(index).video, "c t h w -> 1 t c h w")
+            padded = torch.cat([video[:, :1].expand(-1, 3, -1, -1, -1), video], dim=1)
+            patches.append(rearrange(to_patches(padded), "1 t p h w -> (t h w) p"))
+        found = torch.cat(patches)
+        keep = torch.randperm(len(found), generator=step_generator(self.config.run.seed, -2))[:most]
+        return found[keep]
+
+    def batches(self, start: int) -> Iterator[Crops]:
+        """Crops for most of the run; whole clips for the last share of it."""
+        vae, run = self.config.vae, self.config.run
+        whole_from = round(run.steps * (1 - vae.whole_share)) if vae.crop else 0
+        for step in count(start):
+            generator = step_generator(run.seed, step)
+            whole = step >= whole_from
+            num = vae.batch_clips
+            first = step * vae.batch_clips
+            epoch, place = divmod(first, len(self.train))
+            order = epoch_order(self.train, run.seed, epoch) + epoch_order(self.train, run.seed, epoch + 1)
+            clips: list[Tensor] = []
+            for index in order[place : place + num]:
+                video = self.folder.read(index, epoch).video
+                if whole:
+                    clips.append(video)
+                    continue
+                busy = busyness(rearrange(video, "c t h w -> 1 c t h w"))[0, 0]
+                clips += busy_crops(
+                    video, busy, side=vae.crop, frames=vae.crop_frames, num=vae.crops, generator=generator
+                )
+            yield Crops(clips)
+
+    def loss(self, model: nn.Module, batch: Crops, step: int) -> dict[str, Tensor]:
+        """The mean of the losses of equally shaped clips, weighted by their pixels."""
+        generator = step_generator(self.config.run.seed + 1, step)
+        total = sum(clip.numel() for clip in batch.clips)
+        sums: dict[str, Tensor] = {"tokens": torch.tensor(total / 768 / 4)}
+        for shape in sorted({clip.shape for clip in batch.clips}):
+            group = torch.stack([clip for clip in batch.clips if clip.shape == shape])
+            terms = vae_loss(self.model, group.to(self.model.device), self.config.vae, generator)
+            for name, term in terms.items():
+                sums[name] = sums.get(name, torch.zeros(())) + term * (group.numel() / total)
+        return sums
+
+    @torch.no_grad()
+    def validate(self) -> dict[str, float]:
+        """PSNR in dB, whole clips and their busy pixels alone."""
+        whole, busy = [], []
+        for index in self.val[:32]:
+            video = rearrange(self.folder.read(index).video, "c t h w -> 1 c t h w").to(self.model.device)
+            rebuilt = self.model.reconstruct(self.model.posterior(video).mean)
+            mask = busyness(video).expand_as(video) > 0.25
+            whole.append(psnr(rebuilt, video))
+            if mask.any():
+                busy.append(psnr(rebuilt[mask], video[mask]))
+        return {"psnr": sum(whole) / max(1, len(whole)), "psnr_busy": sum(busy) / max(1, len(busy))}
+
+    @torch.no_grad()
+    def preview(self, step: int, out_dir: Path) -> None:
+        """Held-out clips above their reconstructions: an MP4 each and a sheet of middle frames."""
+        sheet = []
+        for number, index in enumerate((self.val or self.train)[:8]):
+            video = self.folder.read(index).video.to(self.model.device)
+            rebuilt = self.model.reconstruct(self.model.posterior(video[None]).mean)[0]
+            both = torch.cat([video, rebuilt], dim=2)
+            write_video(out_dir / f"step_{step:06d}" / f"{number}.mp4", to_uint8(both), fps=self.config.data.fps, overwrite=True)
+            sheet.append(both[:, both.shape[1] // 2])
+        tall, wide = (max(frame.shape[side] for frame in sheet) for side in (1, 2))
+        padded = [nn.functional.pad(f, (0, wide - f.shape[2], 0, tall - f.shape[1]), value=-1.0) for f in sheet]
+        row = rearrange(torch.stack(padded), "n c h w -> c 1 h (n w)")
+        write_video(out_dir / f"step_{step:06d}.png", to_uint8(row), fps=1, overwrite=True)
+
+    @torch.no_grad()
+    def export(self, out_dir: Path) -> None:
+        """Measure the latents' mean and deviation on training clips and save the VAE with them."""
+        latents = [
+            rearrange(self.model.posterior(self.folder.read(index).video[None].to(self.model.device)).mean, "1 c t h w -> c (t h w)")
+            for index in epoch_order(self.train, self.config.run.seed, 0)[:200]
+        ]
+        values = torch.cat(latents, dim=1)
+        self.model.register_to_config(
+            latents_mean=[round(v, 6) for v in values.mean(1).tolist()],
+            latents_std=[round(v, 6) for v in values.std(1).tolist()],
+        )
+        part = out_dir / "vae.part"
+        self.model.save_pretrained(part)
+        replace_folder(part, out_dir / "vae")
+
+
+class Pack(NamedTuple):
+    """A step of the DiT: latents (c, t, h, w) of any sizes and their captions."""
+
+    latents: list[Tensor]
+    captions: list[str]
+
+
+class DitStage:
+    """Denoise packs of latents, every clip at its own size."""
+
+    def __init__(self, config: TrainConfig) -> None:
+        self.config, self.seed = config, config.run.seed
+        check_mixture(config.dit.known)
+        self.vae = load_part(VideoVAE, config.dit.vae, "vae").eval().requires_grad_(False)
+        self.tokenizer, self.text_encoder = load_text(config.dit.text)
+        self.model = self._new_model()
+        self.folder = VideoFolder(config.data, self.model.base_patch, seed=self.seed)
+        self.train, self.val = self.folder.split()
+        vae_id = checkpoint_id(config.dit.vae / "vae")["sha256"]
+        self.cache = LatentCache(self.folder, vae_id, self._encode, config.run.dir / "latents")
+        self.texts: dict[str, Tensor] = {}
+
+    def _new_model(self) -> VideoDiT:
+        dit = self.config.dit
+        if dit.init is not None:
+            return load_part(VideoDiT, dit.init, "transformer")
+        channels = self.vae.config["latent_channels"]
+        torch.manual_seed(self.seed)  # the first weights; everything later draws from its own generators
+        model = VideoDiT(
+            patch_size=dit.patch_size,
+            num_attention_heads=dit.num_attention_heads,
+            attention_head_dim=dit.attention_head_dim,
+            in_channels=channels,
+            out_channels=channels,
+            text_dim=self.text_encoder.config.hidden_size,
+            ffn_dim=dit.ffn_dim,
+            num_layers=dit.num_layers,
+            prediction=dit.prediction,
+        )
+        model.init_weights()
+        return model
+
+    @torch.no_grad()
+    def _encode(self, video: Tensor) -> Tensor:
+        return self.vae.encode(video[None].to(self.vae.device))[0].cpu()
+
+    def plan(self, epoch: int) -> list[list[int]]:
+        """The packs of an epoch, each clip in exactly one."""
+        order = epoch_order(self.train, self.seed, epoch)
+        lengths = [entry.num_tokens for entry in self.folder.entries]
+        return plan_packs(lengths, budget=self.config.data.token_budget, order=order)
+
+    def batches(self, start: int) -> Iterator[Pack]:
+        """The packs of all epochs, one after the other, from a step on."""
+        step = 0
+        for epoch in count():
+            packs = self.plan(epoch)
+            for indices in packs[max(0, start - step) :]:
+                yield self.read(indices, epoch)
+            step += len(packs)
+
+    def read(self, indices: list[int], epoch: int) -> Pack:
+        """Latents and captions of some clips; one that fails to decode is left out and named."""
+        read: list[tuple[Tensor, str]] = []
+        for index in indices:
+            try:
+                read.append((self.cache.read(index, epoch), self.folder.entries[index].caption))
+            except (ValueError, OSError) as error:
+                self.folder.report(index, str(error))
+        if not read:
+            raise ValueError("none of the clips of a pack could be read; the folder has changed since the run began")
+        return Pack([latent for latent, _ in read], [caption for _, caption in read])
+
+    def embed(self, captions: list[str]) -> PackedText:
+        """The captions' token embeddings, each different one made once and kept in half precision."""
+        new = sorted(set(captions) - self.texts.keys())
+        if new:
+            made = embed_prompts(new, self.tokenizer, self.text_encoder)
+            self.texts |= {caption: tokens.half().cpu() for caption, tokens in zip(new, made, strict=True)}
+        return pack_texts([self.texts[caption].float().to(self.model.device) for caption in captions])
+
+    def _loss(self, model: nn.Module, batch: Pack, captions: list[str], generator: torch.Generator) -> Tensor:
+        dit = self.config.dit
+        clean = pack([latent.to(self.model.device) for latent in batch.latents], self.model.base_patch)
+        levels = draw_levels(
+            clean, dit.known, base_tokens=dit.base_tokens, uniform=dit.uniform_sigmas, generator=generator
+        )
+        text = self.embed(captions)
+        return flow_loss(model, clean, text, levels, base_tokens=dit.base_tokens, generator=generator)
+
+    def loss(self, model: nn.Module, batch: Pack, step: int) -> dict[str, Tensor]:
+        """The flow loss of a pack, some captions dropped."""
+        generator = step_generator(self.seed, step)
+        captions = drop_captions(batch.captions, self.config.dit.caption_dropout, generator)
+        loss = self._loss(model, batch, captions, generator)
+        tokens = sum(latent[0].numel() for latent in batch.latents) / math.prod(self.model.base_patch)
+        fill = torch.tensor(tokens / self.config.data.token_budget)
+        return {"loss": loss, "tokens": torch.tensor(tokens), "fill": fill}
+
+    @torch.no_grad()
+    def validate(self) -> dict[str, float]:
+        """The flow loss of the held-out clips, at the same noise and noise levels every time."""
+        lengths = [entry.num_tokens for entry in self.folder.entries]
+        losses = []
+        for number, indices in enumerate(plan_packs(lengths, budget=self.config.data.token_budget, order=self.val)):
+            batch = self.read(indices, epoch=0)
+            losses.append(self._loss(self.model, batch, batch.captions, step_generator(-1, number)).item())
+        return {"loss": sum(losses) / len(losses)} if losses else {}
+
+    def pipeline(self) -> VideoPipeline:
+        """The model as it is now, ready to sample."""
+        parts = (self.model, self.vae, self.text_encoder, self.tokenizer)
+        return VideoPipeline(*parts, defaults=to_mapping(self.config.sample))
+
+    @torch.no_grad()
+    def preview(self, step: int, out_dir: Path) -> None:
+        """The sample prompts with seeds 0, 1, 2, ...: an MP4 each and a sheet, a row a prompt, five frames across."""
+        prompts = list(self.config.run.sample_prompts)
+        if not prompts:
+            return
+        clips = self.pipeline()(prompts, self.config.sample)
+        for number, clip in enumerate(clips):
+            write_video(
+                out_dir / f"step_{step:06d}" / f"{number}.mp4",
+                clip,
+                fps=self.config.sample.fps,
+                settings={"prompt": prompts[number], "seed": number, "step": step},
+                overwrite=True,
+            )
+        columns = torch.linspace(0, len(clips[0]) - 1, 5).long()
+        sheet = rearrange(torch.stack(clips)[:, columns], "n k h w c -> 1 (n h) (k w) c")
+        write_video(out_dir / f"step_{step:06d}.png", sheet, fps=1, overwrite=True)
+
+    def export(self, out_dir: Path) -> None:
+        """Write the whole checkpoint folder."""
+        part = out_dir.with_name(out_dir.name + ".part")
+        self.pipeline().save_pretrained(part)
+        replace_folder(part, out_dir)
+
+
+def make_stage(config: TrainConfig) -> VaeStage | DitStage:
+    """The stage that a recipe names."""
+    return {"vae": VaeStage, "dit": DitStage}[config.stage](config)
+
+
+Model = TypeVar("Model", VideoVAE, VideoDiT)
+
+
+def load_part(kind: type[Model], folder: Path, name: str) -> Model:
+    """One model of a checkpoint folder."""
+    if not (folder / name / "config.json").is_file():
+        raise ValueError(f"{folder} has no {name}/config.json; give a checkpoint folder that holds one")
+    return kind.from_pretrained(folder, subfolder=name, torch_dtype=torch.float32)
+
+
+def replace_folder(part: Path, folder: Path) -> None:
+    """Put a finished folder in the place of another; a kill in between leaves one of the two."""
+    old = folder.with_name(folder.name + ".old")
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        folder.rename(old)
+    part.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)

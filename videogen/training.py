@@ -1,0 +1,291 @@
+"""One training loop, handed a stage: what is trained, on what, by which loss.
+
+    Stage (model, batches, loss, validate, preview, export)  ->  run folder: step_000500/ ..., log.jsonl, samples/
+
+Every random draw is a function of (seed, step), so a run that was stopped and resumed is the run that was not, bit for
+bit on CPU. Checkpoints are written beside and renamed; a kill at any moment leaves the last good one.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import shutil
+import signal
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import FrameType
+from typing import Generic, Protocol, TypeVar
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from videogen.config import OptimConfig, RunConfig, TrainConfig, to_mapping
+from videogen.flow import power_gamma
+
+logger = logging.getLogger(__name__)
+Batch = TypeVar("Batch")
+KEEP = 2  # step folders that stay; older ones go when a new one is safe
+
+
+class Stage(Protocol[Batch]):
+    """What the loop needs to know of a kind of training."""
+
+    model: nn.Module
+
+    def batches(self, start: int) -> Iterator[Batch]:
+        """The batches of steps start, start + 1, ...: the same whenever the run is resumed."""
+        ...
+
+    def loss(self, model: nn.Module, batch: Batch, step: int) -> dict[str, Tensor]:
+        """The loss of a step under "loss", and what else to log; "tokens" and "fill" are shown."""
+        ...
+
+    def validate(self) -> dict[str, float]:
+        """Measures on held-out clips."""
+        ...
+
+    def preview(self, step: int, out_dir: Path) -> None:
+        """Write samples of the averaged model."""
+        ...
+
+    def export(self, out_dir: Path) -> None:
+        """Write the model, as it is now, as a checkpoint folder."""
+        ...
+
+
+class PowerEMA:
+    """Power-function averages of the weights, one copy a width (EDM2, Karras et al. 2024, Eq. 3)."""
+
+    def __init__(self, model: nn.Module, widths: tuple[float, ...]) -> None:
+        self.gammas = [power_gamma(width) for width in widths]
+        self.live = list(model.parameters())
+        self.names = [name for name, _ in model.named_parameters()]
+        self.copies = [[p.detach().clone() for p in self.live] for _ in widths]
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        """Move every copy towards the weights after the given number of steps, counted from 1."""
+        for gamma, copy in zip(self.gammas, self.copies, strict=True):
+            beta = (1 - 1 / step) ** (gamma + 1)
+            torch._foreach_lerp_(copy, self.live, 1 - beta)
+
+    def swap(self, which: int = 0) -> None:
+        """Exchange the live weights with one of the copies; a second call brings them back."""
+        for live, copy in zip(self.live, self.copies[which], strict=True):
+            live.data, copy.data = copy.data, live.data
+
+
+def learning_rate(step: int, total: int, config: OptimConfig) -> float:
+    """The learning rate of a step: linear rise, constant, linear fall to zero over the last share of the run."""
+    rise = min(1.0, (step + 1) / max(1, config.warmup_steps))
+    decay_steps = max(1, round(total * config.decay_share))
+    return config.lr * rise * min(1.0, (total - step) / decay_steps)
+
+
+def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
+    """AdamW; weight decay on matrices and kernels only."""
+    params = [p for p in model.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in params if p.ndim >= 2], "weight_decay": config.weight_decay},
+        {"params": [p for p in params if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=1e-8, fused=True)
+
+
+def save_step(run_dir: Path, step: int, model: nn.Module, ema: PowerEMA, optimizer: torch.optim.Optimizer) -> None:
+    """Write everything that the run needs to go on, beside, then rename; keep the newest two."""
+    done = run_dir / f"step_{step:06d}"
+    part = run_dir / f"step_{step:06d}.part"
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    contiguous = {name: p.detach().contiguous() for name, p in model.named_parameters()}
+    save_file(contiguous, part / "model.safetensors")
+    for i, copy in enumerate(ema.copies):
+        save_file({name: p.contiguous() for name, p in zip(ema.names, copy, strict=True)}, part / f"ema_{i}.safetensors")
+    state = optimizer.state_dict()["state"]
+    save_file(
+        {f"{i}.{key}": value.contiguous() for i, entry in state.items() for key, value in entry.items()},
+        part / "optimizer.safetensors",
+    )
+    shutil.rmtree(done, ignore_errors=True)
+    part.rename(done)
+    for old in saved_steps(run_dir)[:-KEEP]:
+        shutil.rmtree(run_dir / f"step_{old:06d}")
+
+
+def saved_steps(run_dir: Path) -> list[int]:
+    """The steps of the run's checkpoints, rising."""
+    return sorted(int(path.name[5:]) for path in run_dir.glob("step_*") if path.name[5:].isdigit())
+
+
+@torch.no_grad()
+def load_step(run_dir: Path, step: int, model: nn.Module, ema: PowerEMA, optimizer: torch.optim.Optimizer) -> None:
+    """Put everything back as it was after the given step."""
+    folder = run_dir / f"step_{step:06d}"
+    files = {"model": list(model.parameters())} | {f"ema_{i}": copy for i, copy in enumerate(ema.copies)}
+    for name, params in files.items():
+        saved = load_file(folder / f"{name}.safetensors")
+        if saved.keys() != set(ema.names):
+            raise ValueError(f"{folder} was written by another model; choose another --run folder or restore its config")
+        for key, param in zip(ema.names, params, strict=True):
+            param.data.copy_(saved[key])
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, value in load_file(folder / "optimizer.safetensors").items():
+        index, entry = key.split(".", 1)
+        state.setdefault(int(index), {})[entry] = value
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+class StopRequest:
+    """Ctrl-C and SIGTERM ask the loop to save and stop; a second Ctrl-C stops at once."""
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+        self.before = {sig: signal.signal(sig, self._ask) for sig in (signal.SIGINT, signal.SIGTERM)}
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        if self.signal is not None:
+            raise KeyboardInterrupt
+        self.signal = number
+
+    def restore(self) -> None:
+        """Give the signals back to whoever had them."""
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+
+class Log:
+    """Numbers of a run: a line of log.jsonl each time, and TensorBoard where it is installed."""
+
+    def __init__(self, run_dir: Path) -> None:
+        from accelerate.tracking import TensorBoardTracker, is_tensorboard_available
+
+        self.path = run_dir / "log.jsonl"
+        self.tracker = TensorBoardTracker("tensorboard", run_dir) if is_tensorboard_available() else None
+        if self.tracker is not None:
+            self.tracker.start()
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Log values after a step."""
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, **values}) + "\n")
+        if self.tracker is not None:
+            self.tracker.log(dict(values), step=step)
+
+
+def progress_bar() -> Progress:
+    """Bar, step, what the loop says, and time left, on stderr."""
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed:.0f}/{task.total:.0f}"))
+    return Progress(*columns, TextColumn("{task.fields[said]}"), TimeRemainingColumn(), console=Console(stderr=True))
+
+
+class Trainer(Generic[Batch]):
+    """The loop and what it owns: optimiser, averages, checkpoints."""
+
+    def __init__(self, stage: Stage[Batch], config: TrainConfig) -> None:
+        from accelerate import Accelerator
+
+        self.stage, self.config, self.run = stage, config, config.run
+        self.accelerator = Accelerator(mixed_precision="no")
+        self.optimizer = make_optimizer(stage.model, config.optim)
+        self.ema = PowerEMA(stage.model, config.optim.ema)
+        self.run.dir.mkdir(parents=True, exist_ok=True)
+        steps = saved_steps(self.run.dir)
+        self.step = steps[-1] if steps else 0
+        if self.step:
+            load_step(self.run.dir, self.step, stage.model, self.ema, self.optimizer)
+        self.model, self.optimizer = self.accelerator.prepare(stage.model, self.optimizer)
+
+    def train_step(self, batch: Batch, step: int) -> dict[str, float]:
+        """One optimiser step; the numbers to show."""
+        rate = learning_rate(step, self.run.steps, self.config.optim)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        losses = self.stage.loss(self.model, batch, step)
+        self.accelerator.backward(losses["loss"])
+        norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.optim.grad_clip)
+        values = {name: value.item() for name, value in losses.items()} | {"grad_norm": float(norm), "lr": rate}
+        if not math.isfinite(values["loss"]) or not math.isfinite(values["grad_norm"]):
+            raise FloatingPointError(
+                f"the loss is {values['loss']} at step {step}; the last checkpoint is whole: lower optim.lr and go on"
+            )
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.ema.update(step + 1)
+        return values
+
+    def fit(self) -> bool:
+        """Train to the end or to the session's limit; True when the run is complete."""
+        if self.step >= self.run.steps:
+            return True
+        log, stop, began = Log(self.run.dir), StopRequest(), time.monotonic()
+        write_config(self.config, self.run.dir)
+        try:
+            with progress_bar() as bar:
+                task = bar.add_task(self.config.stage, total=self.run.steps, completed=self.step, said="")
+                window: list[dict[str, float]] = []
+                clock = time.monotonic()
+                for batch in self.stage.batches(self.step):
+                    window.append(self.train_step(batch, self.step))
+                    self.step += 1
+                    if self.step % 10 == 0:
+                        shown = {key: sum(v[key] for v in window if key in v) / len(window) for key in window[-1]}
+                        elapsed, clock = time.monotonic() - clock, time.monotonic()
+                        shown["tokens_per_second"] = shown.get("tokens", 0.0) * len(window) / elapsed
+                        shown["steps_per_second"] = len(window) / elapsed
+                        log.write(self.step, shown)
+                        window.clear()
+                        said = f"loss {shown['loss']:.4f} · {shown['tokens_per_second']:,.0f} tokens/s"
+                        said += f" · fill {shown['fill']:.1%}" if "fill" in shown else ""
+                        bar.update(task, completed=self.step, said=said)
+                    ended = self.step >= self.run.steps
+                    late = self.run.minutes is not None and time.monotonic() - began > 60 * self.run.minutes
+                    leaving = ended or late or stop.signal is not None
+                    if leaving or self.step % self.run.val_every == 0:
+                        log.write(self.step, {f"val_{key}": value for key, value in self.stage.validate().items()})
+                    if leaving or self.step % self.run.save_every == 0:
+                        self.save()
+                    if (ended or (self.run.sample_every and self.step % self.run.sample_every == 0)) and not stop.signal:
+                        self.preview()
+                    if leaving:
+                        break
+        finally:
+            stop.restore()
+        if stop.signal == signal.SIGINT:
+            raise KeyboardInterrupt
+        return self.step >= self.run.steps
+
+    def save(self) -> None:
+        """Write the run's state and, with the averaged weights, the checkpoint folder that sample.py reads."""
+        if self.accelerator.is_main_process:
+            save_step(self.run.dir, self.step, self.stage.model, self.ema, self.optimizer)
+            self.ema.swap()
+            try:
+                self.stage.export(self.run.dir / "checkpoint")
+            finally:
+                self.ema.swap()
+
+    def preview(self) -> None:
+        """Samples of the averaged model."""
+        self.ema.swap()
+        try:
+            self.stage.preview(self.step, self.run.dir / "samples")
+        finally:
+            self.ema.swap()
+
+
+def write_config(config: TrainConfig, run_dir: Path) -> None:
+    """Keep the resolved config beside the weights; say what changed since the run began."""
+    path, now = run_dir / "config.json", to_mapping(config)
+    if path.is_file() and (before := json.loads(path.read_text(encoding="utf-8"))) != json.loads(json.dumps(now)):
+        logger.warning("%s differs from the config that this run was started with", path)
+        for key in now:
+            if before.get(key) != json.loads(json.dumps(now[key])):
+                logger.warning("  %s: %s -> %s", key, before.get(key), now[key])
+    path.write_text(json.dumps(now, indent=2) + "\n", encoding="utf-8")
