@@ -38,7 +38,10 @@ from videogen.vae import VideoVAE, to_patches
 torch.set_num_threads(1)
 
 CHANNELS, TEXT_DIM = 4, 32
-WORDS = "a large small big red green blue circle square star moves right left up down on black white background".split()
+WORDS = (
+    "a", "large", "small", "big", "red", "green", "blue", "circle", "square", "star", "moves", "right", "left", "up",
+    "down", "on", "black", "white", "background",
+)  # fmt: skip
 SIZES, LENGTHS = ((48, 48), (64, 48), (48, 64)), (9, 1, 17)
 
 

@@ -57,22 +57,9 @@ def rotate(x: Tensor, table: Rotary) -> Tensor:
     return rearrange(turned, "n heads pairs two -> n heads (pairs two)").to(x.dtype)
 
 
-class Run(NamedTuple):
-    """Neighbouring clips with equally many queries: rows start:stop of the pack are (clips, length)."""
-
-    clips: range
-    start: int
-    stop: int
-
-
-def runs_of(lengths: Lengths) -> list[Run]:
-    """The runs of equally long neighbours."""
-    found, clip, row = [], 0, 0
-    for length, group in groupby(lengths):
-        num = len(list(group))
-        found.append(Run(range(clip, clip + num), row, row + num * length))
-        clip, row = clip + num, row + num * length
-    return found
+def runs_of(lengths: Lengths) -> list[tuple[int, int]]:
+    """The runs of equally long neighbours: how many clips, and how long each is."""
+    return [(len(list(group)), length) for length, group in groupby(lengths)]
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, lengths: Lengths) -> Tensor:
@@ -82,9 +69,11 @@ def attend(q: Tensor, k: Tensor, v: Tensor, lengths: Lengths) -> Tensor:
 
 def attend_by_runs(q: Tensor, k: Tensor, v: Tensor, lengths: Lengths) -> Tensor:
     """One SDPA call for each run of equally long clips: exact, differentiable, on every device."""
+    runs = runs_of(lengths)
+    rows = [num * length for num, length in runs]  # split, not slices: the gradient is one cat, not a sum of zeros
     out = []
-    for clips, start, stop in runs_of(lengths):
-        batch = (rearrange(x[start:stop], "(b n) heads e -> b heads n e", b=len(clips)) for x in (q, k, v))
+    for (num, _), *parts in zip(runs, q.split(rows), k.split(rows), v.split(rows), strict=True):
+        batch = (rearrange(x, "(b n) heads e -> b heads n e", b=num) for x in parts)
         out.append(rearrange(F.scaled_dot_product_attention(*batch), "b heads n e -> (b n) heads e"))
     return torch.cat(out) if len(out) > 1 else out[0]
 
@@ -150,12 +139,14 @@ def text_keys(lengths: Lengths, weights: Tensor) -> TextKeys:
 
 def attend_text(q: Tensor, k: Tensor, v: Tensor, lengths: Lengths, keys: TextKeys) -> Tensor:
     """Cross-attention: q (n, heads, e) of a clip see its own text k, v (b, heads, m, e), gathered by gather_text."""
+    runs = runs_of(lengths)
+    clips = [num for num, _ in runs]
+    parts = (q.split([num * length for num, length in runs]), k.split(clips), v.split(clips), keys.bias.split(clips))
     out = []
-    for clips, start, stop in runs_of(lengths):
-        own = slice(clips.start, clips.stop)
-        queries = rearrange(q[start:stop], "(b n) heads e -> b heads n e", b=len(clips))
-        bias = None if keys.plain else keys.bias[own].to(q.dtype)
-        answer = F.scaled_dot_product_attention(queries, k[own], v[own], attn_mask=bias)
+    for queries, own_k, own_v, own_bias in zip(*parts, strict=True):
+        queries = rearrange(queries, "(b n) heads e -> b heads n e", b=len(own_k))
+        bias = None if keys.plain else own_bias.to(q.dtype)
+        answer = F.scaled_dot_product_attention(queries, own_k, own_v, attn_mask=bias)
         out.append(rearrange(answer, "b heads n e -> (b n) heads e"))
     return torch.cat(out) if len(out) > 1 else out[0]
 

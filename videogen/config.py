@@ -102,11 +102,13 @@ class DataConfig:
     """Most video tokens of one clip; a larger clip is scaled down, keeping its shape."""
     token_budget: int = 2560
     """Most video tokens in one step, all clips together."""
+    repeats: int = 1
+    """How often a clip stands in one epoch: fills the steps of a small folder, each time with other noise."""
     val_clips: int = 64
     """Clips held out of training, for the validation loss."""
 
     def __post_init__(self) -> None:
-        require_positive(self, "fps", "max_seconds", "windows", "max_tokens", "token_budget")
+        require_positive(self, "fps", "max_seconds", "windows", "max_tokens", "token_budget", "repeats")
         if self.val_clips < 0:
             raise ValueError(f"data.val_clips must be 0 or more, got {self.val_clips}")
 
@@ -307,7 +309,7 @@ def _plain(value: object) -> object:
 
 
 def load_toml(cls: type[T], path: Path, *, over: T | None = None) -> T:
-    """Read a config file, over another config's values if one is given; an unknown key's error suggests the right one."""
+    """Read a config file, over another config's values if one is given; an unknown key suggests the right one."""
     if not path.is_file():
         raise ValueError(f"no config file {path}; the recipes are in configs/")
     try:

@@ -55,8 +55,8 @@ class Entry:
 def fit_size(width: int, height: int, *, cell: int, max_cells: int) -> tuple[int, int]:
     """The largest size (width, height) in multiples of cell pixels that a frame shrinks to without being distorted.
 
-    The frame is scaled until it covers the size and is cropped by less than half a cell: the side counts (a, b) are tried
-    from the largest b, with a = round(b·width/height), b on the shorter side, which keeps the crop below half a cell.
+    The frame is scaled until it covers the size, and what sticks out is cropped, less than half a cell: b cells on the
+    shorter side ask for a = round(b·long/short) on the longer, and the largest b that fits is taken.
     """
     long, short = max(width, height), min(width, height)
     for b in range(max(1, short // cell), 0, -1):
@@ -64,11 +64,12 @@ def fit_size(width: int, height: int, *, cell: int, max_cells: int) -> tuple[int
         fits = a * cell <= long or b == 1  # never enlarged, but for a frame smaller than one cell
         if fits and a * b <= max_cells:
             return (a * cell, b * cell) if width >= height else (b * cell, a * cell)
-    raise ValueError(f"{width}x{height} needs at least {max(1, round(long / short))} tokens a frame, got room for {max_cells}")
+    least = max(1, round(long / short))
+    raise ValueError(f"{width}x{height} needs at least {least} tokens a frame, got room for {max_cells}")
 
 
 def cover(frames: Tensor, width: int, height: int) -> Tensor:
-    """Scale uint8 frames (t, h, w, 3) until they cover width x height, crop what sticks out evenly; (3, t, h, w) in [-1, 1]."""
+    """Frames (t, h, w, 3) uint8, scaled to cover width x height and cropped evenly, as (3, t, h, w) in [-1, 1]."""
     old_height, old_width = frames.shape[1:3]
     video = rearrange(frames, "t h w c -> t c h w").float() / 127.5 - 1
     if (old_width, old_height) != (width, height):
@@ -140,7 +141,8 @@ class VideoFolder:
         smallest = max(1, round(max(info.width, info.height) / min(info.width, info.height)))
         longest = (self.config.max_tokens // smallest) * pt  # latent frames that fit at the smallest size
         if longest < pt:
-            raise ValueError(f"even one frame of {info.width}x{info.height} needs more than {self.config.max_tokens} tokens")
+            limit = self.config.max_tokens
+            raise ValueError(f"one frame of {info.width}x{info.height} needs more than data.max_tokens = {limit}")
         latent_frames = min(1 + (frames - 1) // TIME_STRIDE, longest)
         latent_frames -= latent_frames % pt if latent_frames >= pt else 0
         room = self.config.max_tokens // max(1, latent_frames // pt)
@@ -219,7 +221,9 @@ class LatentCache:
         return load_file(path)["latent"].float()
 
 
-def busy_crops(video: Tensor, busy: Tensor, *, side: int, frames: int, num: int, generator: Generator) -> Iterator[Tensor]:
+def busy_crops(
+    video: Tensor, busy: Tensor, *, side: int, frames: int, num: int, generator: Generator
+) -> Iterator[Tensor]:
     """Cut num crops (3, frames, side, side) of a clip, where it is busy more often than where it is calm.
 
     busy (t, h, w) is how much happens at each pixel; a crop's centre is drawn in proportion to it.

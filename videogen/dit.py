@@ -14,9 +14,9 @@ from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from diffusers import ConfigMixin, ModelMixin
-from diffusers.configuration_utils import register_to_config
-from diffusers.loaders import PeftAdapterMixin
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.loaders.peft import PeftAdapterMixin
+from diffusers.models.modeling_utils import ModelMixin
 from einops import rearrange
 from torch import Tensor, nn
 
@@ -141,7 +141,7 @@ def spread(rows: Tensor, index: Tensor) -> Tensor:
 
 
 class Block(nn.Module):
-    """Self-attention, cross-attention and feed-forward, modulated by the noise level (Wan: adaLN with one shared MLP)."""
+    """Self-attention, cross-attention and feed-forward, modulated by the noise level (adaLN with one shared MLP)."""
 
     def __init__(self, d: int, heads: int, ffn_dim: int, eps: float, cross_attn_norm: bool) -> None:
         super().__init__()
@@ -218,7 +218,7 @@ class VideoDiT(ModelMixin, ConfigMixin, PeftAdapterMixin):
         if qk_norm != "rms_norm_across_heads":
             raise ValueError(f"qk_norm must be 'rms_norm_across_heads', got {qk_norm!r}")
         if image_dim is not None or added_kv_proj_dim is not None:
-            raise ValueError("this transformer reads image embeddings (Wan 2.1 image-to-video); use a text-to-video one")
+            raise ValueError("image embeddings (Wan 2.1 image-to-video) are not read yet; give a text-to-video model")
         d = num_attention_heads * attention_head_dim
         self.head_size = attention_head_dim
         self.base_patch = _as_patch(patch_size)
@@ -305,7 +305,7 @@ class VideoDiT(ModelMixin, ConfigMixin, PeftAdapterMixin):
 
     @torch.no_grad()
     def init_extra_patches(self) -> None:
-        """Give the extra patch sizes the base patch's weights, resized so that an upscaled patch embeds as its original.
+        """Give the extra patch sizes the base patch's weights, so that an upscaled patch embeds as its original.
 
         With B the resize of a base patch to the new size: embed' = embed · pinv(B), unembed' = B · unembed
         (FlexiViT, Beyer et al. 2023, Eq. 4).

@@ -150,7 +150,7 @@ def list_orders(args: SampleArgs) -> list[tuple[str, int, SampleConfig]]:
     if args.prompts is not None:
         rows += list(read_prompts(args.prompts, args))
     if not rows:
-        raise ValueError('give a prompt, such as: python sample.py "a large red circle moves right on a black background"')
+        raise ValueError('give a prompt: python sample.py "a large red circle moves right on a black background"')
     return [(prompt, seed + i, config) for prompt, seed, config in rows for i in range(args.num)]
 
 
@@ -211,7 +211,8 @@ def place(rows: Sequence[tuple[str, int, SampleConfig]], args: SampleArgs) -> li
         name += f"-{used[name]}" if used[name] > 1 else ""
         path = args.out if to_file and args.out is not None else folder / f"{name}.mp4"
         if path.suffix.lower() == ".png" and resolve_frames(config, 4) != 1:
-            raise ValueError(f"{path} holds one frame, got {resolve_frames(config, 4)}; add --frames 1 or write an .mp4")
+            count = resolve_frames(config, 4)
+            raise ValueError(f"{path} holds one frame, not {count}; add --frames 1 or write an .mp4")
         if path.exists() and not args.overwrite and not args.dry_run:
             raise ValueError(f"{path} exists; add --overwrite, or choose another --out or --seed")
         orders.append(Order(prompt, seed, config, path))
@@ -244,7 +245,7 @@ def load(args: SampleArgs) -> VideoPipeline:
     from videogen.pipeline import VideoPipeline
 
     if args.device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("--device cuda needs a CUDA GPU and a CUDA build of torch; this machine has none: use --device cpu")
+        raise ValueError("--device cuda needs a CUDA GPU and a CUDA build of torch, and finds none; use --device cpu")
     if args.device == "mps" and not torch.backends.mps.is_available():
         raise ValueError("--device mps needs an Apple GPU; this machine has none: use --device cpu")
     pipeline = VideoPipeline.load(args.model, dtype=getattr(torch, args.dtype)).to(args.device)
@@ -330,7 +331,8 @@ def describe(order: Order, args: SampleArgs) -> str:
     from videogen.estimate import estimate
 
     config, frames = order.config, resolve_frames(order.config, 4)
-    cost = estimate(args.model, tokens=count_tokens(config), evaluations=num_evaluations(config), pixels=frames * config.width * config.height)
+    pixels = frames * config.width * config.height
+    cost = estimate(args.model, tokens=count_tokens(config), evaluations=num_evaluations(config), pixels=pixels)
     row = {
         "path": str(order.path),
         "size": config.size,

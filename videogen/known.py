@@ -2,8 +2,8 @@
 
     kind, grid (t, h, w)  ->  how noisy each token is, as a share of the clip's own noise level: 0 known ... 1 free
 
-A known token is clean and has noise level 0; the network sees it, the loss and the solver leave it alone. Training draws
-the kinds from a mixture, so that one set of weights answers all of them (Diffusion Forcing, Pusa, Wan 2.2 TI2V).
+A known token is clean and has noise level 0; the network sees it, the loss and the solver leave it alone. Training
+draws the kinds from a mixture, so that one set of weights answers all of them (Diffusion Forcing, Pusa, Wan 2.2 TI2V).
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def check_mixture(mixture: Mapping[str, float]) -> None:
 
 
 def draw_known(grid: Grid, mixture: Mapping[str, float], generator: Generator) -> Tensor:
-    """Draw what is known of one clip; where the draw leaves nothing to learn (an image has no second frame), all is free."""
+    """Draw what is known of one clip; where a draw leaves nothing to learn (an image's first frame), all is free."""
     names = list(mixture)
     weights = torch.tensor([mixture[name] for name in names], dtype=torch.float64)
     kind = names[int(torch.multinomial(weights, 1, generator=generator))]

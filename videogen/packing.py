@@ -50,7 +50,7 @@ class NoiseLevels(NamedTuple):
 def check_patch(shape: Sequence[int], patch: Patch) -> Grid:
     """The grid of patches of a (c, t, h, w) latent; a ValueError where the patch does not divide it."""
     if any(side % cut for side, cut in zip(shape[1:], patch, strict=True)):
-        raise ValueError(f"a latent of {tuple(shape[1:])} frames, rows and columns cannot be cut into patches of {patch}")
+        raise ValueError(f"a latent of {tuple(shape[1:])} frames, rows, columns cannot be cut into patches of {patch}")
     t, h, w = (side // cut for side, cut in zip(shape[1:], patch, strict=True))
     return t, h, w
 
@@ -120,7 +120,7 @@ def shared_level(values: Tensor, num_tokens: int) -> NoiseLevels:
 def plan_packs(
     lengths: Sequence[int], *, budget: int, order: Sequence[int] | None = None, window: int = 64
 ) -> list[list[int]]:
-    """Group clips into packs of at most budget tokens, every clip in exactly one; a pure function of its arguments.
+    """Group clips into packs of at most budget tokens, each in exactly one; a pure function of its arguments.
 
     Best fit within a window of the coming clips, oldest first (techniques 3.4): a pack opens with the oldest clip that
     waits, so none starves, and is filled with the largest that still fit. Inside a pack clips of equal length stand
@@ -129,19 +129,17 @@ def plan_packs(
     longest = max(lengths, default=0)
     if longest > budget:
         raise ValueError(f"token_budget must hold the longest clip of {longest} tokens, got {budget}")
-    coming = list(order if order is not None else range(len(lengths)))[::-1]
-    waiting: list[int] = []
-    packs = []
-    while waiting or coming:
-        while coming and len(waiting) < window:
-            waiting.append(coming.pop())
-        packed = [waiting.pop(0)]
-        room = budget - lengths[packed[0]]
-        for i in sorted(waiting, key=lambda i: -lengths[i]):
-            if lengths[i] <= room:
-                packed.append(i)
-                room -= lengths[i]
-        taken = set(packed)
-        waiting = [i for i in waiting if i not in taken]
-        packs.append(sorted(packed, key=lambda i: -lengths[i]))
+    clips = list(order if order is not None else range(len(lengths)))  # a clip may stand in the order several times
+    num_seen, waiting, packs = 0, list[int](), list[list[int]]()
+    while waiting or num_seen < len(clips):
+        seen = min(len(clips), num_seen + window - len(waiting))
+        waiting, num_seen = [*waiting, *range(num_seen, seen)], seen
+        packed = [waiting[0]]
+        room = budget - lengths[clips[waiting[0]]]
+        for place in sorted(waiting[1:], key=lambda place: -lengths[clips[place]]):
+            if lengths[clips[place]] <= room:
+                packed.append(place)
+                room -= lengths[clips[place]]
+        waiting = sorted(set(waiting) - set(packed))
+        packs.append(sorted((clips[place] for place in packed), key=lambda i: -lengths[i]))
     return packs

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from diffusers import DiffusionPipeline
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from einops import rearrange
 from safetensors import safe_open
 from torch import Tensor
@@ -67,12 +67,12 @@ class VideoPipeline(DiffusionPipeline):
 
     @classmethod
     def load(cls, folder: Path, *, dtype: torch.dtype = torch.float32) -> VideoPipeline:
-        """from_pretrained of a local folder that is checked first: every weight there, none too many, each of its shape."""
+        """from_pretrained of a local folder, checked first: every weight there, none too many, each of its shape."""
         read_defaults(folder)
         check_weights(VideoDiT, folder / "transformer")
         check_weights(VideoVAE, folder / "vae")
         quiet_libraries()
-        return cls.from_pretrained(folder, torch_dtype=dtype, local_files_only=True)
+        return cls.from_pretrained(folder, dtype=dtype, local_files_only=True)
 
     @property
     def defaults(self) -> SampleConfig:
@@ -161,7 +161,7 @@ def check_weights(kind: type[VideoDiT] | type[VideoVAE], folder: Path) -> None:
     for say, names in (("lacks", wanted.keys() - found.keys()), ("has an extra weight", found.keys() - wanted.keys())):
         if names:
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-            raise ValueError(f"{folder} {say} {min(names)}{more}; its weights and its config.json do not belong together")
+            raise ValueError(f"{folder} {say} {min(names)}{more}; its weights do not belong to its config.json")
     for name, shape in wanted.items():
         if found[name] != shape:
             raise ValueError(f"{folder}: {name} is {found[name]} and its config.json asks for {shape}")

@@ -118,7 +118,8 @@ class VaeStage:
             video = self.folder.read(index).video.to(self.model.device)
             rebuilt = self.model.reconstruct(self.model.posterior(video[None]).mean)[0]
             both = torch.cat([video, rebuilt], dim=2)
-            write_video(out_dir / f"step_{step:06d}" / f"{number}.mp4", to_uint8(both), fps=self.config.data.fps, overwrite=True)
+            path = out_dir / f"step_{step:06d}" / f"{number}.mp4"
+            write_video(path, to_uint8(both), fps=self.config.data.fps, overwrite=True)
             sheet.append(both[:, both.shape[1] // 2])
         tall, wide = (max(frame.shape[side] for frame in sheet) for side in (1, 2))
         padded = [nn.functional.pad(f, (0, wide - f.shape[2], 0, tall - f.shape[1]), value=-1.0) for f in sheet]
@@ -128,10 +129,10 @@ class VaeStage:
     @torch.no_grad()
     def export(self, out_dir: Path) -> None:
         """Measure the latents' mean and deviation on training clips and save the VAE with them."""
-        latents = [
-            rearrange(self.model.posterior(self.folder.read(index).video[None].to(self.model.device)).mean, "1 c t h w -> c (t h w)")
-            for index in epoch_order(self.train, self.config.run.seed, 0)[:200]
-        ]
+        latents = []
+        for index in epoch_order(self.train, self.config.run.seed, 0)[:200]:
+            video = self.folder.read(index).video[None].to(self.model.device)
+            latents.append(rearrange(self.model.posterior(video).mean, "1 c t h w -> c (t h w)"))
         values = torch.cat(latents, dim=1)
         self.model.register_to_config(
             latents_mean=[round(v, 6) for v in values.mean(1).tolist()],
@@ -190,7 +191,7 @@ class DitStage:
 
     def plan(self, epoch: int) -> list[list[int]]:
         """The packs of an epoch, each clip in exactly one."""
-        order = epoch_order(self.train, self.seed, epoch)
+        order = epoch_order(self.train * self.config.data.repeats, self.seed, epoch)
         lengths = [entry.num_tokens for entry in self.folder.entries]
         return plan_packs(lengths, budget=self.config.data.token_budget, order=order)
 
@@ -294,7 +295,7 @@ def load_part(kind: type[Model], folder: Path, name: str) -> Model:
     """One model of a checkpoint folder."""
     if not (folder / name / "config.json").is_file():
         raise ValueError(f"{folder} has no {name}/config.json; give a checkpoint folder that holds one")
-    return kind.from_pretrained(folder, subfolder=name, torch_dtype=torch.float32)
+    return kind.from_pretrained(folder, subfolder=name, dtype=torch.float32)
 
 
 def replace_folder(part: Path, folder: Path) -> None:

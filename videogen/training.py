@@ -25,7 +25,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from videogen.config import OptimConfig, RunConfig, TrainConfig, to_mapping
+from videogen.config import OptimConfig, TrainConfig, to_mapping
 from videogen.flow import power_gamma
 
 logger = logging.getLogger(__name__)
@@ -64,7 +64,7 @@ class PowerEMA:
 
     def __init__(self, model: nn.Module, widths: tuple[float, ...]) -> None:
         self.gammas = [power_gamma(width) for width in widths]
-        self.live = list(model.parameters())
+        self.live: list[Tensor] = list(model.parameters())
         self.names = [name for name, _ in model.named_parameters()]
         self.copies = [[p.detach().clone() for p in self.live] for _ in widths]
 
@@ -73,7 +73,7 @@ class PowerEMA:
         """Move every copy towards the weights after the given number of steps, counted from 1."""
         for gamma, copy in zip(self.gammas, self.copies, strict=True):
             beta = (1 - 1 / step) ** (gamma + 1)
-            torch._foreach_lerp_(copy, self.live, 1 - beta)
+            torch._foreach_lerp_(copy, self.live, 1 - beta)  # pyright: ignore[reportPrivateImportUsage]
 
     def swap(self, which: int = 0) -> None:
         """Exchange the live weights with one of the copies; a second call brings them back."""
@@ -107,7 +107,8 @@ def save_step(run_dir: Path, step: int, model: nn.Module, ema: PowerEMA, optimiz
     contiguous = {name: p.detach().contiguous() for name, p in model.named_parameters()}
     save_file(contiguous, part / "model.safetensors")
     for i, copy in enumerate(ema.copies):
-        save_file({name: p.contiguous() for name, p in zip(ema.names, copy, strict=True)}, part / f"ema_{i}.safetensors")
+        averaged = {name: p.contiguous() for name, p in zip(ema.names, copy, strict=True)}
+        save_file(averaged, part / f"ema_{i}.safetensors")
     state = optimizer.state_dict()["state"]
     save_file(
         {f"{i}.{key}": value.contiguous() for i, entry in state.items() for key, value in entry.items()},
@@ -132,7 +133,7 @@ def load_step(run_dir: Path, step: int, model: nn.Module, ema: PowerEMA, optimiz
     for name, params in files.items():
         saved = load_file(folder / f"{name}.safetensors")
         if saved.keys() != set(ema.names):
-            raise ValueError(f"{folder} was written by another model; choose another --run folder or restore its config")
+            raise ValueError(f"{folder} was written by another model; choose another --run folder, or its own config")
         for key, param in zip(ema.names, params, strict=True):
             param.data.copy_(saved[key])
     state: dict[int, dict[str, Tensor]] = {}
@@ -209,8 +210,8 @@ class Trainer(Generic[Batch]):
             group["lr"] = rate
         losses = self.stage.loss(self.model, batch, step)
         self.accelerator.backward(losses["loss"])
-        norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.optim.grad_clip)
-        values = {name: value.item() for name, value in losses.items()} | {"grad_norm": float(norm), "lr": rate}
+        norm = torch.as_tensor(self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.optim.grad_clip))
+        values = {name: value.item() for name, value in losses.items()} | {"grad_norm": norm.item(), "lr": rate}
         if not math.isfinite(values["loss"]) or not math.isfinite(values["grad_norm"]):
             raise FloatingPointError(
                 f"the loss is {values['loss']} at step {step}; the last checkpoint is whole: lower optim.lr and go on"
@@ -251,7 +252,8 @@ class Trainer(Generic[Batch]):
                         log.write(self.step, {f"val_{key}": value for key, value in self.stage.validate().items()})
                     if leaving or self.step % self.run.save_every == 0:
                         self.save()
-                    if (ended or (self.run.sample_every and self.step % self.run.sample_every == 0)) and not stop.signal:
+                    due = self.run.sample_every and self.step % self.run.sample_every == 0
+                    if (ended or due) and stop.signal is None:
                         self.preview()
                     if leaving:
                         break

@@ -14,8 +14,8 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from diffusers import ConfigMixin, ModelMixin
-from diffusers.configuration_utils import register_to_config
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.modeling_utils import ModelMixin
 from einops import rearrange, repeat
 from torch import Tensor, nn
 
@@ -165,7 +165,7 @@ class VideoVAE(ModelMixin, ConfigMixin):
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def latent_shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
-        """(c, t, h, w) of the latent of a clip; a ValueError that offers the two nearest where the strides forbid it."""
+        """(c, t, h, w) of the latent of a clip; a ValueError offers the two nearest where the strides forbid it."""
         check_frames(frames, TIME_STRIDE)
         check_size(width, height, SPACE_STRIDE)
         latent_frames = 1 + (frames - 1) // TIME_STRIDE
@@ -173,16 +173,17 @@ class VideoVAE(ModelMixin, ConfigMixin):
 
     def posterior(self, video: Tensor, state: State | None = None) -> Posterior:
         """Encode a clip (b, 3, 1+4k, h, w), or with a state from an earlier chunk (b, 3, 4k, h, w), in raw units."""
-        assert video.ndim == 5 and video.shape[1] == 3, f"expected (b, 3, t, h, w), got {tuple(video.shape)}"
+        assert video.shape[1:2] == (3,), f"expected (b, 3, t, h, w), got {tuple(video.shape)}"
         frames = rearrange(video, "b c t h w -> b t c h w")
         if not state:  # the first frame stands for a whole latent frame: the model is causal and images are clips
             frames = torch.cat([repeat(frames[:, 0], "b c h w -> b three c h w", three=TIME_STRIDE - 1), frames], dim=1)
         assert frames.shape[1] % TIME_STRIDE == 0, f"{video.shape[2]} frames do not fill latent frames of {TIME_STRIDE}"
-        mean, logvar = rearrange(self.encoder(frames, {} if state is None else state), "b t c h w -> b c t h w").chunk(2, 1)
+        out = rearrange(self.encoder(frames, {} if state is None else state), "b t c h w -> b c t h w")
+        mean, logvar = out.chunk(2, dim=1)
         return Posterior(mean, logvar.clamp(-30, 10))
 
     def reconstruct(self, raw: Tensor, state: State | None = None) -> Tensor:
-        """Decode raw latents (b, c, t, h, w) to a clip (b, 3, 1+4(t-1), h, w), or with an earlier state (b, 3, 4t, ...)."""
+        """Decode raw latents (b, c, t, h, w) to (b, 3, 1+4(t-1), h, w); with an earlier state to (b, 3, 4t, h, w)."""
         first = not state
         frames = self.decoder(rearrange(raw, "b c t h w -> b t c h w"), {} if state is None else state)
         return rearrange(frames[:, TIME_STRIDE - 1 :] if first else frames, "b t c h w -> b c t h w")

@@ -19,7 +19,7 @@ from videogen.vae import VideoVAE
 
 
 def busyness(video: Tensor) -> Tensor:
-    """How much happens at each pixel (b, 1, t, h, w), 0 to 1: contrast with its surroundings, and change since the last frame."""
+    """How much happens at each pixel (b, 1, t, h, w), 0 to 1: contrast with its surroundings and change in time."""
     frames = rearrange(video, "b c t h w -> (b t) c h w")
     rows = F.avg_pool2d(frames, (9, 1), stride=1, padding=(4, 0), count_include_pad=False)
     around = F.avg_pool2d(rows, (1, 9), stride=1, padding=(0, 4), count_include_pad=False)
@@ -39,7 +39,7 @@ def pyramid_l1(a: Tensor, b: Tensor, levels: int = 3) -> Tensor:
 
 
 def local_correlation(latent: Tensor) -> Tensor:
-    """How far neighbouring latents fall short of a correlation of 0.75 over channels (SSVAE, LCR): pulls towards smoothness."""
+    """How far neighbouring latents fall short of a correlation of 0.75 over channels (SSVAE, LCR)."""
     z = F.normalize(latent - latent.mean(1, keepdim=True), dim=1)
     pairs = [(z[:, :, :, 1:], z[:, :, :, :-1]), (z[..., 1:], z[..., :-1])]
     if latent.shape[2] > 1:
@@ -49,7 +49,8 @@ def local_correlation(latent: Tensor) -> Tensor:
 
 def half(video: Tensor) -> Tensor:
     """Half the rows and columns, averaged."""
-    return rearrange(F.avg_pool2d(rearrange(video, "b c t h w -> (b t) c h w"), 2), "(b t) c h w -> b c t h w", b=len(video))
+    pooled = F.avg_pool2d(rearrange(video, "b c t h w -> (b t) c h w"), 2)
+    return rearrange(pooled, "(b t) c h w -> b c t h w", b=len(video))
 
 
 def spoil(vae: VideoVAE, latent: Tensor, config: VaeConfig, generator: Generator) -> Tensor:

@@ -1,0 +1,187 @@
+"""The line, measured: seconds and memory from prompt to MP4, DiT speed against torch.mm, training and loading rates.
+
+    videogen bench line  ->  assets/bench/line.json
+
+Everything in one run on one machine, medians of several rounds; ratios are what to compare between machines.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import date
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).parents[2]
+PROMPT = "a large red circle moves right on a black background"
+
+
+def seconds(work: Callable[[], object]) -> float:
+    """How long a call takes."""
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
+
+
+def cold(rounds: int = 5) -> dict[str, float]:
+    """The command in a new process: seconds, peak memory, and how long --help takes."""
+    with tempfile.TemporaryDirectory() as out:
+        command = [sys.executable, str(ROOT / "sample.py"), PROMPT, "--out", f"{out}/clip.mp4", "--overwrite"]
+        options = {"check": True, "capture_output": True, "env": os.environ | {"HF_HUB_OFFLINE": "1"}}
+        run = [seconds(lambda: subprocess.run(command, **options)) for _ in range(rounds)]
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1e6
+    ask = [sys.executable, str(ROOT / "sample.py"), "--help"]
+    told = [seconds(lambda: subprocess.run(ask, check=True, capture_output=True)) for _ in range(rounds)]
+    return {
+        "prompt_to_mp4_seconds": round(statistics.median(run), 2),
+        "peak_memory_gb": round(peak, 2),
+        "help_seconds": round(statistics.median(told), 2),
+    }
+
+
+def shares() -> dict[str, float]:
+    """Where the time goes in one process: imports, loading, text, DiT, VAE, encoding; seconds."""
+    code = "import time; t = time.perf_counter(); import videogen.pipeline; print(time.perf_counter() - t)"
+    imports = float(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout)
+    from videogen.pipeline import Job, VideoPipeline
+    from videogen.video_io import write_video
+
+    began = time.perf_counter()
+    pipeline = VideoPipeline.load(ROOT / "assets" / "mini")
+    loading = time.perf_counter() - began
+    config = pipeline.defaults
+    rows: dict[str, list[float]] = {"text": [], "dit": [], "vae": [], "encode": []}
+    for _ in range(5):
+        rows["text"].append(seconds(lambda: (pipeline.read([PROMPT]), pipeline.read([""]))))
+        began = time.perf_counter()
+        (latent,) = pipeline.sample([Job(PROMPT, 0)], config)
+        rows["dit"].append(time.perf_counter() - began - rows["text"][-1])
+        began = time.perf_counter()
+        frames = torch.cat(list(pipeline.frames(latent)))
+        rows["vae"].append(time.perf_counter() - began)
+        with tempfile.TemporaryDirectory() as out:
+            began = time.perf_counter()
+            write_video(Path(out) / "clip.mp4", frames, fps=config.fps)
+            rows["encode"].append(time.perf_counter() - began)
+    warm = {name: round(statistics.median(values), 3) for name, values in rows.items()}
+    total = round(sum(warm.values()), 2)
+    return {"imports": round(imports, 2), "loading": round(loading, 2), **warm, "warm_total": total}
+
+
+def dit_speed(rounds: int = 15) -> dict[str, float]:
+    """GFLOP/s of one evaluation of the default DiT, and of torch.mm at its linear layers' shapes, alternating."""
+    from videogen.estimate import dit_flop
+    from videogen.packing import pack, shared_level
+    from videogen.pipeline import VideoPipeline
+
+    pipeline = VideoPipeline.load(ROOT / "assets" / "mini")
+    dit = pipeline.transformer
+    noise = torch.randn(pipeline.latent_shape(pipeline.defaults))
+    video = pack([noise], dit.base_patch)
+    n, d, f = len(video.tokens), dit.config["num_attention_heads"] * dit.head_size, dit.config["ffn_dim"]
+    context = pipeline.read([PROMPT])
+    flop = dit_flop(dict(dit.config), n, context.keys.rows.shape[1])
+    x, square, wide, narrow = torch.randn(n, d), torch.randn(d, d), torch.randn(d, f), torch.randn(f, d)
+    hidden = torch.randn(n, f)
+
+    def evaluate() -> object:
+        return dit(video, shared_level(torch.tensor([0.5]), n), context)
+
+    def products() -> object:
+        for _ in range(dit.config["num_layers"]):
+            for _ in range(6):
+                torch.mm(x, square)
+            torch.mm(x, wide)
+            torch.mm(hidden, narrow)
+        return None
+
+    mm_flop = dit.config["num_layers"] * 2 * n * (6 * d * d + 2 * d * f)
+    times: dict[str, list[float]] = {"dit": [], "mm": []}
+    with torch.no_grad():
+        evaluate()
+        for _ in range(rounds):
+            times["dit"].append(seconds(evaluate))
+            times["mm"].append(seconds(products))
+    ours, theirs = flop / statistics.median(times["dit"]) / 1e9, mm_flop / statistics.median(times["mm"]) / 1e9
+    return {"tokens": n, "dit_gflops": round(ours, 1), "mm_gflops": round(theirs, 1), "ratio": round(ours / theirs, 3)}
+
+
+def rates(rounds: int = 6) -> dict[str, float]:
+    """Training tokens a second on latents, and clips a second of the loader against raw decord on the same files."""
+    import decord
+
+    from videogen.config import DataConfig, TrainConfig, load_toml
+    from videogen.data import VideoFolder
+    from videogen.stages import DitStage
+    from videogen.toybox.folder import write_folder
+    from videogen.training import Trainer
+
+    with tempfile.TemporaryDirectory() as root:
+        clips = Path(root) / "clips"
+        write_folder(clips, num_clips=96, seed=7)
+        folder = VideoFolder(DataConfig(folder=clips), (1, 2, 2))
+        loader, raw = [], []
+        for _ in range(rounds):
+            loader.append(seconds(lambda: [folder.read(i) for i in range(len(folder.entries))]))
+            raw.append(seconds(lambda: [read_raw(decord, entry.path) for entry in folder.entries]))
+        config = load_toml(TrainConfig, ROOT / "configs" / "toybox-dit.toml")
+        config = replace(
+            config,
+            data=replace(config.data, folder=clips, val_clips=0),
+            dit=replace(config.dit, vae=ROOT / "assets" / "mini"),
+            run=replace(config.run, dir=Path(root) / "run"),
+        )
+        trainer = Trainer(DitStage(config), config)
+        tokens: list[float] = []
+        for step, batch in zip(range(rounds + 4), trainer.stage.batches(0), strict=False):
+            began = time.perf_counter()
+            done = trainer.train_step(batch, step)
+            tokens.append(done["tokens"] / (time.perf_counter() - began))
+    return {
+        "training_tokens_per_second": round(statistics.median(tokens[4:])),
+        "loader_clips_per_second": round(len(folder.entries) / statistics.median(loader), 1),
+        "loader_over_raw_decord": round(statistics.median(raw) / statistics.median(loader), 3),
+    }
+
+
+def read_raw(decord: object, path: Path) -> object:
+    """All frames of a file by decord alone, where it can."""
+    try:
+        reader = decord.VideoReader(str(path))  # type: ignore[attr-defined]
+        return reader.get_batch(range(len(reader))).asnumpy()
+    except Exception as error:  # decord refuses some small sizes; its refusal is part of its time
+        return error
+
+
+def main() -> None:
+    """Measure everything and write assets/bench/line.json."""
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout
+    info = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines() if Path("/proc/cpuinfo").exists() else []
+    cpu = next((line for line in info if line.startswith("model name")), platform.processor())
+    result = {
+        "machine": f"{cpu.split(':')[-1].strip()}, {os.cpu_count()} cores, torch {torch.__version__}",
+        "date": date.today().isoformat(),
+        "commit": commit.strip(),
+        "cold": cold(),
+        "warm_seconds": shares(),
+        "dit": dit_speed(),
+        "rates": rates(),
+    }
+    text = json.dumps(result, indent=2)
+    print(text)
+    (ROOT / "assets" / "bench" / "line.json").write_text(text + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,329 @@
+"""A folder of clips: nothing distorted, nothing dropped in silence, the same to every run."""
+
+import json
+import os
+import random
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.conftest import seeded
+from videogen.config import DataConfig
+from videogen.data import LatentCache, VideoFolder, busy_crops, cover, epoch_order, fit_size, read_captions
+from videogen.packing import Patch, pack
+from videogen.toybox import draw_scene, render
+from videogen.vae import VideoVAE
+from videogen.video_io import write_video
+
+PATCH: Patch = (1, 2, 2)
+
+
+def open_folder(folder: Path, said: list[str] | None = None, *, patch: Patch = PATCH, **options: object) -> VideoFolder:
+    config = DataConfig(folder=folder, **({"max_tokens": 80, "val_clips": 2} | options))  # type: ignore[arg-type]
+    return VideoFolder(config, patch, say=(said if said is not None else []).append)
+
+
+def write_clip(
+    path: Path, *, num_frames: int = 9, width: int = 48, height: int = 48, fps: float = 8, seed: int = 0
+) -> Path:
+    scene = draw_scene(seed, sizes=((width, height),), lengths=(num_frames,))
+    write_video(path, torch.from_numpy(render(scene)), fps=fps)
+    return path
+
+
+def caption(path: Path, text: str = "a red circle") -> Path:
+    path.with_suffix(".txt").write_text(text + "\n", encoding="utf-8")
+    return path
+
+
+# --- sizes
+
+
+@pytest.mark.parametrize("cell", [8, 16])
+def test_a_frame_is_never_distorted_and_loses_less_than_half_a_cell(cell: int) -> None:
+    """2000 random sizes: one scale for both sides, but for rounding to pixels; the crop is below half a cell."""
+    draw = random.Random(0)
+    for _ in range(2000):
+        width, height = draw.randint(8, 2000), draw.randint(8, 2000)
+        if max(width, height) > 12 * min(width, height):
+            continue
+        new_width, new_height = fit_size(width, height, cell=cell, max_cells=(room := draw.randint(16, 400)))
+        case = f"{width}x{height} -> {new_width}x{new_height}, {room} cells"
+        assert new_width % cell == new_height % cell == 0, case
+        assert (new_width // cell) * (new_height // cell) <= room, case
+        scale = max(new_width / width, new_height / height)
+        assert width * scale - new_width <= cell / 2 + 1e-6, case
+        assert height * scale - new_height <= cell / 2 + 1e-6, case
+        if min(width, height) >= 2 * cell:
+            assert scale <= 1 + 1e-9, case  # never enlarged
+
+
+def test_covering_scales_both_sides_alike() -> None:
+    """A circle stays a circle: its width and height differ by the rounding of a pixel at most."""
+    y, x = torch.meshgrid(torch.arange(200), torch.arange(311), indexing="ij")
+    disc = ((x - 155) ** 2 + (y - 100) ** 2 < 60**2).to(torch.uint8) * 255
+    frames = disc[None, :, :, None].expand(1, -1, -1, 3)
+    for width, height in ((80, 48), (96, 64), (48, 32), (160, 96)):
+        video = cover(frames, width, height)
+        assert video.shape == (3, 1, height, width)
+        inside = video[0, 0] > 0
+        columns, rows = inside.any(0).sum().item(), inside.any(1).sum().item()
+        assert abs(columns - rows) <= 2  # a pixel for the grid, one for rounding the covering size
+        assert video.min() >= -1
+        assert video.max() <= 1
+
+
+def test_a_frame_of_the_right_size_is_not_touched() -> None:
+    frames = torch.randint(256, (3, 32, 48, 3), generator=seeded()).to(torch.uint8)
+    video = cover(frames, 48, 32)
+    assert torch.equal(((video + 1) * 127.5).round().to(torch.uint8).permute(1, 2, 3, 0), frames)
+
+
+def test_a_frame_that_fits_nowhere_is_refused() -> None:
+    with pytest.raises(ValueError, match="3200x16 needs at least 200 tokens a frame, got room for 100"):
+        fit_size(3200, 16, cell=16, max_cells=100)
+
+
+# --- what is in a folder
+
+
+@pytest.mark.parametrize("patch", [(1, 1, 1), (1, 2, 2), (1, 1, 2)])
+@pytest.mark.parametrize("max_tokens", [400, 40, 9])
+def test_token_counts_are_known_before_decoding(
+    clips_folder: Path, vae: VideoVAE, patch: Patch, max_tokens: int
+) -> None:
+    folder = open_folder(clips_folder, patch=patch, max_tokens=max_tokens)
+    assert len(folder.entries) == 10
+    for index in (0, 1, 2, 3, 4):
+        entry, clip = folder.entries[index], folder.read(index)
+        assert clip.video.shape == (3, entry.frames, entry.height, entry.width)
+        packed = pack([vae.encode(clip.video[None])[0]], patch)
+        assert packed.lengths == (entry.num_tokens,)
+        assert entry.num_tokens <= max_tokens
+
+
+def test_a_clip_is_what_was_rendered(tmp_path: Path) -> None:
+    scene = draw_scene(5, sizes=((48, 48),), lengths=(9,))
+    caption(write_clip(tmp_path / "clip.mp4", seed=5))
+    clip = open_folder(tmp_path, max_tokens=400).read(0)
+    truth = torch.from_numpy(render(scene)).permute(3, 0, 1, 2).float() / 127.5 - 1
+    assert clip.video.shape == truth.shape
+    assert (clip.video - truth).abs().mean() < 0.04  # H.264 with 4:2:0 chroma
+    assert clip.video.abs().max() <= 1
+
+
+def test_a_clip_depends_on_seed_epoch_and_index_only(tmp_path: Path) -> None:
+    for name in ("a", "b", "c"):
+        caption(write_clip(tmp_path / f"{name}.mp4", num_frames=33, seed=ord(name)))
+    folder, again = (open_folder(tmp_path, max_seconds=1.2, windows=3) for _ in range(2))
+    for index in range(3):
+        for epoch in (0, 1, 2):
+            assert torch.equal(folder.read(index, epoch).video, again.read(index, epoch).video)
+        starts, entry = {folder.start_of(index, epoch) for epoch in range(9)}, folder.entries[index]
+        assert len(starts) == 3  # windows
+        assert all(0 <= start <= entry.info.seconds - entry.frames / 8 for start in starts)
+    config = DataConfig(folder=tmp_path, max_seconds=1.2, windows=3)
+    other = VideoFolder(config, PATCH, seed=1, say=lambda line: None)
+    assert other.start_of(0, 0) != folder.start_of(0, 0)
+
+
+def test_an_order_holds_everything_and_changes_with_the_epoch() -> None:
+    indices = [3, 5, 8, 13, 21, 34, 55]
+    orders = [epoch_order(indices, 0, epoch) for epoch in range(5)]
+    assert all(sorted(order) == indices for order in orders)
+    assert len({tuple(order) for order in orders}) > 1
+    assert epoch_order(indices, 0, 2) == orders[2]
+    assert epoch_order(indices, 1, 2) != orders[2]
+
+
+def test_held_out_clips_are_never_trained_on(clips_folder: Path) -> None:
+    folder = open_folder(clips_folder, val_clips=3)
+    train, val = folder.split()
+    assert len(val) == 3
+    assert sorted(train + val) == list(range(10))
+    assert folder.split() == (train, val)
+
+
+def test_a_few_clips_still_leave_some_to_train_on(clips_folder: Path) -> None:
+    train, val = open_folder(clips_folder, val_clips=64).split()
+    assert len(train) == len(val) == 5
+
+
+def test_every_file_of_a_mixed_folder_is_used_or_named(tmp_path: Path, clips_folder: Path) -> None:
+    """Other sizes, rates, lengths and formats, images, sub-folders, and what is no video at all."""
+    said: list[str] = []
+    caption(write_clip(tmp_path / "slow.mp4", fps=4))
+    caption(write_clip(tmp_path / "sub" / "deep" / "wide.webm", width=96, height=48, num_frames=17))
+    caption(write_clip(tmp_path / "image.png", num_frames=1))
+    caption(write_clip(tmp_path / "moving.gif"))
+    caption(write_clip(tmp_path / "fast.mp4", fps=30, num_frames=33))
+    write_clip(tmp_path / "silent.mp4")
+    caption(tmp_path / "empty.mp4").touch()
+    caption(tmp_path / "text.mp4").write_text("this is no video", encoding="utf-8")
+    whole = (clips_folder / "clips" / "000000.mp4").read_bytes()
+    caption(tmp_path / "cut.mp4").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "notes.md").write_text("not a video's suffix", encoding="utf-8")
+
+    folder = open_folder(tmp_path, said)
+    assert [entry.path.name for entry in folder.entries] == [
+        "fast.mp4", "image.png", "moving.gif", "slow.mp4", "wide.webm",
+    ]  # fmt: skip
+    assert {path.name for path, _ in folder.problems} == {"silent.mp4", "empty.mp4", "text.mp4", "cut.mp4"}
+    text = "\n".join(said)
+    for path, reason in folder.problems:
+        assert path.name in text
+        assert reason in text
+    assert "no caption; add a row to metadata.csv or write silent.txt beside it" in text
+    assert "4 of 9 files" in said[-1]
+    for index, entry in enumerate(folder.entries):
+        assert folder.read(index).video.shape == (3, entry.frames, entry.height, entry.width)
+
+
+def test_a_file_that_fails_while_it_is_read_is_named_once(clips_folder: Path) -> None:
+    said: list[str] = []
+    folder = open_folder(clips_folder, said)
+    folder.report(3, "cannot read it")
+    folder.report(3, "cannot read it")
+    assert len(said) == 1
+    assert folder.entries[3].path.name in said[0]
+    assert "cannot read it" in said[0]
+
+
+def test_a_folder_that_cannot_be_used_is_a_sentence(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"no folder .*nowhere; give one with videos in it and captions beside them"):
+        open_folder(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match=r"no videos in .*; it may hold \.mp4, "):
+        open_folder(tmp_path)
+    write_clip(tmp_path / "clip.mp4")
+    with pytest.raises(ValueError, match=r"none of the 1 videos in .* can be used: no caption; .*clip\.txt"):
+        open_folder(tmp_path)
+
+
+# --- captions
+
+
+def test_captions_come_from_a_table_of_either_kind_or_beside_the_clip(tmp_path: Path) -> None:
+    clip = write_clip(tmp_path / "one" / "sub" / "clip.mp4")
+    for name in ("two", "three", "four"):
+        shutil.copytree(tmp_path / "one", tmp_path / name)
+    (tmp_path / "one" / "metadata.csv").write_text(
+        'file_name,text\nsub/clip.mp4,"a ""red"" circle, moving"\n', encoding="utf-8"
+    )
+    row = json.dumps({"file_name": "sub/clip.mp4", "text": "ein grüner Kreis", "extra": 1}, ensure_ascii=False)
+    (tmp_path / "two" / "metadata.jsonl").write_text(row + "\n\n", encoding="utf-8")
+    caption(tmp_path / "three" / "sub" / "clip.mp4", "beside the clip")
+    caption(tmp_path / "four" / "sub" / "clip.mp4", "beside the clip")
+    (tmp_path / "four" / "metadata.csv").write_text("file_name,text\nsub/clip.mp4,in the table\n", encoding="utf-8")
+    expected = ['a "red" circle, moving', "ein grüner Kreis", "beside the clip", "in the table"]
+    assert clip.is_file()
+    for name, text in zip(("one", "two", "three", "four"), expected, strict=True):
+        assert open_folder(tmp_path / name).read(0).caption == text
+
+
+def test_a_table_saved_by_a_spreadsheet_is_read(tmp_path: Path) -> None:
+    """Excel begins UTF-8 files with a byte order mark and ends lines with CR LF."""
+    write_clip(tmp_path / "clip.mp4")
+    (tmp_path / "metadata.csv").write_bytes("\ufefffile_name,text\r\nclip.mp4,a red circle\r\n".encode())
+    assert open_folder(tmp_path).read(0).caption == "a red circle"
+
+
+GOOD = '{"file_name": "a.mp4", "text": "x"}'
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("metadata.csv", "file_name,text\na.mp4,red\nb.mp4\n", "line 3: every row needs file_name and text"),
+        ("metadata.csv", "file,caption\na.mp4,red\n", "line 2: every row needs file_name and text"),
+        ("metadata.jsonl", f'{GOOD}\n{{"file_name": "b.mp4"}}\n', "line 2: every row needs file_name and text"),
+        ("metadata.jsonl", f'{GOOD}\n\n{{"text": "b"}}\n', "line 3: every row needs file_name and text"),
+        ("metadata.jsonl", f'{GOOD}\n{{"file_name": \n', "line 2"),
+        ("metadata.jsonl", '["a.mp4", "x"]\n', "line 1: every row needs file_name and text"),
+        ("metadata.jsonl", '{"file_name": "a.mp4", "text": 7}\n', "line 1: every row needs file_name and text"),
+    ],
+    ids=["short row", "other header", "no text", "after a blank line", "no JSON", "a list", "a number"],
+)
+def test_a_bad_row_is_named_by_its_number(tmp_path: Path, name: str, content: str, message: str) -> None:
+    (tmp_path / name).write_text(content, encoding="utf-8")
+    with pytest.raises(ValueError, match=rf"{name} {message}"):
+        read_captions(tmp_path)
+
+
+def test_a_row_without_its_file_is_named(tmp_path: Path) -> None:
+    said: list[str] = []
+    write_clip(tmp_path / "here.mp4")
+    (tmp_path / "metadata.csv").write_text("file_name,text\nhere.mp4,red\ngone.mp4,blue\n", encoding="utf-8")
+    assert len(open_folder(tmp_path, said).entries) == 1
+    assert "gone.mp4" in "\n".join(said)
+
+
+# --- the latent cache
+
+
+def test_a_cached_latent_is_the_encoded_clip_and_made_once(clips_folder: Path, vae: VideoVAE, tmp_path: Path) -> None:
+    folder, encoded = open_folder(clips_folder), []
+
+    def encode(video: Tensor) -> Tensor:
+        encoded.append(video)
+        return vae.encode(video[None])[0]
+
+    cache = LatentCache(folder, "vae", encode, tmp_path / "cache")
+    first = cache.read(0, epoch=0)
+    exact = vae.encode(folder.read(0).video[None])[0]
+    torch.testing.assert_close(first, exact, atol=5e-3, rtol=1e-3)  # float16 on disk
+    assert torch.equal(cache.read(0, epoch=0), first)
+    assert torch.equal(LatentCache(folder, "vae", encode, tmp_path / "cache").read(0, epoch=0), first)
+    assert len(encoded) == 1
+    assert [path.suffix for path in (tmp_path / "cache").rglob("*") if path.is_file()] == [".safetensors"]
+
+
+def test_a_cached_latent_is_never_stale(own_clips: Path, vae: VideoVAE, tmp_path: Path) -> None:
+    """Another file, VAE, rate or size gives another latent."""
+
+    def cache(folder: VideoFolder, vae_id: str = "vae") -> LatentCache:
+        return LatentCache(folder, vae_id, lambda video: vae.encode(video[None])[0], tmp_path / "cache")
+
+    folder = open_folder(own_clips)
+    before = cache(folder).read(0, epoch=0)
+    path = folder.entries[0].path
+    assert cache(folder, "another").path_of(0, 0) != cache(folder).path_of(0, 0)
+    assert cache(open_folder(own_clips, fps=4.0)).path_of(0, 0) != cache(folder).path_of(0, 0)
+    assert cache(open_folder(own_clips, max_tokens=9)).path_of(0, 0) != cache(folder).path_of(0, 0)
+    info = folder.entries[0].info
+    stamp = path.stat()
+    path.unlink()
+    write_clip(path, num_frames=info.num_frames, width=info.width, height=info.height, seed=77)
+    os.utime(path, ns=(stamp.st_atime_ns, stamp.st_mtime_ns + 1))
+    after = cache(open_folder(own_clips)).read(0, epoch=0)
+    assert after.shape == before.shape
+    assert not torch.allclose(after, before, atol=0.1)
+
+
+def test_every_epoch_of_a_short_file_is_one_cached_latent(clips_folder: Path, vae: VideoVAE, tmp_path: Path) -> None:
+    cache = LatentCache(open_folder(clips_folder), "vae", lambda video: vae.encode(video[None])[0], tmp_path)
+    assert len({cache.path_of(0, epoch) for epoch in range(20)}) == 1
+
+
+# --- crops
+
+
+def test_crops_have_their_size_and_lie_where_it_is_busy() -> None:
+    video = torch.arange(64 * 64).reshape(1, 1, 64, 64).float().expand(3, 9, -1, -1)
+    busy = torch.zeros(9, 64, 64)
+    busy[:, 6:14, 46:54] = 1.0
+    crops = list(busy_crops(video, busy, side=16, frames=5, num=200, generator=seeded()))
+    assert all(crop.shape == (3, 5, 16, 16) for crop in crops)
+    on_it = sum(bool((crop[0, 0] == 10 * 64 + 50).any()) for crop in crops) / 200
+    assert on_it == pytest.approx(0.47, abs=0.12)  # 65 of 147 draws by weight, 1 in 16 of the others; deviation 0.035
+
+
+def test_crops_reach_every_corner_and_fit_a_small_clip() -> None:
+    video = torch.arange(32 * 32).reshape(1, 1, 32, 32).float().expand(3, 1, -1, -1)
+    options = {"side": 16, "frames": 9, "generator": seeded()}
+    crops = busy_crops(video, torch.zeros(1, 32, 32), num=300, **options)  # type: ignore[arg-type]
+    assert len(torch.cat([crop[0, 0].flatten() for crop in crops]).unique()) == 32 * 32
+    (small,) = busy_crops(video[..., :8, :], torch.zeros(1, 8, 32), num=1, **options)  # type: ignore[arg-type]
+    assert small.shape == (3, 1, 8, 16)

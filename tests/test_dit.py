@@ -1,0 +1,378 @@
+"""The DiT: Wan's transformer to the last name and digit, on packs in which no clip sees another."""
+
+import json
+from inspect import signature
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import WanTransformer3DModel
+from peft import LoraConfig
+from torch import Tensor
+
+from tests.conftest import CHANNELS, TEXT_DIM, draw_texts, seeded, tiny_dit
+from videogen.dit import VideoDiT
+from videogen.packing import (
+    Lengths,
+    NoiseLevels,
+    Patch,
+    pack,
+    patchify,
+    per_clip,
+    per_frame,
+    positions,
+    shared_level,
+    unpack,
+)
+from videogen.text import PackedText, pack_texts
+
+SHAPES = [(CHANNELS, 1, 4, 4), (CHANNELS, 3, 4, 8), (CHANNELS, 3, 8, 4), (CHANNELS, 2, 6, 6), (CHANNELS, 5, 4, 4)]
+TEXT_LENGTHS = (3, 1, 7, 3, 12)
+SIGMAS = torch.tensor([0.9, 0.1, 0.5, 0.0, 1.0])
+
+
+def latents() -> list[Tensor]:
+    return [torch.randn(shape, generator=seeded(i)) for i, shape in enumerate(SHAPES)]
+
+
+def clips_of(text: PackedText) -> list[Tensor]:
+    return list(text.tokens.split(text.lengths))
+
+
+@torch.no_grad()
+def predict(dit: VideoDiT, clips: list[Tensor], texts: list[Tensor], sigmas: Tensor) -> list[Tensor]:
+    video = pack(clips, dit.base_patch)
+    return unpack(video._replace(tokens=dit(video, per_clip(sigmas, video.lengths), pack_texts(texts))))
+
+
+# --- promise 1
+
+
+def test_a_clip_does_not_see_its_neighbours(dit: VideoDiT) -> None:
+    clips, texts = latents(), clips_of(draw_texts(TEXT_LENGTHS))
+    together = predict(dit, clips, texts, SIGMAS)
+    for i, both in enumerate(together):
+        (alone,) = predict(dit, [clips[i]], [texts[i]], SIGMAS[i : i + 1])
+        torch.testing.assert_close(alone, both, atol=5e-6, rtol=0)  # float32, only the order of sums differs
+
+
+@pytest.mark.parametrize("order", [(4, 3, 2, 1, 0), (2, 0, 4, 1, 3)])
+def test_a_clip_does_not_see_its_place_in_the_pack(dit: VideoDiT, order: Lengths) -> None:
+    clips, texts = latents(), clips_of(draw_texts(TEXT_LENGTHS))
+    straight = predict(dit, clips, texts, SIGMAS)
+    shuffled = predict(dit, [clips[i] for i in order], [texts[i] for i in order], SIGMAS[list(order)])
+    for i, clip in zip(order, shuffled, strict=True):
+        torch.testing.assert_close(clip, straight[i], atol=5e-6, rtol=0)  # float32, only the order of sums differs
+
+
+def test_neighbours_get_no_gradient_from_a_clip(dit: VideoDiT) -> None:
+    clips = [clip.requires_grad_() for clip in latents()]
+    video = pack(clips, dit.base_patch)
+    out = dit(video, per_clip(SIGMAS, video.lengths), draw_texts(TEXT_LENGTHS))
+    gradients = torch.autograd.grad(out.split(video.lengths)[2].square().sum(), clips)
+    assert [bool(gradient.any()) for gradient in gradients] == [False, False, True, False, False]
+
+
+# --- promise 3
+
+
+@torch.no_grad()
+def test_many_noise_levels_in_a_pack_are_each_clip_at_its_own(dit: VideoDiT) -> None:
+    """Levels that are gathered from their distinct values equal one row a token."""
+    video, text = pack(latents(), dit.base_patch), draw_texts(TEXT_LENGTHS)
+    shares = torch.rand(len(video.tokens), generator=seeded()).mul(4).round() / 4  # five levels, anywhere
+    values, index = shares.unique(return_inverse=True)
+    gathered = dit(video, NoiseLevels(values, index), text)
+    plain = dit(video, NoiseLevels(shares, torch.arange(len(shares))), text)
+    torch.testing.assert_close(gathered, plain, atol=5e-6, rtol=0)  # float32, only the order of sums differs
+
+
+@torch.no_grad()
+def test_one_level_for_all_equals_the_same_level_for_each(dit: VideoDiT) -> None:
+    video, text = pack(latents(), dit.base_patch), draw_texts(TEXT_LENGTHS)
+    shared = dit(video, shared_level(torch.tensor([0.4]), len(video.tokens)), text)
+    each = dit(video, per_clip(torch.full((5,), 0.4), video.lengths), text)
+    torch.testing.assert_close(shared, each, atol=5e-6, rtol=0)  # float32, only the order of sums differs
+
+
+# --- promise 4: parity with diffusers
+
+WAN: dict[str, dict[str, object]] = {
+    "odd heads of 44": {"num_attention_heads": 3, "attention_head_dim": 44},
+    "one head of 24": {"num_attention_heads": 1, "attention_head_dim": 24},
+    "heads of 32, deep": {"num_attention_heads": 5, "attention_head_dim": 32, "num_layers": 4, "ffn_dim": 20},
+    "no cross norm": {"num_attention_heads": 2, "attention_head_dim": 26, "cross_attn_norm": False},
+    "more channels in than out": {"num_attention_heads": 2, "attention_head_dim": 12, "in_channels": 6, "eps": 1e-3},
+    "other widths": {"num_attention_heads": 2, "attention_head_dim": 16, "text_dim": 20, "freq_dim": 24},
+}
+VIDEOS = {"image": (1, 1, 4, 4), "wide": (2, 3, 4, 10), "tall": (3, 2, 12, 4), "long": (1, 13, 2, 4)}
+
+
+def wan_like(dit: VideoDiT) -> WanTransformer3DModel:
+    extra = ("prediction", "extra_patch_sizes")
+    config = {key: value for key, value in dit.config.items() if not key.startswith("_") and key not in extra}
+    wan = WanTransformer3DModel(**config).eval()
+    wan.load_state_dict(dit.state_dict())
+    return wan
+
+
+@torch.no_grad()
+def both_predict(
+    dit: VideoDiT, wan: WanTransformer3DModel, shape: tuple[int, ...], *, per_frame_levels: bool = False
+) -> tuple[Tensor, Tensor]:
+    """The prediction of each for a batch (b, t, h, w) with texts of 9 rows."""
+    batch, *sides = shape
+    clips = torch.randn(batch, dit.config["in_channels"], *sides)
+    text = draw_texts((9,) * batch, dit.config["text_dim"], seed=7)
+    video = pack(list(clips), dit.base_patch)
+    if per_frame_levels:
+        frames = torch.rand(batch, video.grids[0][0])
+        levels = per_frame(list(frames), video.grids)
+        timestep = 1000 * levels.per_token().reshape(batch, -1)
+    else:
+        sigmas = torch.rand(batch)
+        levels, timestep = per_clip(sigmas, video.lengths), 1000 * sigmas
+    out = dit(video, levels, text)
+    cells = video._replace(tokens=out)
+    theirs = wan(clips, timestep, text.tokens.reshape(batch, 9, -1), return_dict=False)[0]
+    return torch.stack(unpack(cells)), theirs
+
+
+@pytest.mark.parametrize("config", WAN.values(), ids=WAN)
+@pytest.mark.parametrize("video", VIDEOS.values(), ids=VIDEOS)
+def test_the_prediction_is_that_of_diffusers(config: dict[str, object], video: tuple[int, ...]) -> None:
+    dit = tiny_dit(**config)
+    ours, theirs = both_predict(dit, wan_like(dit), video)
+    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)  # float32, only the order of sums differs
+    assert theirs.std() > 0.01
+
+
+@pytest.mark.parametrize("video", VIDEOS.values(), ids=VIDEOS)
+def test_the_prediction_at_a_noise_level_per_frame_is_that_of_diffusers(dit: VideoDiT, video: tuple[int, ...]) -> None:
+    """Wan 2.2 TI2V gives every token its timestep."""
+    ours, theirs = both_predict(dit, wan_like(dit), video, per_frame_levels=True)
+    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)  # float32, only the order of sums differs
+
+
+@pytest.mark.parametrize("patch", [(1, 1, 1), (2, 2, 2), (1, 4, 4)])
+def test_the_prediction_with_another_base_patch_is_that_of_diffusers(patch: Patch) -> None:
+    dit = tiny_dit(patch_size=patch)
+    ours, theirs = both_predict(dit, wan_like(dit), (2, 4, 8, 12))
+    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)  # float32, only the order of sums differs
+
+
+def test_config_keys_and_parameter_names_are_those_of_diffusers(dit: VideoDiT) -> None:
+    wan = wan_like(dit)
+    ours, theirs = ({key for key in model.config if key[0] != "_"} for model in (dit, wan))
+    assert ours - theirs == {"prediction", "extra_patch_sizes"}
+    assert theirs <= ours
+    shapes = ({name: p.shape for name, p in model.named_parameters()} for model in (dit, wan))
+    assert next(shapes) == next(shapes)
+
+
+def test_the_defaults_of_the_config_are_those_of_diffusers() -> None:
+    ours, theirs = (signature(cls.__init__).parameters for cls in (VideoDiT, WanTransformer3DModel))
+    assert {key: ours[key].default for key in theirs} == {key: theirs[key].default for key in theirs}
+
+
+@torch.no_grad()
+def test_a_saved_checkpoint_opens_in_diffusers_and_says_the_same(dit: VideoDiT, tmp_path: Path) -> None:
+    dit.save_pretrained(tmp_path)
+    assert [path.suffix for path in tmp_path.iterdir() if path.name != "config.json"] == [".safetensors"]
+    wan, missing = WanTransformer3DModel.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(missing.values())
+    ours, theirs = both_predict(dit, wan.eval(), (2, 3, 4, 6))
+    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)  # float32, only the order of sums differs
+
+
+@torch.no_grad()
+def test_a_checkpoint_of_diffusers_opens_here_and_says_the_same(dit: VideoDiT, tmp_path: Path) -> None:
+    wan_like(dit).save_pretrained(tmp_path)
+    opened = VideoDiT.from_pretrained(tmp_path).eval()
+    assert opened.config["prediction"] == "velocity"
+    assert predict(opened, latents()[:2], clips_of(draw_texts((2, 3))), SIGMAS[:2])[1].equal(
+        predict(dit, latents()[:2], clips_of(draw_texts((2, 3))), SIGMAS[:2])[1]
+    )
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ({"qk_norm": None}, "qk_norm must be 'rms_norm_across_heads', got None"),
+        ({"image_dim": 1280}, "image embeddings .*text-to-video"),
+        ({"added_kv_proj_dim": 24}, "image embeddings .*text-to-video"),
+    ],
+)
+def test_a_wan_that_is_not_covered_is_refused(option: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        tiny_dit(**option)
+
+
+# --- promise 5
+
+
+@torch.no_grad()
+def test_texts_read_once_equal_texts_given(dit: VideoDiT) -> None:
+    video, text = pack(latents(), dit.base_patch), draw_texts(TEXT_LENGTHS)
+    levels = per_clip(SIGMAS, video.lengths)
+    assert torch.equal(dit(video, levels, dit.read_text(text)), dit(video, levels, text))
+
+
+@torch.no_grad()
+def test_equal_text_rows_may_be_one_row_with_a_weight(dit: VideoDiT) -> None:
+    """Wan's 512 text rows are mostly pad: one row of that weight is the same prompt."""
+    video = pack(latents()[1:2], dit.base_patch)
+    levels = per_clip(SIGMAS[:1], video.lengths)
+    rows = torch.randn(4, TEXT_DIM)
+    padded = PackedText(torch.cat([rows, rows[-1:].expand(200, -1)]), (204,), torch.ones(204))
+    collapsed = PackedText(rows, (4,), torch.tensor([1.0, 1.0, 1.0, 201.0]))
+    # float32, a sum of 201 equal terms against one product
+    torch.testing.assert_close(dit(video, levels, collapsed), dit(video, levels, padded), atol=1e-5, rtol=0)
+
+
+# --- weights and training
+
+
+@torch.no_grad()
+def test_a_new_model_predicts_zero_and_every_block_is_the_identity() -> None:
+    dit = tiny_dit(extra_patch_sizes=[(1, 4, 4)])
+    dit.init_weights()
+    seen: list[tuple[Tensor, Tensor]] = []
+    for block in dit.blocks:
+        block.register_forward_hook(lambda _, args, out: seen.append((args[0], out)))
+    for patch in dit.patches:
+        video = pack([torch.randn(CHANNELS, 2, 4, 8)], patch)
+        assert not dit(video, shared_level(torch.tensor([0.7]), len(video.tokens)), draw_texts((3,))).any()
+    assert len(seen) == 2 * len(dit.blocks)
+    assert all(torch.equal(before, after) for before, after in seen)
+
+
+def test_a_new_model_learns_in_every_part_of_it_within_four_steps() -> None:
+    """Zeros at the start must not be zeros for ever."""
+    dit = tiny_dit()
+    dit.init_weights()
+    video, text = pack(latents(), dit.base_patch), draw_texts(TEXT_LENGTHS)
+    optimizer = torch.optim.AdamW(dit.parameters(), lr=1e-2)
+    for _ in range(4):
+        optimizer.zero_grad()
+        (dit(video, per_clip(SIGMAS, video.lengths), text) - video.tokens).square().mean().backward()
+        optimizer.step()
+    assert [name for name, p in dit.named_parameters() if p.grad is None or not p.grad.any()] == []
+
+
+def test_gradient_checkpointing_changes_nothing() -> None:
+    dit = tiny_dit().train()
+    video, text = pack(latents(), dit.base_patch), draw_texts(TEXT_LENGTHS)
+
+    def gradients() -> list[Tensor]:
+        loss = dit(video, per_clip(SIGMAS, video.lengths), text).square().mean()
+        return list(torch.autograd.grad(loss, list(dit.parameters())))
+
+    plain = gradients()
+    dit.enable_gradient_checkpointing()
+    assert dit.gradient_checkpointing
+    for one, other in zip(plain, gradients(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_half_precision_is_near_float32(dit: VideoDiT) -> None:
+    half = tiny_dit().to(torch.bfloat16)
+    exact = torch.cat([x.flatten() for x in predict(dit, latents(), clips_of(draw_texts(TEXT_LENGTHS)), SIGMAS)])
+    near = torch.cat([x.flatten() for x in predict(half, latents(), clips_of(draw_texts(TEXT_LENGTHS)), SIGMAS)])
+    assert near.isfinite().all()
+    assert (near - exact).square().mean() < 0.02 * exact.square().mean()  # bfloat16 has 8 bits, two blocks deep
+
+
+def test_a_lora_adds_nothing_at_first_and_something_when_trained() -> None:
+    dit = tiny_dit()
+    args = latents(), clips_of(draw_texts(TEXT_LENGTHS)), SIGMAS
+    before = predict(dit, *args)
+    dit.add_adapter(LoraConfig(r=2, target_modules=["to_q", "to_k", "to_v", "to_out.0"]))
+    trained = {name: p for name, p in dit.named_parameters() if p.requires_grad}
+    assert len(trained) == 2 * 4 * 2 * len(dit.blocks)  # A and B of four layers of two attentions a block
+    assert all(torch.equal(one, other) for one, other in zip(before, predict(dit, *args), strict=True))
+    for name, p in trained.items():
+        if "lora_B" in name:
+            torch.nn.init.normal_(p)
+    with_lora = predict(dit, *args)
+    assert not torch.allclose(with_lora[0], before[0], atol=1e-3)
+    dit.fuse_lora()
+    for one, other in zip(predict(dit, *args), with_lora, strict=True):
+        torch.testing.assert_close(one, other, atol=2e-5, rtol=1e-5)  # x(W + BA) against xW + xBA
+
+
+# --- promise 2: more patch sizes
+
+EXTRA: list[Patch] = [(1, 4, 4), (2, 2, 2), (2, 4, 4)]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("patch", EXTRA)
+def test_every_patch_size_answers_in_the_layout_of_its_tokens(patch: Patch) -> None:
+    dit = tiny_dit(extra_patch_sizes=EXTRA)
+    video = pack([torch.randn(CHANNELS, 2, 8, 4), torch.randn(CHANNELS, 4, 4, 4)], patch)
+    out = dit(video, per_clip(SIGMAS[:2], video.lengths), draw_texts((2, 3)))
+    assert out.shape == video.tokens.shape
+    assert [clip.shape for clip in unpack(video._replace(tokens=out))] == [(CHANNELS, 2, 8, 4), (CHANNELS, 4, 4, 4)]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("patch", EXTRA)
+def test_an_upscaled_patch_embeds_as_its_original(patch: Patch) -> None:
+    dit = tiny_dit(extra_patch_sizes=EXTRA)
+    dit.init_extra_patches()
+    base = torch.randn(5, CHANNELS, *dit.base_patch)
+    upscaled = torch.nn.functional.interpolate(base, size=patch, mode="trilinear", align_corners=False)
+    small, large = pack(list(base), dit.base_patch), pack(list(upscaled), patch)
+    # the pseudo-inverse is exact up to its own rounding
+    torch.testing.assert_close(dit.embed(large)[0], dit.embed(small)[0], atol=2e-5, rtol=0)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("patch", EXTRA)
+def test_the_head_of_a_coarse_patch_is_the_upscaled_head_of_the_base(patch: Patch) -> None:
+    dit = tiny_dit(extra_patch_sizes=EXTRA)
+    dit.init_extra_patches()
+    x = torch.randn(5, 24)
+    base = dit.unembed(x, dit.base_patch).reshape(5, CHANNELS, *dit.base_patch)
+    upscaled = torch.nn.functional.interpolate(base, size=patch, mode="trilinear", align_corners=False)
+    coarse = dit.unembed(x, patch).reshape(5, CHANNELS, *patch)
+    torch.testing.assert_close(coarse, upscaled, atol=1e-5, rtol=0)  # float32, only the order of sums differs
+
+
+def test_extra_patches_leave_the_base_alone(dit: VideoDiT) -> None:
+    more = tiny_dit(extra_patch_sizes=EXTRA)
+    more.load_state_dict(dit.state_dict(), strict=False)
+    args = latents(), clips_of(draw_texts(TEXT_LENGTHS)), SIGMAS
+    assert all(map(torch.equal, predict(dit, *args), predict(more, *args)))
+
+
+def test_extra_patches_are_saved_and_loaded(tmp_path: Path) -> None:
+    dit = tiny_dit(extra_patch_sizes=EXTRA)
+    dit.save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["extra_patch_sizes"] == [list(patch) for patch in EXTRA]
+    opened = VideoDiT.from_pretrained(tmp_path)
+    assert opened.patches == [(1, 2, 2), *EXTRA]
+    assert {k: v.shape for k, v in opened.state_dict().items()} == {k: v.shape for k, v in dit.state_dict().items()}
+
+
+def test_an_unknown_patch_size_is_refused_with_those_that_are_known() -> None:
+    dit = tiny_dit(extra_patch_sizes=[(1, 4, 4)])
+    video = pack([torch.randn(CHANNELS, 2, 4, 4)], (2, 2, 2))
+    with pytest.raises(ValueError, match="patch must be one of 1x2x2, 1x4x4, got 2x2x2"):
+        dit(video, shared_level(torch.tensor([0.5]), 4), draw_texts((2,)))
+
+
+def test_a_coarse_pack_stands_where_the_fine_one_does() -> None:
+    """The mean place of a clip is the same at every patch size."""
+    fine = positions([pack([torch.zeros(1, 4, 8, 8)], (1, 2, 2)).grids[0]], (1, 2, 2)).mean(0)
+    for patch in EXTRA:
+        assert torch.equal(positions([pack([torch.zeros(1, 4, 8, 8)], patch).grids[0]], patch).mean(0), fine)
+
+
+def test_tokens_embed_as_the_convolution_of_wan(dit: VideoDiT) -> None:
+    clip = torch.randn(CHANNELS, 2, 4, 6)
+    embedded = dit.embed(pack([clip], dit.base_patch))[0]
+    convolved = dit.patch_embedding(clip[None])[0].flatten(1).T
+    torch.testing.assert_close(embedded, convolved, atol=1e-5, rtol=0)  # float32, only the order of sums differs
+    assert len(patchify(clip, dit.base_patch)) == len(embedded)

@@ -1,0 +1,77 @@
+"""The README says what is so."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from tests.bench.readme import filled
+from videogen.cli import COMMANDS
+from videogen.config import SampleConfig, TrainConfig, load_toml
+from videogen.flags import flags_of
+from videogen.generate import SampleArgs
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+COMMAND_LINES = [
+    line.split("#")[0].strip()
+    for block in re.findall(r"```sh\n(.*?)```", README, flags=re.S)
+    for line in block.splitlines()
+    if line.strip()
+]
+LAST_WORDS = [line.split("&&")[-1].strip() for line in COMMAND_LINES]
+
+
+def test_every_flag_in_the_readme_exists() -> None:
+    train = TrainConfig()
+    known = {
+        "sample.py": flags_of(SampleArgs, SampleArgs(sample=SampleConfig())),
+        "train.py": flags_of(TrainConfig, train) | {"--data", "--run"},
+        "toybox": {"--clips", "--seed", "--size", "--frames"},
+    }
+    found = 0
+    for command in LAST_WORDS:
+        kind = next((name for name in known if name in command), None)
+        for word in shlex.split(command):
+            if word.startswith("--"):
+                assert kind is not None, command
+                assert word in known[kind], f"{word} in: {command}"
+                found += 1
+    assert found > 10
+    inline = set(re.findall(r"`(--[a-z][a-z.-]+)`", README))
+    assert inline <= known["sample.py"] | known["train.py"] | {"--help"}
+
+
+def test_every_file_that_the_readme_names_exists() -> None:
+    linked = re.findall(r"\]\(([^)#:]+)\)", README)
+    ran = [word for command in LAST_WORDS for word in command.split() if word.endswith((".toml", ".py"))]
+    for name in [*linked, *ran]:
+        assert (ROOT / name).exists(), name
+
+
+def test_every_module_stands_in_the_tree() -> None:
+    for path in (ROOT / "videogen").glob("*.py"):
+        assert path.name == "__init__.py" or path.name in README, f"{path.name} is missing from the README's tree"
+
+
+def test_the_tables_are_those_of_the_result_files() -> None:
+    assert filled(README) == README, "run: python tests/bench/readme.py"
+    for name in ("line", "mini", "real_overfit"):
+        assert (ROOT / "assets" / "bench" / f"{name}.json").is_file()
+
+
+def test_every_recipe_loads_and_says_its_command() -> None:
+    for path in sorted((ROOT / "configs").glob("*.toml")):
+        load_toml(TrainConfig, path)
+        assert f"python train.py configs/{path.name}" in path.read_text(encoding="utf-8")
+
+
+def test_every_command_has_help(capsys: pytest.CaptureFixture[str]) -> None:
+    for name, command in COMMANDS.items():
+        with pytest.raises(SystemExit) as stopped:
+            command(["--help"])
+        assert stopped.value.code == 0, name
+        assert len(capsys.readouterr().out) > 100, name
