@@ -37,12 +37,20 @@ def axis_sizes(head_size: int) -> tuple[int, int, int]:
 
 
 @functools.lru_cache(maxsize=64)
-def rotary(grids: tuple[Grid, ...], patch: Patch, head_size: int, device: torch.device, theta: float = 1e4) -> Rotary:
+def rotary(
+    grids: tuple[Grid, ...],
+    patch: Patch,
+    head_size: int,
+    device: torch.device,
+    *,
+    base: Patch = (1, 2, 2),
+    theta: float = 1e4,
+) -> Rotary:
     """The rotary tables of a pack (Su et al. 2021, one ladder an axis as in Wan).
 
     They depend on host integers alone, so a sampling run computes them once; float64 until the end, as diffusers does.
     """
-    where = positions(grids, patch)
+    where = positions(grids, patch, base)
     ladders = [theta ** (-torch.arange(0, size, 2, dtype=torch.float64) / size) for size in axis_sizes(head_size)]
     angles = torch.cat([torch.outer(where[:, axis], ladder) for axis, ladder in enumerate(ladders)], dim=1)
     angles = rearrange(angles, "n pairs -> n 1 pairs")

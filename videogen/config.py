@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import math
 import re
 import tomllib
 import typing
@@ -66,9 +67,9 @@ class SampleConfig:
     def __post_init__(self) -> None:
         parse_size(self.size)
         require_positive(self, "frames", "steps", "fps", "shift")
-        if self.seconds is not None and self.seconds <= 0:
-            raise ValueError(f"seconds must be above 0, got {self.seconds:g}")
-        if self.guidance < 0:
+        if self.seconds is not None:
+            require_positive(self, "seconds")
+        if not 0 <= self.guidance < math.inf:
             raise ValueError(f"guidance must be 0 or more, got {self.guidance:g}; 1 is no guidance")
         low, high = self.guidance_interval
         if not 0 <= low <= high <= 1:
@@ -148,6 +149,11 @@ class VaeConfig:
     latent_noise: float = 0.2
     """Largest noise added to half of the latents before decoding, in their own standard deviations (LTX-Video)."""
 
+    def __post_init__(self) -> None:
+        require_positive(self, "channels", "width", "crop_frames", "batch_clips", "crops")
+        if self.crop % 8 or self.crop < 0:
+            raise ValueError(f"crop must be a multiple of 8, or 0 for whole clips, got {self.crop}")
+
 
 @dataclass(frozen=True, kw_only=True)
 class DitConfig:
@@ -180,6 +186,14 @@ class DitConfig:
     known: dict[str, float] = field(default_factory=lambda: {"nothing": 1.0})
     """Mixture of what is already known: nothing, first_frame, extend, keyframes, per_frame, box (see known.py)."""
 
+    def __post_init__(self) -> None:
+        require_positive(self, "num_layers", "num_attention_heads", "attention_head_dim", "ffn_dim", "base_tokens")
+        if self.attention_head_dim % 2:
+            raise ValueError(f"attention_head_dim must be even, got {self.attention_head_dim}")
+        for name in ("caption_dropout", "uniform_sigmas"):
+            if not 0 <= (value := getattr(self, name)) <= 1:
+                raise ValueError(f"{name} must be a share, 0 to 1, got {value:g}")
+
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
@@ -199,6 +213,11 @@ class OptimConfig:
     """Largest gradient norm."""
     ema: tuple[float, float] = (0.05, 0.10)
     """Relative widths of the two power-function averages of the weights (Karras et al. 2024)."""
+
+    def __post_init__(self) -> None:
+        require_positive(self, "lr", "grad_clip")
+        if not all(0 < width < 0.28 for width in self.ema):
+            raise ValueError(f"ema must be widths between 0 and 0.28, got {self.ema}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -224,6 +243,11 @@ class RunConfig:
     compile: bool = False
     """Compile the model's blocks; a minute or two at the start."""
 
+    def __post_init__(self) -> None:
+        require_positive(self, "steps", "save_every", "val_every")
+        if self.minutes is not None:
+            require_positive(self, "minutes")
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
@@ -248,7 +272,7 @@ class TrainConfig:
 def require_positive(config: object, *names: str) -> None:
     """Refuse a value of 0 or less."""
     for name in names:
-        if (value := getattr(config, name)) <= 0:
+        if not 0 < (value := getattr(config, name)) < math.inf:  # nan is not above 0
             raise ValueError(f"{name} must be above 0, got {value:g}")
 
 
@@ -281,6 +305,8 @@ def _convert(hint: object, value: object, name: str) -> object:
         return tuple(_convert(kind, item, name) for kind, item in zip(kinds, value, strict=True))
     if origin is dict and isinstance(value, Mapping):
         return {str(key): _convert(options[1], item, f"{name}.{key}") for key, item in value.items()}
+    if origin in (tuple, dict):
+        raise ValueError(f"{name} must be a {'list' if origin is tuple else 'table'}, got {value!r}")
     kinds = options or (hint,)
     if value is None and type(None) in kinds:
         return None
@@ -291,7 +317,7 @@ def _convert(hint: object, value: object, name: str) -> object:
     for kind in kinds:
         if isinstance(kind, type) and isinstance(value, kind) and not (kind is int and isinstance(value, bool)):
             return value
-    names = " or ".join(kind.__name__ for kind in kinds if isinstance(kind, type))
+    names = " or ".join(kind.__name__ for kind in kinds if isinstance(kind, type) and kind is not type(None))
     raise ValueError(f"{name} must be of type {names}, got {value!r}")
 
 

@@ -86,20 +86,26 @@ def read_captions(folder: Path) -> dict[str, str]:
     found = [folder / name for name in METADATA if (folder / name).is_file()]
     if not found:
         return {}
-    path = found[0]
+    path, rows = found[0], {}
     if path.suffix == ".csv":
-        with path.open(newline="", encoding="utf-8") as file:
-            rows: list[dict[str, object]] = list(csv.DictReader(file))  # type: ignore[arg-type]
+        with path.open(newline="", encoding="utf-8-sig") as file:  # Excel begins a file with a byte order mark
+            reader = csv.DictReader(file)
+            for row in reader:
+                rows[reader.line_num] = row
     elif path.suffix == ".jsonl":
-        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), start=1):
+            try:
+                rows |= {number: json.loads(line)} if line.strip() else {}
+            except json.JSONDecodeError as error:
+                raise ValueError(f"{path} line {number} is not JSON: {error}") from None
     else:
         import pandas  # the optional reader of parquet
 
-        rows = pandas.read_parquet(path).to_dict("records")  # type: ignore[assignment]
-    for number, row in enumerate(rows, start=2 if path.suffix == ".csv" else 1):
-        if not isinstance(row.get("file_name"), str) or not isinstance(row.get("text"), str):
+        rows = dict(enumerate(pandas.read_parquet(path).to_dict("records"), start=1))
+    for number, row in rows.items():
+        if not isinstance(row, dict) or not all(isinstance(row.get(key), str) for key in ("file_name", "text")):
             raise ValueError(f"{path} line {number}: every row needs file_name and text, got {row}")
-    return {str(row["file_name"]): str(row["text"]) for row in rows}
+    return {row["file_name"]: row["text"] for row in rows.values()}
 
 
 class VideoFolder:
@@ -120,10 +126,13 @@ class VideoFolder:
                 self.entries.append(self._entry(path, captions))
             except (ValueError, OSError) as error:
                 self.problems.append((path, str(error)))
+        names = {path.relative_to(config.folder).as_posix() for path in paths}
+        gone = [name for name in captions if name not in names]
+        self.problems += [(config.folder / name, "its caption is there but the file is not") for name in gone]
         for path, reason in self.problems[:20]:
             say(f"not used: {path}: {reason}")
         if self.problems:
-            say(f"{len(self.problems)} of {len(paths)} files of {config.folder} cannot be used")
+            say(f"{len(self.problems)} of {len(paths) + len(gone)} files of {config.folder} cannot be used")
         if not self.entries:
             raise ValueError(f"none of the {len(paths)} videos in {config.folder} can be used: {self.problems[0][1]}")
 
@@ -137,15 +146,15 @@ class VideoFolder:
         seconds = min(info.seconds, self.config.max_seconds)
         frames = max(1, math.floor(seconds * self.config.fps + 1e-3))
         pt, ph, pw = self.patch
-        cell = SPACE_STRIDE * max(ph, pw)
+        cell, per_cell = SPACE_STRIDE * max(ph, pw), max(ph, pw) ** 2 // (ph * pw)  # cells are square, not all patches
         smallest = max(1, round(max(info.width, info.height) / min(info.width, info.height)))
-        longest = (self.config.max_tokens // smallest) * pt  # latent frames that fit at the smallest size
+        longest = (self.config.max_tokens // (smallest * per_cell)) * pt  # latent frames that fit at the smallest size
         if longest < pt:
             limit = self.config.max_tokens
             raise ValueError(f"one frame of {info.width}x{info.height} needs more than data.max_tokens = {limit}")
         latent_frames = min(1 + (frames - 1) // TIME_STRIDE, longest)
         latent_frames -= latent_frames % pt if latent_frames >= pt else 0
-        room = self.config.max_tokens // max(1, latent_frames // pt)
+        room = self.config.max_tokens // (max(1, latent_frames // pt) * per_cell)
         width, height = fit_size(info.width, info.height, cell=cell, max_cells=room)
         tokens = (latent_frames // pt) * (height // (SPACE_STRIDE * ph)) * (width // (SPACE_STRIDE * pw))
         return Entry(path, caption, info, 1 + (latent_frames - 1) * TIME_STRIDE, width, height, tokens)

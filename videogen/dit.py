@@ -253,7 +253,7 @@ class VideoDiT(ModelMixin, ConfigMixin, PeftAdapterMixin):
         """What the network says of every token, in the layout of video.tokens: the velocity or the clean value."""
         context = text if isinstance(text, TextContext) else self.read_text(text)
         lengths = video.lengths
-        table = rotary(video.grids, video.patch, self.head_size, video.tokens.device)
+        table = rotary(video.grids, video.patch, self.head_size, video.tokens.device, base=self.base_patch)
 
         x, size_level = self.embed(video)
         time = self.condition_embedder.time(levels.values).to(x.dtype) + size_level

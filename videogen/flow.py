@@ -7,6 +7,7 @@ The network may put out the velocity or the clean clip; the loss is on the veloc
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Mapping, Sequence
 
@@ -96,8 +97,8 @@ def drop_captions(captions: Sequence[str], share: float, generator: Generator) -
 
 def step_generator(seed: int, step: int, rank: int = 0) -> Generator:
     """The random numbers of one training step: a function of (seed, step, rank), so that resuming needs no state."""
-    mixed = hash((seed, step, rank)) & (2**63 - 1)  # integers hash alike in every process
-    return torch.Generator().manual_seed(mixed)
+    mixed = hashlib.sha256(f"{seed} {step} {rank}".encode()).digest()  # hash() of a tuple takes -1 for -2
+    return torch.Generator().manual_seed(int.from_bytes(mixed[:8], "little") >> 1)
 
 
 def power_gamma(width: float) -> float:

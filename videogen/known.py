@@ -46,8 +46,9 @@ def per_frame(grid: Grid, generator: Generator) -> Tensor:
 def box(grid: Grid, generator: Generator) -> Tensor:
     """Inpainting: a random box of tokens is free, the rest is known."""
     share = torch.zeros(grid)
-    ends = [sorted(int(torch.randint(0, side + 1, (), generator=generator)) for _ in range(2)) for side in grid]
-    t, h, w = (slice(low, max(high, low + 1)) for low, high in ends)
+    lows = [int(torch.randint(0, side, (), generator=generator)) for side in grid]
+    highs = [int(torch.randint(low, side, (), generator=generator)) + 1 for low, side in zip(lows, grid, strict=True)]
+    t, h, w = (slice(low, high) for low, high in zip(lows, highs, strict=True))
     share[t, h, w] = 1
     return share
 

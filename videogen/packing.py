@@ -81,13 +81,12 @@ def unpack(video: PackedVideo) -> list[Tensor]:
     return [unpatchify(tokens, grid, video.patch) for tokens, grid in zip(clips, video.grids, strict=True)]
 
 
-def positions(grids: Sequence[Grid], patch: Patch) -> Tensor:
-    """Patch centres in base-cell units, (n, 3) float64: a base patch (1, 2, 2) at grid place (f, r, c) is at (f, r, c).
+def positions(grids: Sequence[Grid], patch: Patch, base: Patch = (1, 2, 2)) -> Tensor:
+    """Patch centres in base-cell units, (n, 3) float64: a base patch at grid place (f, r, c) is at (f, r, c).
 
-    A base cell is 1 x 2 x 2 latent cells, Wan's patch, so that a coarse patch lies at the mean of the base patches it
-    covers: every patch size shares one rotary embedding (FlexiDiT, Anagnostidis et al. 2025).
+    A base cell is the model's own patch, 1 x 2 x 2 latent cells in Wan, so that a coarse patch lies at the mean of the
+    base patches it covers: every patch size shares one rotary embedding (FlexiDiT, Anagnostidis et al. 2025).
     """
-    base = (1.0, 2.0, 2.0)
     clips = []
     for grid in grids:
         axes = [

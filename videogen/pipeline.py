@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from einops import rearrange
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -72,7 +72,12 @@ class VideoPipeline(DiffusionPipeline):
         check_weights(VideoDiT, folder / "transformer")
         check_weights(VideoVAE, folder / "vae")
         quiet_libraries()
-        return cls.from_pretrained(folder, dtype=dtype, local_files_only=True)
+        pipeline = cls.from_pretrained(folder, dtype=dtype, local_files_only=True)
+        # Weights in a file are not aligned as those in memory are, and the matrix products round differently then.
+        for part in (pipeline.transformer, pipeline.vae, pipeline.text_encoder):
+            for weight in part.parameters():
+                weight.data = weight.data.clone()
+        return pipeline
 
     @property
     def defaults(self) -> SampleConfig:
@@ -80,9 +85,10 @@ class VideoPipeline(DiffusionPipeline):
         return from_mapping(SampleConfig, self.config["defaults"])
 
     def __call__(
-        self, prompts: Sequence[str], config: SampleConfig | None = None, *, seeds: Sequence[int] | None = None
+        self, prompts: Sequence[str] | str, config: SampleConfig | None = None, *, seeds: Sequence[int] | None = None
     ) -> list[Tensor]:
         """One clip (t, h, w, 3) uint8 a prompt, all in one pack; seeds default to 0, 1, 2, ..."""
+        prompts = [prompts] if isinstance(prompts, str) else prompts
         jobs = [Job(prompt, seed) for prompt, seed in zip(prompts, seeds or range(len(prompts)), strict=True)]
         latents = self.sample(jobs, config or self.defaults)
         return [torch.cat(list(self.frames(latent))) for latent in latents]
@@ -156,8 +162,11 @@ def check_weights(kind: type[VideoDiT] | type[VideoVAE], folder: Path) -> None:
         wanted = {name: tuple(p.shape) for name, p in kind.from_config(kind.load_config(folder)).state_dict().items()}
     found: dict[str, tuple[int, ...]] = {}
     for path in files:
-        with safe_open(path, framework="pt") as file:
-            found |= {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+        try:
+            with safe_open(path, framework="pt") as file:
+                found |= {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+        except SafetensorError as error:
+            raise ValueError(f"{path} is not whole: {error}; download or save the checkpoint again") from None
     for say, names in (("lacks", wanted.keys() - found.keys()), ("has an extra weight", found.keys() - wanted.keys())):
         if names:
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""

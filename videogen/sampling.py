@@ -115,7 +115,10 @@ def sample_with_diffusers(name: str, velocity: Velocity, x: Tensor, *, steps: in
     key = "flow_shift" if "use_flow_sigmas" in options else "shift"
     scheduler = getattr(diffusers, class_name)(**options, **{key: shift})
     scheduler.set_timesteps(steps, device=x.device)
-    for timestep in scheduler.timesteps:
-        sigma = (timestep / scheduler.config.num_train_timesteps).float()
-        x = scheduler.step(velocity(x, sigma), timestep, x, return_dict=False)[0]
+    # Not timestep / 1000: some round it down to an integer.
+    for timestep, sigma in zip(scheduler.timesteps, scheduler.sigmas[:-1].to(x), strict=True):
+        slope = velocity(x, sigma)
+        if timestep == scheduler.timesteps[-1] and scheduler.sigmas[-1] > 0:
+            return x - sigma * slope  # DEIS stays at its last noise level: the last step is Euler's
+        x = scheduler.step(slope, timestep, x, return_dict=False)[0]
     return x

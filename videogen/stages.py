@@ -26,6 +26,7 @@ from videogen.known import check_mixture
 from videogen.packing import pack, plan_packs
 from videogen.pipeline import VideoPipeline, checkpoint_id, to_uint8
 from videogen.text import PackedText, embed_prompts, load_text, pack_texts
+from videogen.training import saved_steps
 from videogen.vae import VideoVAE, to_patches
 from videogen.vae_loss import busyness, psnr, vae_loss
 from videogen.video_io import write_video
@@ -44,8 +45,10 @@ class VaeStage:
         self.config = config
         self.folder = VideoFolder(config.data, (1, 1, 1), seed=config.run.seed)
         self.train, self.val = self.folder.split()
+        self.orders: dict[int, list[int]] = {}
+        torch.manual_seed(config.run.seed)  # the first weights; everything later draws from its own generators
         self.model = VideoVAE(config.vae.channels, config.vae.width)
-        if not (config.run.dir / "config.json").is_file():  # a resumed run has its weights already
+        if not saved_steps(config.run.dir):  # a resumed run has its weights already
             self.model.init_weights(self.sample_patches(), step_generator(config.run.seed, -1))
         # 768 correlated inputs: a learning rate that suits the convolutions throws the linear transforms off at once.
         self.model.encoder.linear.requires_grad_(False)
@@ -54,8 +57,8 @@ class VaeStage:
     def sample_patches(self, num_clips: int = 400, most: int = 20_000) -> Tensor:
         """Patches (n, 768) of some training clips, each first frame standing for four, as the model sees it."""
         patches = []
-        for index in epoch_order(self.train, self.config.run.seed, 0)[:num_clips]:
-            video = rearrange(self.folder.read(index).video, "c t h w -> 1 t c h w")
+        for clip in self.videos(epoch_order(self.train, self.config.run.seed, 0)[:num_clips]):
+            video = rearrange(clip, "c t h w -> 1 t c h w")
             padded = torch.cat([video[:, :1].expand(-1, 3, -1, -1, -1), video], dim=1)
             patches.append(rearrange(to_patches(padded), "1 t p h w -> (t h w) p"))
         found = torch.cat(patches)
@@ -69,13 +72,8 @@ class VaeStage:
         for step in count(start):
             generator = step_generator(run.seed, step)
             whole = step >= whole_from
-            num = vae.batch_clips
-            first = step * vae.batch_clips
-            epoch, place = divmod(first, len(self.train))
-            order = epoch_order(self.train, run.seed, epoch) + epoch_order(self.train, run.seed, epoch + 1)
             clips: list[Tensor] = []
-            for index in order[place : place + num]:
-                video = self.folder.read(index, epoch).video
+            for video in self.step_videos(step):
                 if whole:
                     clips.append(video)
                     continue
@@ -83,7 +81,29 @@ class VaeStage:
                 clips += busy_crops(
                     video, busy, side=vae.crop, frames=vae.crop_frames, num=vae.crops, generator=generator
                 )
+            if not clips:
+                raise ValueError("no clip of a step could be read; the folder has changed since the run began")
             yield Crops(clips)
+
+    def step_videos(self, step: int) -> Iterator[Tensor]:
+        """The clips of a step: the next batch_clips of the endless run of epochs."""
+        for place in range(step * self.config.vae.batch_clips, (step + 1) * self.config.vae.batch_clips):
+            epoch, i = divmod(place, len(self.train))
+            yield from self.videos([self.order(epoch)[i]], epoch)
+
+    def order(self, epoch: int) -> list[int]:
+        """The order of an epoch, drawn once."""
+        if epoch not in self.orders:
+            self.orders = {epoch: epoch_order(self.train, self.config.run.seed, epoch)}
+        return self.orders[epoch]
+
+    def videos(self, indices: list[int], epoch: int = 0) -> Iterator[Tensor]:
+        """Some clips (3, t, h, w); one that fails to decode is left out and named."""
+        for index in indices:
+            try:
+                yield self.folder.read(index, epoch).video
+            except (ValueError, OSError) as error:
+                self.folder.report(index, str(error))
 
     def loss(self, model: nn.Module, batch: Crops, step: int) -> dict[str, Tensor]:
         """The mean of the losses of equally shaped clips, weighted by their pixels."""
@@ -101,8 +121,8 @@ class VaeStage:
     def validate(self) -> dict[str, float]:
         """PSNR in dB, whole clips and their busy pixels alone."""
         whole, busy = [], []
-        for index in self.val[:32]:
-            video = rearrange(self.folder.read(index).video, "c t h w -> 1 c t h w").to(self.model.device)
+        for clip in self.videos(self.val[:32]):
+            video = rearrange(clip, "c t h w -> 1 c t h w").to(self.model.device)
             rebuilt = self.model.reconstruct(self.model.posterior(video).mean)
             mask = busyness(video).expand_as(video) > 0.25
             whole.append(psnr(rebuilt, video))
@@ -114,8 +134,8 @@ class VaeStage:
     def preview(self, step: int, out_dir: Path) -> None:
         """Held-out clips above their reconstructions: an MP4 each and a sheet of middle frames."""
         sheet = []
-        for number, index in enumerate((self.val or self.train)[:8]):
-            video = self.folder.read(index).video.to(self.model.device)
+        for number, clip in enumerate(self.videos((self.val or self.train)[:8])):
+            video = clip.to(self.model.device)
             rebuilt = self.model.reconstruct(self.model.posterior(video[None]).mean)[0]
             both = torch.cat([video, rebuilt], dim=2)
             path = out_dir / f"step_{step:06d}" / f"{number}.mp4"
@@ -130,8 +150,8 @@ class VaeStage:
     def export(self, out_dir: Path) -> None:
         """Measure the latents' mean and deviation on training clips and save the VAE with them."""
         latents = []
-        for index in epoch_order(self.train, self.config.run.seed, 0)[:200]:
-            video = self.folder.read(index).video[None].to(self.model.device)
+        for clip in self.videos(epoch_order(self.train, self.config.run.seed, 0)[:200]):
+            video = clip[None].to(self.model.device)
             latents.append(rearrange(self.model.posterior(video).mean, "1 c t h w -> c (t h w)"))
         values = torch.cat(latents, dim=1)
         self.model.register_to_config(

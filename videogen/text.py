@@ -7,6 +7,7 @@ The default checkpoint reads with all-MiniLM-L6-v2 (Wang et al. 2020; Reimers & 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
 
 
 class PackedText(NamedTuple):
@@ -53,10 +56,13 @@ def embed_prompts(
     """Each prompt's token embeddings (m_i, text_dim), without padding; a prompt gives the same alone or among others.
 
     An empty prompt is the encoder's begin and end tokens; a prompt beyond the encoder's limit is cut there, with a
-    warning from the tokenizer's own length check.
+    warning.
     """
     limit = encoder.config.max_position_embeddings
-    coded = tokenizer(list(prompts), truncation=True, max_length=limit)["input_ids"]
+    coded = tokenizer(list(prompts), truncation=True, max_length=limit + 1)["input_ids"]
+    if any(len(ids) > limit for ids in coded):
+        logger.warning("a prompt of more than %d tokens is cut there", limit)
+        coded = tokenizer(list(prompts), truncation=True, max_length=limit)["input_ids"]
     done: dict[int, Tensor] = {}
     for length in sorted({len(ids) for ids in coded}):  # equal lengths go together: no padding, no mask
         rows = [i for i, ids in enumerate(coded) if len(ids) == length]

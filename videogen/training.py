@@ -102,7 +102,8 @@ def save_step(run_dir: Path, step: int, model: nn.Module, ema: PowerEMA, optimiz
     """Write everything that the run needs to go on, beside, then rename; keep the newest two."""
     done = run_dir / f"step_{step:06d}"
     part = run_dir / f"step_{step:06d}.part"
-    shutil.rmtree(part, ignore_errors=True)
+    for left in run_dir.glob("step_*.part"):  # of a save that was killed
+        shutil.rmtree(left)
     part.mkdir(parents=True)
     contiguous = {name: p.detach().contiguous() for name, p in model.named_parameters()}
     save_file(contiguous, part / "model.safetensors")
@@ -132,7 +133,8 @@ def load_step(run_dir: Path, step: int, model: nn.Module, ema: PowerEMA, optimiz
     files = {"model": list(model.parameters())} | {f"ema_{i}": copy for i, copy in enumerate(ema.copies)}
     for name, params in files.items():
         saved = load_file(folder / f"{name}.safetensors")
-        if saved.keys() != set(ema.names):
+        wanted = {key: param.shape for key, param in zip(ema.names, params, strict=True)}
+        if {key: value.shape for key, value in saved.items()} != wanted:
             raise ValueError(f"{folder} was written by another model; choose another --run folder, or its own config")
         for key, param in zip(ema.names, params, strict=True):
             param.data.copy_(saved[key])
@@ -140,6 +142,12 @@ def load_step(run_dir: Path, step: int, model: nn.Module, ema: PowerEMA, optimiz
     for key, value in load_file(folder / "optimizer.safetensors").items():
         index, entry = key.split(".", 1)
         state.setdefault(int(index), {})[entry] = value
+    # The fused kernel walks a weight and its moments in memory order: the moments must have the weight's own layout.
+    trained = [param for group in optimizer.param_groups for param in group["params"]]
+    for index, entries in state.items():
+        for entry, value in entries.items():
+            if value.shape == trained[index].shape:
+                entries[entry] = torch.empty_like(trained[index]).copy_(value)
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 

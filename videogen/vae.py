@@ -146,6 +146,22 @@ class Decoder(nn.Module):
         return from_patches(per_frame(self.linear, latents)) + per_frame(self.leave, x)
 
 
+def share_variance(axes: Tensor, centred: Tensor) -> Tensor:
+    """Turn orthonormal axes (c, p) until the data varies equally along each: pair by pair (Schur and Horn)."""
+    spread = (centred @ axes.T).T.cov()
+    axes, mean = axes.clone(), spread.diagonal().mean()
+    for _ in range(len(axes) - 1):
+        i, j = int(spread.diagonal().argmin()), int(spread.diagonal().argmax())
+        a, b, both = spread[i, i] - mean, spread[j, j] - mean, spread[i, j]
+        tangent = (-both + (both.square() - a * b).clamp(min=0).sqrt()) / b.clamp(min=1e-12)
+        cosine = (1 + tangent.square()).rsqrt()
+        turn = torch.eye(len(axes))
+        turn[i, i] = turn[j, j] = cosine
+        turn[i, j], turn[j, i] = tangent * cosine, -tangent * cosine
+        axes, spread = turn @ axes, turn @ spread @ turn.T
+    return axes
+
+
 class VideoVAE(ModelMixin, ConfigMixin):
     """A causal autoencoder of 4 x 8 x 8 compression; latents come out normalised by the statistics in its config."""
 
@@ -163,6 +179,14 @@ class VideoVAE(ModelMixin, ConfigMixin):
         self.encoder, self.decoder = Encoder(latent_channels, width), Decoder(latent_channels, width)
         self.mask_token = nn.Parameter(torch.zeros(latent_channels))  # only training uses it
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    @classmethod
+    def from_pretrained(cls, *args: object, **options: object) -> VideoVAE:  # type: ignore[override]
+        """As of diffusers, which lays weights out as they lie in the file: channels_last again."""
+        loaded = super().from_pretrained(*args, **options)  # type: ignore[arg-type]
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return loaded  # type: ignore[return-value]
 
     def latent_shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
         """(c, t, h, w) of the latent of a clip; a ValueError offers the two nearest where the strides forbid it."""
@@ -236,7 +260,7 @@ class VideoVAE(ModelMixin, ConfigMixin):
         centre = patches.mean(0)
         axes = torch.linalg.svd(patches - centre, full_matrices=False).Vh[:channels]
         turn = torch.linalg.qr(torch.randn(channels, channels, generator=generator)).Q
-        axes = turn @ axes
+        axes = share_variance(turn @ axes, patches - centre)
         scale = ((patches - centre) @ axes.T).std()
         self.encoder.linear.weight.copy_(rearrange(axes / scale, "c p -> c p 1 1"))
         self.encoder.linear.bias.copy_(-(axes @ centre) / scale)  # type: ignore[union-attr]

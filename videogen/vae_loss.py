@@ -44,7 +44,8 @@ def local_correlation(latent: Tensor) -> Tensor:
     pairs = [(z[:, :, :, 1:], z[:, :, :, :-1]), (z[..., 1:], z[..., :-1])]
     if latent.shape[2] > 1:
         pairs.append((z[:, :, 1:], z[:, :, :-1]))
-    return torch.stack([F.relu(0.75 - (a * b).sum(1)).mean() for a, b in pairs]).mean()
+    found = [F.relu(0.75 - (a * b).sum(1)).mean() for a, b in pairs if a.numel()]  # one cell has no neighbour
+    return torch.stack(found).mean() if found else latent.new_zeros(())
 
 
 def half(video: Tensor) -> Tensor:

@@ -126,10 +126,11 @@ def main() -> None:
     wanted = [truth(scene) for scene in worlds]
     seen = [read(clip.numpy(), scene) for clip, scene in zip(made, worlds, strict=True)]
     errors = [float(np.square(a.numpy() - b.astype(np.float32)).mean()) for a, b in zip(rebuilt, clips, strict=True)]
+    overlaps = [overlap(clip.numpy(), scene) for clip, scene in zip(rebuilt, worlds, strict=True)]
     result = {
         "protocol": f"{NUM_SCENES} one-object scenes from seed {FIRST_SEED}, one clip each, default settings",
         "vae_psnr_db": round(float(np.mean(10 * np.log10(255**2 / np.array(errors)))), 2),
-        "vae_foreground_iou": round(float(np.mean([overlap(a.numpy(), s) for a, s in zip(rebuilt, worlds, strict=True)])), 3),
+        "vae_foreground_iou": round(float(np.mean(overlaps)), 3),
         "world's own clips": scores([read(clip, scene) for clip, scene in zip(clips, worlds, strict=True)], wanted),
         "after the VAE": scores([read(c.numpy(), s) for c, s in zip(rebuilt, worlds, strict=True)], wanted),
         "generated": scores(seen, wanted),

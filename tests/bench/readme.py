@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -27,7 +26,7 @@ def line(result: dict) -> str:
         [f"DiT, one evaluation on {dit['tokens']} tokens", f"{dit['dit_gflops']} GFLOP/s"],
         ["torch.mm at its shapes, same run", f"{dit['mm_gflops']} GFLOP/s (the DiT reaches {dit['ratio']:.0%})"],
         ["training", f"{rates['training_tokens_per_second']:,} tokens/s"],
-        ["loading clips", f"{rates['loader_clips_per_second']} a second, {rates['loader_over_raw_decord']}x raw decord"],
+        ["loading", f"{rates['loader_clips_per_second']} clips/s, {rates['loader_over_raw_decord']}x raw decord"],
     ]
     note = f"{result['machine']}, {result['date']}, commit {result['commit']}, medians"
     return rows(["64x64, 17 frames, default settings", note], body)
@@ -45,7 +44,8 @@ def mini(result: dict) -> str:
 def real_overfit(result: dict) -> str:
     """Captions against clips."""
     names = [Path(name).stem for name in result["clips"]]
-    return rows(["caption of", *names], [[name, *map("{:.1f}".format, row)] for name, row in zip(names, result["psnr"])])
+    table = zip(names, result["psnr"], strict=True)
+    return rows(["caption of", *names], [[name, *(f"{value:.1f}" for value in row)] for name, row in table])
 
 
 TABLES = {"line": line, "mini": mini, "real_overfit": real_overfit}
@@ -57,7 +57,8 @@ def filled(text: str) -> str:
         path = ROOT / "assets" / "bench" / f"{name}.json"
         if path.is_file():
             made = table(json.loads(path.read_text(encoding="utf-8")))
-            text = re.sub(f"(<!-- {name} -->\n).*?(<!-- end -->)", lambda m, made=made: f"{m[1]}{made}\n{m[2]}", text, flags=re.S)
+            before, after = text.split(f"<!-- {name} -->\n", 1)
+            text = f"{before}<!-- {name} -->\n{made}\n<!-- end -->{after.split('<!-- end -->', 1)[1]}"
     return text
 
 
