@@ -72,7 +72,7 @@ class ToyboxArgs:
 def _toybox(argv: Sequence[str]) -> int:
     from videogen.config import parse_size
 
-    args = tyro.cli(ToyboxArgs, args=list(argv), prog="videogen toybox", description=ToyboxArgs.__doc__)
+    args = parse(ToyboxArgs, argv, prog="videogen toybox", description=ToyboxArgs.__doc__)
     from rich.console import Console
     from rich.progress import Progress
 
@@ -118,7 +118,7 @@ class BenchArgs:
 def _bench(argv: Sequence[str]) -> int:
     import runpy
 
-    args = tyro.cli(BenchArgs, args=list(argv), prog="videogen bench", description=BenchArgs.__doc__)
+    args = parse(BenchArgs, argv, prog="videogen bench", description=BenchArgs.__doc__)
     script = ROOT / "tests" / "bench" / f"{args.name}.py"
     if not script.is_file():
         raise ValueError(f"the measurements are run from a checkout of the source: there is no {script}")

@@ -240,8 +240,6 @@ class RunConfig:
     """Steps between sample grids; 0 makes none."""
     sample_prompts: tuple[str, ...] = ()
     """Prompts of the sample grids; their seeds are 0, 1, 2, ..."""
-    compile: bool = False
-    """Compile the model's blocks; a minute or two at the start."""
 
     def __post_init__(self) -> None:
         require_positive(self, "steps", "save_every", "val_every")

@@ -13,6 +13,7 @@ import hashlib
 import json
 import math
 import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,8 +112,11 @@ def read_captions(folder: Path) -> dict[str, str]:
 class VideoFolder:
     """What is in a folder, known without decoding it, and its clips on request."""
 
-    def __init__(self, config: DataConfig, patch: Patch, *, seed: int = 0, say: Callable[[str], None] = print) -> None:
-        self.config, self.patch, self.seed, self.say = config, patch, seed, say
+    def __init__(
+        self, config: DataConfig, patch: Patch, *, seed: int = 0, say: Callable[[str], object] | None = None
+    ) -> None:
+        self.config, self.patch, self.seed = config, patch, seed
+        self.say = say = say or (lambda line: sys.stderr.write(f"{line}\n"))
         self.entries: list[Entry] = []
         self.problems: list[tuple[Path, str]] = []
         if not config.folder.is_dir():

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -33,17 +35,36 @@ def guard(command: Callable[[Sequence[str]], int], argv: Sequence[str] | None = 
         return 130
 
 
-def parse(kind: type[T], argv: Sequence[str], *, default: T, prog: str, description: str) -> T:
-    """Flags onto a dataclass by tyro; an unknown flag gets one sentence with the nearest that exists."""
+def parse(kind: type[T], argv: Sequence[str], *, prog: str, description: str | None, default: T | None = None) -> T:
+    """Flags onto a dataclass by tyro; what does not fit gets one sentence, an unknown flag the nearest that exists."""
     known = flags_of(kind, default)
     for word in argv:
         flag = word.split("=", 1)[0]
         if flag.startswith("--") and len(flag) > 2 and flag.replace("_", "-") not in known and flag != "--help":
             raise ValueError(f"unknown flag {flag}{nearest(flag, known)}; --help lists them all")
-    return tyro.cli(kind, args=list(argv), default=default, prog=prog, description=description)
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return tyro.cli(kind, args=list(argv), default=default, prog=prog, description=description)
+    except SystemExit as stop:
+        if stop.code in (0, None):
+            raise
+        raise ValueError(first_sentence(said.getvalue())) from None
 
 
-def flags_of(kind: type[T], default: T) -> set[str]:
+def first_sentence(box: str) -> str:
+    """What tyro says first in its box of lines, as one line."""
+    lines = []
+    for line in box.splitlines():
+        text = line.strip("╭╮╰╯│ ")
+        if set(text) <= {"─"} and lines:
+            break
+        if text and not line.startswith("╭"):
+            lines.append(text)
+    return " ".join(lines).rstrip(".") + "; --help lists what is allowed"
+
+
+def flags_of(kind: type[T], default: T | None = None) -> set[str]:
     """Every flag that tyro makes of a dataclass."""
     parser = tyro.extras.get_parser(kind, default=default)
     return {option for action in parser._actions for option in action.option_strings}

@@ -80,7 +80,7 @@ def flow_loss(
     sigma = levels.per_token()
     noised = interpolate(clean.tokens, noise, sigma)
     out = dit(clean._replace(tokens=noised), levels, text).float()
-    if dit.config["prediction"] == "clean":  # type: ignore[index]
+    if getattr(dit, "module", dit).config["prediction"] == "clean":  # DDP wraps the model
         error = (out - clean.tokens) / sigma.clamp(min=SIGMA_MIN)
     else:
         error = out - (noise - clean.tokens)

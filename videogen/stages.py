@@ -54,6 +54,9 @@ class VaeStage:
         self.model.encoder.linear.requires_grad_(False)
         self.model.decoder.linear.requires_grad_(False)
 
+    def place(self, device: torch.device) -> None:
+        """The VAE works alone."""
+
     def sample_patches(self, num_clips: int = 400, most: int = 20_000) -> Tensor:
         """Patches (n, 768) of some training clips, each first frame standing for four, as the model sees it."""
         patches = []
@@ -184,6 +187,11 @@ class DitStage:
         vae_id = checkpoint_id(config.dit.vae / "vae")["sha256"]
         self.cache = LatentCache(self.folder, vae_id, self._encode, config.run.dir / "latents")
         self.texts: dict[str, Tensor] = {}
+
+    def place(self, device: torch.device) -> None:
+        """The frozen VAE and text encoder go where the DiT is."""
+        self.vae.to(device)  # type: ignore[call-overload]
+        self.text_encoder.to(device)  # type: ignore[arg-type]
 
     def _new_model(self) -> VideoDiT:
         dit = self.config.dit

@@ -15,6 +15,7 @@ import shutil
 import signal
 import time
 from collections.abc import Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 from types import FrameType
 from typing import Generic, Protocol, TypeVar
@@ -38,8 +39,12 @@ class Stage(Protocol[Batch]):
 
     model: nn.Module
 
+    def place(self, device: torch.device) -> None:
+        """Move what is used beside the model to the model's device."""
+        ...
+
     def batches(self, start: int) -> Iterator[Batch]:
-        """The batches of steps start, start + 1, ...: the same whenever the run is resumed."""
+        """The batches start, start + 1, ...: the same whenever the run is resumed."""
         ...
 
     def loss(self, model: nn.Module, batch: Batch, step: int) -> dict[str, Tensor]:
@@ -188,6 +193,27 @@ class Log:
             self.tracker.log(dict(values), step=step)
 
 
+class Meter:
+    """Averages the numbers of ten steps at a time, logs them, and says them in a few words."""
+
+    def __init__(self, log: Log) -> None:
+        self.log, self.window, self.clock = log, list[dict[str, float]](), time.monotonic()
+
+    def add(self, step: int, values: dict[str, float]) -> str:
+        """Take a step's numbers; after every tenth, what to show."""
+        self.window.append(values)
+        if step % 10:
+            return ""
+        num, elapsed = len(self.window), time.monotonic() - self.clock
+        shown = {key: sum(v[key] for v in self.window if key in v) / num for key in values}
+        shown["tokens_per_second"] = shown.get("tokens", 0.0) * num / elapsed
+        shown["steps_per_second"] = num / elapsed
+        self.log.write(step, shown)
+        self.window, self.clock = [], time.monotonic()
+        said = f"loss {shown['loss']:.4f} · {shown['tokens_per_second']:,.0f} tokens/s"
+        return said + (f" · fill {shown['fill']:.1%}" if "fill" in shown else "")
+
+
 def progress_bar() -> Progress:
     """Bar, step, what the loop says, and time left, on stderr."""
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed:.0f}/{task.total:.0f}"))
@@ -202,6 +228,10 @@ class Trainer(Generic[Batch]):
 
         self.stage, self.config, self.run = stage, config, config.run
         self.accelerator = Accelerator(mixed_precision="no")
+        if self.accelerator.num_processes > 1 and config.stage == "vae":
+            raise ValueError("the VAE is trained on one device; start train.py without accelerate launch")
+        self.model = self.accelerator.prepare(stage.model)  # on its device, before anything is laid out like it
+        stage.place(self.accelerator.device)
         self.optimizer = make_optimizer(stage.model, config.optim)
         self.ema = PowerEMA(stage.model, config.optim.ema)
         self.run.dir.mkdir(parents=True, exist_ok=True)
@@ -209,14 +239,20 @@ class Trainer(Generic[Batch]):
         self.step = steps[-1] if steps else 0
         if self.step:
             load_step(self.run.dir, self.step, stage.model, self.ema, self.optimizer)
-        self.model, self.optimizer = self.accelerator.prepare(stage.model, self.optimizer)
+        self.optimizer = self.accelerator.prepare(self.optimizer)
+
+    def batches(self) -> Iterator[Batch]:
+        """This process's batches from the next step on: of each step's num_processes batches, its own."""
+        share, own = self.accelerator.num_processes, self.accelerator.process_index
+        return islice(self.stage.batches(self.step * share), own, None, share)
 
     def train_step(self, batch: Batch, step: int) -> dict[str, float]:
         """One optimiser step; the numbers to show."""
         rate = learning_rate(step, self.run.steps, self.config.optim)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        losses = self.stage.loss(self.model, batch, step)
+        number = step * self.accelerator.num_processes + self.accelerator.process_index
+        losses = self.stage.loss(self.model, batch, number)
         self.accelerator.backward(losses["loss"])
         norm = torch.as_tensor(self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.optim.grad_clip))
         values = {name: value.item() for name, value in losses.items()} | {"grad_norm": norm.item(), "lr": rate}
@@ -233,36 +269,19 @@ class Trainer(Generic[Batch]):
         """Train to the end or to the session's limit; True when the run is complete."""
         if self.step >= self.run.steps:
             return True
-        log, stop, began = Log(self.run.dir), StopRequest(), time.monotonic()
         write_config(self.config, self.run.dir)
+        stop, meter = StopRequest(), Meter(Log(self.run.dir))
+        deadline = time.monotonic() + 60 * self.run.minutes if self.run.minutes is not None else math.inf
         try:
             with progress_bar() as bar:
                 task = bar.add_task(self.config.stage, total=self.run.steps, completed=self.step, said="")
-                window: list[dict[str, float]] = []
-                clock = time.monotonic()
-                for batch in self.stage.batches(self.step):
-                    window.append(self.train_step(batch, self.step))
+                for batch in self.batches():
+                    values = self.train_step(batch, self.step)
                     self.step += 1
-                    if self.step % 10 == 0:
-                        shown = {key: sum(v[key] for v in window if key in v) / len(window) for key in window[-1]}
-                        elapsed, clock = time.monotonic() - clock, time.monotonic()
-                        shown["tokens_per_second"] = shown.get("tokens", 0.0) * len(window) / elapsed
-                        shown["steps_per_second"] = len(window) / elapsed
-                        log.write(self.step, shown)
-                        window.clear()
-                        said = f"loss {shown['loss']:.4f} · {shown['tokens_per_second']:,.0f} tokens/s"
-                        said += f" · fill {shown['fill']:.1%}" if "fill" in shown else ""
+                    if said := meter.add(self.step, values):
                         bar.update(task, completed=self.step, said=said)
-                    ended = self.step >= self.run.steps
-                    late = self.run.minutes is not None and time.monotonic() - began > 60 * self.run.minutes
-                    leaving = ended or late or stop.signal is not None
-                    if leaving or self.step % self.run.val_every == 0:
-                        log.write(self.step, {f"val_{key}": value for key, value in self.stage.validate().items()})
-                    if leaving or self.step % self.run.save_every == 0:
-                        self.save()
-                    due = self.run.sample_every and self.step % self.run.sample_every == 0
-                    if (ended or due) and stop.signal is None:
-                        self.preview()
+                    leaving = self.step >= self.run.steps or time.monotonic() > deadline or stop.signal is not None
+                    self.milestones(meter.log, leaving=leaving, interrupted=stop.signal is not None)
                     if leaving:
                         break
         finally:
@@ -271,15 +290,26 @@ class Trainer(Generic[Batch]):
             raise KeyboardInterrupt
         return self.step >= self.run.steps
 
+    def milestones(self, log: Log, *, leaving: bool, interrupted: bool) -> None:
+        """What is done every so many steps and at the end: measure, save, show."""
+        if not self.accelerator.is_main_process:
+            return
+        if leaving or self.step % self.run.val_every == 0:
+            log.write(self.step, {f"val_{key}": value for key, value in self.stage.validate().items()})
+        if leaving or self.step % self.run.save_every == 0:
+            self.save()
+        due = self.run.sample_every and self.step % self.run.sample_every == 0
+        if (due or self.step >= self.run.steps) and not interrupted:
+            self.preview()
+
     def save(self) -> None:
         """Write the run's state and, with the averaged weights, the checkpoint folder that sample.py reads."""
-        if self.accelerator.is_main_process:
-            save_step(self.run.dir, self.step, self.stage.model, self.ema, self.optimizer)
+        save_step(self.run.dir, self.step, self.stage.model, self.ema, self.optimizer)
+        self.ema.swap()
+        try:
+            self.stage.export(self.run.dir / "checkpoint")
+        finally:
             self.ema.swap()
-            try:
-                self.stage.export(self.run.dir / "checkpoint")
-            finally:
-                self.ema.swap()
 
     def preview(self) -> None:
         """Samples of the averaged model."""

@@ -1,4 +1,4 @@
-"""Write the README's tables from assets/bench: python tests/bench/readme.py. A test checks that they are current."""
+"""Write the tables of README and model card from assets/bench: python tests/bench/readme.py. A test checks them."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
+PAGES = (ROOT / "README.md", ROOT / "assets" / "mini" / "README.md")
 
 
 def rows(header: list[str], body: list[list[object]]) -> str:
@@ -52,10 +53,10 @@ TABLES = {"line": line, "mini": mini, "real_overfit": real_overfit}
 
 
 def filled(text: str) -> str:
-    """The README with every table as its result file has it."""
+    """A page with every table as its result file has it."""
     for name, table in TABLES.items():
         path = ROOT / "assets" / "bench" / f"{name}.json"
-        if path.is_file():
+        if path.is_file() and f"<!-- {name} -->" in text:
             made = table(json.loads(path.read_text(encoding="utf-8")))
             before, after = text.split(f"<!-- {name} -->\n", 1)
             text = f"{before}<!-- {name} -->\n{made}\n<!-- end -->{after.split('<!-- end -->', 1)[1]}"
@@ -63,5 +64,5 @@ def filled(text: str) -> str:
 
 
 if __name__ == "__main__":
-    readme = ROOT / "README.md"
-    readme.write_text(filled(readme.read_text(encoding="utf-8")), encoding="utf-8")
+    for page in PAGES:
+        page.write_text(filled(page.read_text(encoding="utf-8")), encoding="utf-8")

@@ -1,0 +1,281 @@
+"""The commands as a user types them: what they write, what they say, and how they end."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from videogen.cli import main, sample, train
+from videogen.video_io import probe, read_settings
+
+ROOT = Path(__file__).parents[1]
+QUICK = ["--steps", "2", "--size", "32x32", "--frames", "5"]
+
+
+def refused(capsys: pytest.CaptureFixture[str], status: int, *words: str, code: int = 2) -> None:
+    """The command ended with this status and said one sentence that holds these words."""
+    said = capsys.readouterr()
+    assert status == code, said.err
+    assert said.out == ""
+    assert len(said.err.strip().splitlines()) == 1, said.err
+    for word in words:
+        assert word in said.err, said.err
+
+
+def test_a_prompt_becomes_a_clip_that_knows_its_settings(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "deep" / "clip.mp4"
+    assert sample(["a red circle", "--out", str(out), "--seed", "7", "--model", str(checkpoint), *QUICK]) == 0
+    assert str(out) in capsys.readouterr().out
+    info = probe(out)
+    assert (info.width, info.height, info.num_frames) == (32, 32, 5)
+    settings = read_settings(out)
+    assert settings["prompt"] == "a red circle"
+    assert settings["seed"] == 7
+    assert settings["steps"] == 2
+    assert settings["checkpoint"]["name"] == checkpoint.name  # type: ignore[index]
+    assert [path.name for path in out.parent.iterdir()] == ["clip.mp4"]
+
+
+def test_from_makes_the_same_bytes_and_flags_override(checkpoint: Path, tmp_path: Path) -> None:
+    first, again, other = (tmp_path / f"{name}.mp4" for name in ("first", "again", "other"))
+    model = ["--model", str(checkpoint)]
+    assert sample(["a blue star", "--seed", "3", "--out", str(first), *model, *QUICK]) == 0
+    assert sample(["--from", str(first), "--out", str(again), *model]) == 0
+    assert again.read_bytes() == first.read_bytes()
+    assert sample(["--from", str(first), "--steps", "3", "--out", str(other), *model]) == 0
+    assert read_settings(other)["steps"] == 3
+    assert read_settings(other)["seed"] == 3
+
+
+def test_several_prompts_and_seeds_become_files_with_their_names(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["a red circle", "a blue star", "--num", "2", "--out", str(tmp_path), "--model", str(checkpoint), "--json"]
+    assert sample([*words, *QUICK]) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert sorted(Path(line["path"]).name for line in lines) == [
+        "a-blue-star-0.mp4",
+        "a-blue-star-1.mp4",
+        "a-red-circle-0.mp4",
+        "a-red-circle-1.mp4",
+    ]
+
+
+@pytest.mark.parametrize("suffix", [".gif", ".webm", ".png"])
+def test_other_formats_are_written(suffix: str, checkpoint: Path, tmp_path: Path) -> None:
+    out = tmp_path / f"clip{suffix}"
+    frames = "1" if suffix == ".png" else "5"
+    words = ["a red circle", "--out", str(out), "--model", str(checkpoint), "--steps", "1", "--size", "32x32"]
+    assert sample([*words, "--frames", frames]) == 0
+    assert (probe(out).width, probe(out).num_frames) == (32, int(frames))
+    assert read_settings(out)["prompt"] == "a red circle"
+
+
+def test_a_prompts_file_gives_each_row_its_settings(checkpoint: Path, tmp_path: Path) -> None:
+    table = tmp_path / "prompts.csv"
+    table.write_text('prompt,seed,steps,size\n"a red circle, alone",4,1,32x48\na blue star,,,\n', encoding="utf-8")
+    out = tmp_path / "out"
+    assert sample(["--prompts", str(table), "--out", str(out), "--model", str(checkpoint), *QUICK]) == 0
+    first, second = read_settings(out / "a-red-circle-alone-4.mp4"), read_settings(out / "a-blue-star-0.mp4")
+    assert (first["steps"], first["size"], second["steps"], second["size"]) == (1, "32x48", 2, "32x32")
+
+
+def test_latents_are_kept_when_asked(checkpoint: Path, tmp_path: Path) -> None:
+    out = tmp_path / "clip.mp4"
+    assert sample(["x", "--out", str(out), "--model", str(checkpoint), "--save-latents", *QUICK]) == 0
+    assert load_file(tmp_path / "clip.safetensors")["latent"].shape[1:] == (2, 4, 4)
+
+
+def test_a_dry_run_says_what_it_would_take_and_writes_nothing(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["x", "--out", str(tmp_path / "clip.mp4"), "--model", str(checkpoint), "--dry-run", "--json", *QUICK]
+    assert sample(words) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["tokens"] == 8
+    assert said["evaluations"] == 4
+    assert said["memory_gb"] > 0
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["x", "--stpes", "3"], "did you mean '--steps'"),
+        (["x", "--steps", "-3"], "steps must be above 0, got -3"),
+        (["x", "--steps", "many"], "many"),
+        (["x", "--size", "60x64"], "try 48x64 or 64x64"),
+        (["x", "--size", "big"], "WIDTHxHEIGHT"),
+        (["x", "--frames", "16"], "try 13 or 17"),
+        (["x", "--sampler", "eular"], "euler, heun, dpmpp_2m"),
+        (["x", "--guidance", "-1"], "guidance must be 0 or more"),
+        (["x", "--num", "0"], "num must be at least 1"),
+        (["x", "--out", "clip.avi"], ".mp4, .gif, .webm, .png"),
+        (["x", "y", "--out", "clip.mp4"], "one file for 2 clips"),
+        (["x", "--out", "clip.png"], "--frames 1"),
+        (["x", "--device", "cuda"], "--device cpu"),
+        (["--prompts", "missing.txt"], "no prompts file"),
+        ([], "give a prompt"),
+    ],
+)
+def test_a_wrong_flag_gets_one_sentence(
+    words: list[str], said: str, checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if "cuda" in words and torch.cuda.is_available():
+        words = ["x", "--device", "mps"]
+    refused(capsys, sample([*words, "--model", str(checkpoint)]), said)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('{"prompt": "a", "steps": 2}\n{"steps": 4}\n', "row 2: every row needs a prompt"),
+        ('{"prompt": "a", "stepz": 2}\n', "row 1: unknown column 'stepz'; did you mean 'steps'"),
+        ('{"prompt": "a", "steps": "two"}\n', "row 1: steps must be of type int"),
+        ('{"prompt": "a"}\n{prompt\n', "row 2:"),
+    ],
+)
+def test_a_bad_row_of_a_prompts_file_is_named_by_its_number(
+    text: str, said: str, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "prompts.jsonl"
+    path.write_text(text, encoding="utf-8")
+    refused(capsys, sample(["--prompts", str(path), "--model", str(checkpoint)]), said)
+
+
+def test_a_file_that_exists_is_left_alone(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "clip.mp4"
+    out.write_text("precious", encoding="utf-8")
+    refused(capsys, sample(["x", "--out", str(out), "--model", str(checkpoint), *QUICK]), "exists; add --overwrite")
+    assert out.read_text(encoding="utf-8") == "precious"
+
+
+def test_a_missing_checkpoint_gets_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    refused(capsys, sample(["x", "--model", str(tmp_path / "none")]), "no checkpoint folder")
+    refused(capsys, sample(["x", "--model", str(tmp_path)]), "model_index.json")
+
+
+@pytest.mark.parametrize(("change", "said"), [("drop", "lacks proj_out.bias"), ("add", "has an extra weight surplus")])
+def test_a_checkpoint_with_a_missing_or_extra_weight_is_refused(
+    change: str, said: str, own_checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = next((own_checkpoint / "transformer").glob("*.safetensors"))
+    weights = load_file(path)
+    weights = {k: v for k, v in weights.items() if k != "proj_out.bias"} if change == "drop" else weights
+    save_file(weights if change == "drop" else weights | {"surplus": torch.zeros(1)}, path, metadata={"format": "pt"})
+    refused(capsys, sample(["x", "--model", str(own_checkpoint), *QUICK]), said)
+
+
+def test_latents_that_are_not_finite_stop_before_anything_is_written(own_checkpoint: Path, tmp_path: Path) -> None:
+    path = next((own_checkpoint / "transformer").glob("*.safetensors"))
+    weights = load_file(path)
+    weights["proj_out.bias"] = torch.full_like(weights["proj_out.bias"], float("nan"))
+    save_file(weights, path, metadata={"format": "pt"})
+    out = tmp_path / "out"
+    assert sample(["x", "--out", str(out / "clip.mp4"), "--model", str(own_checkpoint), *QUICK]) == 1
+    assert not out.exists()
+
+
+def test_a_full_disk_is_one_sentence_and_leaves_nothing(checkpoint: Path, tmp_path: Path) -> None:
+    words = ["x", "--out", str(tmp_path / "o" / "clip.mp4"), "--model", str(checkpoint), *QUICK]
+    code = (
+        "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
+        "import videogen.pipeline, videogen.cli; resource.setrlimit(resource.RLIMIT_FSIZE, (500, 500));"
+        f"raise SystemExit(videogen.cli.sample({words!r}))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 1, done.stderr
+    assert "could not write" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list((tmp_path / "o").glob("*"))
+
+
+def test_ctrl_c_ends_with_130_and_nothing_half_written(checkpoint: Path, tmp_path: Path) -> None:
+    words = ["x", "--out", str(tmp_path / "clip.mp4"), "--model", str(checkpoint), "--steps", "100000"]
+    process = subprocess.Popen([sys.executable, "sample.py", *words], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    time.sleep(12)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130, said
+    assert "Traceback" not in said
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_help_answers_without_the_heavy_libraries() -> None:
+    code = (
+        "import sys, videogen.cli\n"
+        "try: videogen.cli.sample(['--help'])\n"
+        "except SystemExit as stop: assert stop.code == 0\n"
+        "heavy = {'torch', 'diffusers', 'transformers', 'decord'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, cwd=ROOT)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], "needs a recipe"),
+        (["configs/none.toml"], "no config file"),
+        (["configs/toybox-vae.toml", "--run.stepz", "3"], "did you mean '--run.steps'"),
+        (["configs/toybox-vae.toml", "--optim.lr", "0"], "lr must be above 0"),
+        (["configs/toybox-vae.toml", "--data", "no-such-folder"], "no folder no-such-folder"),
+    ],
+)
+def test_a_wrong_training_command_gets_one_sentence(
+    words: list[str], said: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    refused(capsys, train(words), said)
+
+
+def test_a_wrong_key_in_a_recipe_gets_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text('stage = "vae"\n[optim]\nlearning_rate = 1e-3\nwarmup_step = 3\n', encoding="utf-8")
+    refused(capsys, train([str(recipe)]), "unknown key", "optim.")
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ({}, "no videos in"),
+        ({"clip.mp4": "not a video", "clip.txt": "a caption"}, "clip.mp4"),
+        ({"clip.mp4": "not a video"}, "no caption"),
+    ],
+)
+def test_a_folder_that_cannot_be_trained_on_gets_a_sentence(
+    content: dict[str, str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "clips"
+    folder.mkdir()
+    for name, text in content.items():
+        (folder / name).write_text(text, encoding="utf-8")
+    status = train([str(ROOT / "configs" / "toybox-vae.toml"), "--data", str(folder), "--run", str(tmp_path / "run")])
+    assert status == 2
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_toybox_command_writes_a_folder_to_train_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "toybox"
+    assert main(["toybox", str(out), "--clips", "3", "--frames", "9", "--size", "48x64"]) == 0
+    assert capsys.readouterr().out.strip() == str(out)
+    info = probe(out / "clips" / "000000.mp4")
+    assert (info.width, info.height, info.num_frames) == (48, 64, 9)
+    refused(capsys, main(["toybox", str(out), "--clips", "3", "--seed", "1"]), "holds something else")
+
+
+def test_an_unknown_command_is_told_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
+    refused(capsys, main(["trian"]), "did you mean 'train'")
