@@ -111,8 +111,8 @@ def test_a_config_is_made_by_keywords_and_never_changed(section: type) -> None:
 
 WRONG: list[tuple[dict[str, object], str]] = [
     ({"stagee": "vae"}, "unknown key 'stagee'; did you mean 'stage'"),
-    ({"data": {"fodler": "x"}}, r"unknown key data\.'?fodler'?; did you mean 'folder'"),
-    ({"optim": {"learning_rate": 1e-3}}, r"unknown key optim\.'?learning_rate'?"),
+    ({"data": {"fodler": "x"}}, r"unknown key 'data\.fodler'; did you mean 'folder'"),
+    ({"optim": {"learning_rate": 1e-3}}, r"unknown key 'optim\.learning_rate'"),
     ({"data": {"fps": "8"}}, r"data\.fps must be of type float, got '8'"),
     ({"data": {"fps": True}}, r"data\.fps must be of type float, got True"),
     ({"data": {"max_tokens": 4.5}}, r"data\.max_tokens must be of type int, got 4\.5"),

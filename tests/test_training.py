@@ -66,7 +66,7 @@ def stop_at(stage: VaeStage | DitStage, num: int) -> None:
     """Send this process a real SIGTERM while the num-th batch from now is on its way."""
     make = stage.batches
 
-    def batches(start: int) -> Iterator[object]:
+    def batches(start: int, every: int = 1) -> Iterator[object]:
         for number, batch in enumerate(make(start), start=1):
             if number == num:
                 os.kill(os.getpid(), signal.SIGTERM)
@@ -88,7 +88,7 @@ class OneClip:
     def __getattr__(self, name: str) -> object:
         return getattr(self.stage, name)
 
-    def batches(self, start: int) -> Iterator[object]:
+    def batches(self, start: int, every: int = 1) -> Iterator[object]:
         while True:
             yield self.batch
 
@@ -283,9 +283,9 @@ def killed_while_saving(trainer: Trainer, num_files: int) -> None:
     """Save in a child process that SIGKILLs itself half-way through its num_files-th file."""
     child = os.fork()
     if child == 0:
-        whole, count = training.save_file, 0
+        whole, count = training.save_tensors, 0
 
-        def save_file(tensors: dict[str, Tensor], path: Path) -> None:
+        def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
             nonlocal count
             count += 1
             if count == num_files:
@@ -295,7 +295,7 @@ def killed_while_saving(trainer: Trainer, num_files: int) -> None:
                 os.kill(os.getpid(), signal.SIGKILL)
             whole(tensors, path)
 
-        training.save_file = save_file  # the child's own
+        training.save_tensors = save_tensors  # the child's own
         try:
             trainer.save()
         finally:
@@ -510,7 +510,7 @@ def test_a_file_that_breaks_during_a_run_is_named_and_the_run_goes_on(
     broken = made.folder.entries[made.train[0]].path
     broken.write_bytes(broken.read_bytes()[:500])
     assert trainer.fit()
-    assert broken.name in capsys.readouterr().out
+    assert broken.name in capsys.readouterr().err
 
 
 def test_an_unknown_kind_of_known_is_refused_before_anything_is_read(tmp_path: Path, checkpoint: Path) -> None:

@@ -9,7 +9,7 @@ variable-length kernel, or xformers' where it is installed, takes the whole pack
 from __future__ import annotations
 
 import functools
-import importlib.util
+import logging
 import math
 from collections.abc import Callable
 from itertools import accumulate, groupby
@@ -21,6 +21,8 @@ from einops import rearrange, repeat
 from torch import Tensor
 
 from videogen.packing import Grid, Lengths, Patch, positions
+
+logger = logging.getLogger(__name__)
 
 
 class Rotary(NamedTuple):
@@ -115,9 +117,16 @@ SELF_KERNELS: dict[str, Callable[[Tensor, Tensor, Tensor, Lengths], Tensor]] = {
 @functools.cache
 def self_kernel(device_type: str) -> str:
     """The kernel for a kind of device, chosen here and nowhere else."""
-    if device_type != "cuda":
-        return "runs"
-    return "xformers" if importlib.util.find_spec("xformers") else "varlen"
+    kernel = "runs"
+    if device_type == "cuda":
+        try:
+            from xformers import ops  # type: ignore[import-not-found]  # noqa: F401
+
+            kernel = "xformers"
+        except Exception:  # not installed, or built for another torch: both show only here
+            kernel = "varlen"
+    logger.info("attention within clips: %s", kernel)
+    return kernel
 
 
 class TextKeys(NamedTuple):

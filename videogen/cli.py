@@ -6,6 +6,7 @@ Imports that cost time (torch, diffusers) stand where they are used, so that --h
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from typing import Literal
 
 import tyro
 
-from videogen.config import TrainConfig, load_toml, nearest
+from videogen.config import TrainConfig, load_toml, nearest, parse_size
 from videogen.flags import guard, offline, parse
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -26,7 +27,10 @@ def train(argv: Sequence[str] | None = None) -> int:
 
 
 def _train(argv: Sequence[str]) -> int:
-    words = [{"--data": "--data.folder", "--run": "--run.dir"}.get(word, word) for word in argv]
+    short = {"--data": "--data.folder", "--run": "--run.dir"}
+    words = [short.get(flag, flag) + equals + rest for flag, equals, rest in (word.partition("=") for word in argv)]
+    as_json = "--json" in words
+    words = [word for word in words if word != "--json"]
     if not words or words[0].startswith("-"):
         if "--help" in words or "-h" in words:
             words = [word for word in words if word not in ("--help", "-h")]
@@ -42,7 +46,8 @@ def _train(argv: Sequence[str]) -> int:
     if trainer.step:
         print(f"resuming {config.run.dir} at step {trainer.step} of {config.run.steps}", file=sys.stderr)
     complete = trainer.fit()
-    print(config.run.dir / "checkpoint")
+    checkpoint = str(config.run.dir / "checkpoint")
+    print(json.dumps({"checkpoint": checkpoint, "step": trainer.step, "complete": complete}) if as_json else checkpoint)
     if not complete:
         print(f"stopped at step {trainer.step} of {config.run.steps}; the same command goes on", file=sys.stderr)
     return 0
@@ -67,11 +72,17 @@ class ToyboxArgs:
     """Only clips of this WIDTHxHEIGHT."""
     frames: int | None = None
     """Only clips of this length."""
+    json: bool = False
+    """Print a JSON object instead of text."""
+
+    def __post_init__(self) -> None:
+        if self.clips < 1 or (self.frames is not None and self.frames < 1):
+            raise ValueError(f"--clips and --frames must be at least 1, got {self.clips} and {self.frames}")
+        if self.size is not None and any(side < 16 or side % 2 for side in parse_size(self.size)):
+            raise ValueError(f"--size must be even and at least 16x16, got {self.size}")
 
 
 def _toybox(argv: Sequence[str]) -> int:
-    from videogen.config import parse_size
-
     args = parse(ToyboxArgs, argv, prog="videogen toybox", description=ToyboxArgs.__doc__)
     from rich.console import Console
     from rich.progress import Progress
@@ -81,17 +92,18 @@ def _toybox(argv: Sequence[str]) -> int:
 
     sizes = FRAME_SIZES if args.size is None else (parse_size(args.size),)
     lengths = LENGTHS if args.frames is None else (args.frames,)
-    with Progress(console=Console(stderr=True)) as bar:
-        task = bar.add_task("clips", total=args.clips)
-        write_folder(
-            args.out,
-            num_clips=args.clips,
-            seed=args.seed,
-            sizes=sizes,
-            lengths=lengths,
-            on_clip=lambda done: bar.update(task, completed=done),
-        )
-    print(args.out)
+    bar = Progress(console=Console(stderr=True))
+    task = bar.add_task("clips", total=args.clips)
+
+    def show(num_done: int) -> None:
+        bar.start()  # at the first clip, not before a refusal
+        bar.update(task, completed=num_done)
+
+    try:
+        write_folder(args.out, num_clips=args.clips, seed=args.seed, sizes=sizes, lengths=lengths, on_clip=show)
+    finally:
+        bar.stop()
+    print(json.dumps({"folder": str(args.out), "clips": args.clips}) if args.json else args.out)
     return 0
 
 

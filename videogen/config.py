@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Literal, TypeVar
 
 T = TypeVar("T")
+MINI = Path(__file__).resolve().parent.parent / "assets" / "mini"  # the default checkpoint, in a checkout
 
 
 def nearest(name: str, allowed: Collection[str]) -> str:
@@ -159,9 +160,9 @@ class VaeConfig:
 class DitConfig:
     """The size of a new VideoDiT, and how it is trained."""
 
-    vae: Path = Path("assets/mini")
+    vae: Path = MINI
     """Checkpoint folder whose VAE is used."""
-    text: Path = Path("assets/mini")
+    text: Path = MINI
     """Checkpoint folder whose text encoder and tokenizer are used."""
     init: Path | None = None
     """Checkpoint folder to take the first weights from; none begins at random."""
@@ -180,7 +181,9 @@ class DitConfig:
     caption_dropout: float = 0.1
     """Share of clips trained without their caption, for guidance."""
     base_tokens: int = 80
-    """Clip length, in tokens, at which the noise schedule has shift 1."""
+    """Clip length, in tokens, up to which the noise levels are not shifted; four times as long shifts them by 2."""
+    gradient_checkpointing: bool = False
+    """Compute the blocks twice instead of keeping their activations."""
     uniform_sigmas: float = 0.1
     """Share of clips whose noise level is uniform instead of logit-normal."""
     known: dict[str, float] = field(default_factory=lambda: {"nothing": 1.0})
@@ -280,7 +283,7 @@ def from_mapping(cls: type[T], values: Mapping[str, object], where: str = "") ->
     made: dict[str, object] = {}
     for key, value in values.items():
         if key not in hints:
-            raise ValueError(f"unknown key {where}{key!r}{nearest(key, hints)}".replace("''", "'"))
+            raise ValueError(f"unknown key {where + key!r}{nearest(key, hints)}")
         made[key] = _convert(hints[key], value, f"{where}{key}")
     return cls(**made)
 
@@ -341,7 +344,9 @@ def load_toml(cls: type[T], path: Path, *, over: T | None = None) -> T:
     except tomllib.TOMLDecodeError as error:
         raise ValueError(f"{path} is not valid TOML: {error}") from None
     try:
-        return from_mapping(cls, values if over is None else to_mapping(over) | values)
+        if over is not None:  # a length in frames is not held back by one in seconds from elsewhere
+            values = to_mapping(over) | ({"seconds": None} if "frames" in values else {}) | values
+        return from_mapping(cls, values)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
 

@@ -8,29 +8,33 @@ or a clip.txt beside clip.mp4. Which stretch of a long file is read depends on (
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import hashlib
 import json
 import math
-import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from einops import rearrange
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Generator, Tensor
 
 from videogen.config import DataConfig
+from videogen.flow import step_generator
 from videogen.packing import Patch
+from videogen.storage import save_tensors
 from videogen.vae import SPACE_STRIDE, TIME_STRIDE
 from videogen.video_io import VideoInfo, probe, read_video
 
-SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v", ".mpg", ".mpeg", ".wmv", ".gif", ".png", ".jpg", ".jpeg")
-METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
+VIDEOS = (".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".mts", ".m2ts", ".wmv", ".flv")
+SUFFIXES = (*VIDEOS, ".3gp", ".ogv", ".vob", ".gif", ".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
 
 class Clip(NamedTuple):
@@ -83,34 +87,53 @@ def cover(frames: Tensor, width: int, height: int) -> Tensor:
 
 
 def read_captions(folder: Path) -> dict[str, str]:
-    """Captions by file name relative to the folder, from its metadata file; empty where there is none."""
-    found = [folder / name for name in METADATA if (folder / name).is_file()]
-    if not found:
-        return {}
-    path, rows = found[0], {}
-    if path.suffix == ".csv":
-        with path.open(newline="", encoding="utf-8-sig") as file:  # Excel begins a file with a byte order mark
-            reader = csv.DictReader(file)
-            for row in reader:
-                rows[reader.line_num] = row
-    elif path.suffix == ".jsonl":
-        for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), start=1):
+    """Captions by file name relative to the folder, from the metadata files in it and its sub-folders."""
+    captions: dict[str, str] = {}
+    for path in sorted(path for path in folder.rglob("metadata.*") if path.name in METADATA):
+        for number, row in METADATA[path.name](path):
+            if not isinstance(row, dict) or not all(isinstance(row.get(key), str) for key in ("file_name", "text")):
+                raise ValueError(f"{path} line {number}: every row needs file_name and text, got {row}")
+            name = path.parent.relative_to(folder) / row["file_name"].replace("\\", "/")
+            captions[name.as_posix()] = row["text"]
+    return captions
+
+
+def rows_of_csv(path: Path) -> Iterator[tuple[int, object]]:
+    """The rows of a CSV file with their line numbers."""
+    with path.open(newline="", encoding="utf-8-sig") as file:  # Excel begins a file with a byte order mark
+        reader = csv.DictReader(file)
+        for row in reader:
+            yield reader.line_num, row
+
+
+def rows_of_jsonl(path: Path) -> Iterator[tuple[int, object]]:
+    """The objects of a JSON lines file with their line numbers."""
+    for number, line in enumerate(path.read_text(encoding="utf-8-sig").split("\n"), start=1):
+        if line.strip():
             try:
-                rows |= {number: json.loads(line)} if line.strip() else {}
+                yield number, json.loads(line)
             except json.JSONDecodeError as error:
                 raise ValueError(f"{path} line {number} is not JSON: {error}") from None
-    else:
-        import pandas  # the optional reader of parquet
 
-        rows = dict(enumerate(pandas.read_parquet(path).to_dict("records"), start=1))
-    for number, row in rows.items():
-        if not isinstance(row, dict) or not all(isinstance(row.get(key), str) for key in ("file_name", "text")):
-            raise ValueError(f"{path} line {number}: every row needs file_name and text, got {row}")
-    return {row["file_name"]: row["text"] for row in rows.values()}
+
+def rows_of_parquet(path: Path) -> Iterator[tuple[int, object]]:
+    """The rows of a Parquet file, numbered."""
+    try:
+        import pyarrow.parquet  # type: ignore[import-not-found]
+    except ImportError:
+        raise ValueError(f"{path} needs pyarrow: pip install 'videogen[parquet]', or write a metadata.csv") from None
+    yield from enumerate(pyarrow.parquet.read_table(path).to_pylist(), start=1)
+
+
+METADATA: dict[str, Callable[[Path], Iterator[tuple[int, object]]]] = {
+    "metadata.csv": rows_of_csv,
+    "metadata.jsonl": rows_of_jsonl,
+    "metadata.parquet": rows_of_parquet,
+}
 
 
 class VideoFolder:
-    """What is in a folder, known without decoding it, and its clips on request."""
+    """What is in a folder, known from the files' headers and one frame of each, and its clips on request."""
 
     def __init__(
         self, config: DataConfig, patch: Patch, *, seed: int = 0, say: Callable[[str], object] | None = None
@@ -122,14 +145,16 @@ class VideoFolder:
         if not config.folder.is_dir():
             raise ValueError(f"no folder {config.folder}; give one with videos in it and captions beside them")
         captions = read_captions(config.folder)
-        paths = sorted(path for path in config.folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+        named = {config.folder / name for name in captions if (config.folder / name).is_file()}
+        paths = sorted(named | {path for path in config.folder.rglob("*") if path.suffix.lower() in SUFFIXES})
         if not paths:
             raise ValueError(f"no videos in {config.folder}; it may hold {', '.join(SUFFIXES)} in any sub-folders")
-        for path in paths:
-            try:
-                self.entries.append(self._entry(path, captions))
-            except (ValueError, OSError) as error:
-                self.problems.append((path, str(error)))
+        with ThreadPoolExecutor() as pool:
+            for path, found in zip(paths, pool.map(lambda path: self._try_entry(path, captions), paths), strict=True):
+                if isinstance(found, Entry):
+                    self.entries.append(found)
+                else:
+                    self.problems.append((path, found))
         names = {path.relative_to(config.folder).as_posix() for path in paths}
         gone = [name for name in captions if name not in names]
         self.problems += [(config.folder / name, "its caption is there but the file is not") for name in gone]
@@ -140,12 +165,18 @@ class VideoFolder:
         if not self.entries:
             raise ValueError(f"none of the {len(paths)} videos in {config.folder} can be used: {self.problems[0][1]}")
 
+    def _try_entry(self, path: Path, captions: dict[str, str]) -> Entry | str:
+        try:
+            return self._entry(path, captions)
+        except (ValueError, OSError) as error:
+            return str(error)
+
     def _entry(self, path: Path, captions: dict[str, str]) -> Entry:
         name = path.relative_to(self.config.folder).as_posix()
         sidecar = path.with_suffix(".txt")
         caption = captions.get(name) or (sidecar.read_text(encoding="utf-8").strip() if sidecar.is_file() else "")
         if not caption:
-            raise ValueError(f"no caption; add a row to {METADATA[0]} or write {sidecar.name} beside it")
+            raise ValueError(f"no caption; add a row to metadata.csv or write {sidecar.name} beside it")
         info = probe(path)
         seconds = min(info.seconds, self.config.max_seconds)
         frames = max(1, math.floor(seconds * self.config.fps + 1e-3))
@@ -183,8 +214,7 @@ class VideoFolder:
         if slack <= 1 / self.config.fps:
             return 0.0
         turn = epoch % self.config.windows
-        generator = torch.Generator().manual_seed(hash((self.seed, turn, index)) & (2**63 - 1))
-        return slack * torch.rand((), generator=generator).item()
+        return slack * torch.rand((), generator=step_generator(self.seed, turn, index)).item()
 
     def read(self, index: int, epoch: int = 0) -> Clip:
         """The clip of an epoch: decoded, at the config's frame rate, scaled and cropped to its size."""
@@ -198,8 +228,8 @@ class VideoFolder:
 
 def epoch_order(indices: Sequence[int], seed: int, epoch: int) -> list[int]:
     """The indices in the order of one epoch."""
-    generator = Generator().manual_seed(hash((seed, epoch)) & (2**63 - 1))
-    return [indices[i] for i in torch.randperm(len(indices), generator=generator).tolist()]
+    order = torch.randperm(len(indices), generator=step_generator(seed, epoch))
+    return [indices[i] for i in order.tolist()]
 
 
 class LatentCache:
@@ -225,13 +255,12 @@ class LatentCache:
     def read(self, index: int, epoch: int) -> Tensor:
         """The normalised latent (c, t, h, w) float32 of a clip, from disk or made now."""
         path = self.path_of(index, epoch)
-        if not path.is_file():
-            latent = self.encode(self.folder.read(index, epoch).video)
-            path.parent.mkdir(exist_ok=True)
-            part = path.with_suffix(f".{os.getpid()}.part")
-            save_file({"latent": latent.half().contiguous()}, part)
-            part.replace(path)
-        return load_file(path)["latent"].float()
+        with contextlib.suppress(FileNotFoundError, SafetensorError):  # not there, or damaged: made anew
+            return load_file(path)["latent"].float()
+        latent = self.encode(self.folder.read(index, epoch).video).half()
+        path.parent.mkdir(exist_ok=True)
+        save_tensors({"latent": latent}, path)
+        return latent.float()
 
 
 def busy_crops(

@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import math
 import time
 from pathlib import Path
 from typing import NamedTuple
@@ -29,6 +31,14 @@ def dit_flop(config: dict[str, int], tokens: int, text_tokens: int = 24) -> floa
     return config["num_layers"] * (linear + attention)
 
 
+def count_weights(path: Path) -> int:
+    """Values in a .safetensors file, from its header."""
+    with path.open("rb") as file:
+        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+    return sum(math.prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")
+
+
+@functools.cache
 def matmul_flops(seconds: float = 0.2) -> float:
     """Floating point operations a second of a 1024 x 1024 product, measured now."""
     import torch
@@ -46,6 +56,6 @@ def estimate(folder: Path, *, tokens: int, evaluations: int, pixels: int) -> Cos
     config = json.loads((folder / "transformer" / "config.json").read_text(encoding="utf-8"))
     d = config["num_attention_heads"] * config["attention_head_dim"]
     flop = dit_flop(config, tokens) * evaluations + VAE_FLOP_PER_PIXEL * pixels
-    weights = 2 * sum(path.stat().st_size for path in folder.rglob("*.safetensors"))  # float16 on disk, float32 here
+    weights = 4 * sum(map(count_weights, folder.rglob("*.safetensors")))
     activations = 4 * (tokens * (12 * d + config["ffn_dim"]) + 3 * pixels)
     return Cost(flop / 1e9, (weights + activations) / 1e9 + 0.6, flop / (0.6 * matmul_flops()))

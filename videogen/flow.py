@@ -95,9 +95,9 @@ def drop_captions(captions: Sequence[str], share: float, generator: Generator) -
     return ["" if value < share else caption for value, caption in zip(drawn, captions, strict=True)]
 
 
-def step_generator(seed: int, step: int, rank: int = 0) -> Generator:
-    """The random numbers of one training step: a function of (seed, step, rank), so that resuming needs no state."""
-    mixed = hashlib.sha256(f"{seed} {step} {rank}".encode()).digest()  # hash() of a tuple takes -1 for -2
+def step_generator(seed: int, *place: int) -> Generator:
+    """The random numbers of one place in a run, such as a step: a function of both, so that resuming needs no state."""
+    mixed = hashlib.sha256(" ".join(map(str, (seed, *place))).encode()).digest()  # hash() of a tuple takes -1 for -2
     return torch.Generator().manual_seed(int.from_bytes(mixed[:8], "little") >> 1)
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import io
 import json
 import re
 import sys
@@ -22,6 +23,7 @@ import tyro
 
 from videogen import __version__
 from videogen.config import (
+    MINI,
     SampleConfig,
     check_frames,
     check_size,
@@ -33,6 +35,7 @@ from videogen.config import (
     to_mapping,
 )
 from videogen.flags import parse
+from videogen.storage import save_tensors
 from videogen.video_io import read_settings, write_video
 
 if TYPE_CHECKING:
@@ -40,7 +43,7 @@ if TYPE_CHECKING:
 
     from videogen.pipeline import VideoPipeline
 
-MINI = Path(__file__).resolve().parent.parent / "assets" / "mini"
+TIME_STRIDE = 4  # of every VAE here; vae.py is not imported before it is needed
 SUFFIXES = (".mp4", ".gif", ".webm", ".png")
 TOKENS_AT_ONCE = 8192  # clips of the same settings are packed together up to this many tokens
 DESCRIPTION = "Make clips from prompts. Each file carries all its settings; --from makes the same clip again."
@@ -119,18 +122,28 @@ def parse_args(argv: Sequence[str]) -> SampleArgs:
     """Flags over --from over --config over the checkpoint's own defaults."""
     model = Path(peek(argv, "--model") or MINI)
     if not model.is_dir():
-        raise ValueError(f"no checkpoint folder {model}; give one with model_index.json, or leave --model out")
+        hint = "or leave --model out" if model != MINI else "the default one is in assets/mini of a checkout"
+        raise ValueError(f"no checkpoint folder {model}; give one with model_index.json, {hint}")
     base = SampleArgs(model=model, sample=read_defaults(model))
     if path := peek(argv, "--config"):
         base = replace(base, sample=load_toml(SampleConfig, Path(path), over=base.sample))
     if path := peek(argv, "--from"):
         settings = read_settings(Path(path))
         known = {item.name for item in fields(SampleConfig)}
+        if "prompt" not in settings or "seed" not in settings:
+            raise ValueError(f"{path} does not say its prompt and seed; it was not written by sample.py")
         stored = {key: value for key, value in settings.items() if key in known}
         base = replace(base, sample=from_mapping(SampleConfig, to_mapping(base.sample) | stored))
         base = replace(base, prompt=(str(settings["prompt"]),), seed=int(str(settings["seed"])))
-        if (was := settings.get("checkpoint")) != (now := identity(model)):
+        was, now = settings.get("checkpoint"), checkpoint_identity(model)
+        if was != now and peek(argv, "--model") is None:
+            raise ValueError(f"{path} was made by checkpoint {was}, which {model} is not; give its folder with --model")
+        if was != now:
             print(f"note: {path} was made by checkpoint {was}, not {now}", file=sys.stderr)
+    if peek(argv, "--frames") is not None:
+        if peek(argv, "--seconds") is not None:
+            raise ValueError("give --frames or --seconds, not both")
+        base = replace(base, sample=replace(base.sample, seconds=None))
     return parse(SampleArgs, argv, default=base, prog="sample.py", description=DESCRIPTION)
 
 
@@ -160,9 +173,10 @@ def read_prompts(path: Path, args: SampleArgs) -> Iterator[tuple[str, int, Sampl
         raise ValueError(f"no prompts file {path}")
     text = path.read_text(encoding="utf-8-sig")
     if path.suffix == ".jsonl":
-        rows = [(i, line) for i, line in enumerate(text.splitlines(), 1) if line.strip()]
+        rows = [(i, line) for i, line in enumerate(text.split("\n"), 1) if line.strip()]
     elif path.suffix == ".csv":
-        rows = list(enumerate(csv.DictReader(text.splitlines()), 2))
+        reader = csv.DictReader(io.StringIO(text, newline=""))
+        rows = [(reader.line_num, row) for row in reader]
     else:
         rows = [(i, {"prompt": line.strip()}) for i, line in enumerate(text.splitlines(), 1) if line.strip()]
     for number, row in rows:
@@ -175,10 +189,14 @@ def read_prompts(path: Path, args: SampleArgs) -> Iterator[tuple[str, int, Sampl
 
 def one_row(values: Mapping[str, object], args: SampleArgs) -> tuple[str, int, SampleConfig]:
     """A row's prompt, seed and settings over those of the command."""
+    if isinstance(values, dict) and None in values:
+        raise ValueError(f"it has more cells than the table has columns: {values[None]}")  # csv puts them under None
     if not isinstance(values, dict) or not isinstance(values.get("prompt"), str):
         raise ValueError(f"every row needs a prompt, got {values!r}")
     allowed = {item.name for item in fields(SampleConfig)}
     extra = {key.replace("-", "_"): value for key, value in values.items() if key not in ("prompt", "seed")}
+    if "frames" in extra:
+        extra.setdefault("seconds", None)
     for key in extra:
         if key not in allowed:
             raise ValueError(f"unknown column {key!r}{nearest(key, allowed | {'prompt', 'seed'})}")
@@ -196,6 +214,7 @@ def literal(value: object) -> object:
 def place(rows: Sequence[tuple[str, int, SampleConfig]], args: SampleArgs) -> list[Order]:
     """Give every clip its file, and refuse what cannot be before anything is computed."""
     check_sampler_name({config.sampler for _, _, config in rows})
+    stride = pixel_stride(args.model)
     to_file = args.out is not None and args.out.suffix.lower() in SUFFIXES
     if args.out is not None and args.out.suffix and not to_file and not args.out.is_dir():
         raise ValueError(f"--out must be a folder or end in {', '.join(SUFFIXES)}, got {args.out}")
@@ -205,24 +224,28 @@ def place(rows: Sequence[tuple[str, int, SampleConfig]], args: SampleArgs) -> li
     used: dict[str, int] = {}
     orders = []
     for prompt, seed, config in rows:
-        check_shape(config)
+        check_size(config.width, config.height, stride)
+        check_frames(resolve_frames(config, TIME_STRIDE), TIME_STRIDE)
         name = f"{slug(prompt)}-{seed}"
         used[name] = used.get(name, 0) + 1
         name += f"-{used[name]}" if used[name] > 1 else ""
         path = args.out if to_file and args.out is not None else folder / f"{name}.mp4"
-        if path.suffix.lower() == ".png" and resolve_frames(config, 4) != 1:
-            count = resolve_frames(config, 4)
+        if path.suffix.lower() == ".png" and resolve_frames(config, TIME_STRIDE) != 1:
+            count = resolve_frames(config, TIME_STRIDE)
             raise ValueError(f"{path} holds one frame, not {count}; add --frames 1 or write an .mp4")
-        if path.exists() and not args.overwrite and not args.dry_run:
-            raise ValueError(f"{path} exists; add --overwrite, or choose another --out or --seed")
+        made = [path, *([path.with_suffix(".safetensors")] if args.save_latents else [])]
+        if (taken := next((p for p in made if p.exists()), None)) and not args.overwrite and not args.dry_run:
+            raise ValueError(f"{taken} exists; add --overwrite, or choose another --out or --seed")
         orders.append(Order(prompt, seed, config, path))
     return orders
 
 
-def check_shape(config: SampleConfig) -> None:
-    """Refuse a size or a length off the strides, before the weights are read."""
-    check_size(config.width, config.height, 16)
-    check_frames(resolve_frames(config, 4), 4)
+def pixel_stride(model: Path) -> int:
+    """What width and height must be multiples of: the VAE's 8 times the patch's side, from the checkpoint's config."""
+    path = model / "transformer" / "config.json"
+    if not path.is_file():
+        raise ValueError(f"{model} has no transformer/config.json; the checkpoint is not complete")
+    return 8 * max(json.loads(path.read_text(encoding="utf-8"))["patch_size"][1:])
 
 
 def check_sampler_name(names: set[str]) -> None:
@@ -258,10 +281,10 @@ def make(pipeline: VideoPipeline, orders: Sequence[Order], args: SampleArgs) -> 
     """Make the clips, those of equal settings side by side in packs; yields each with its share of the time."""
     from videogen.pipeline import Job
 
-    checkpoint = identity(args.model)
+    checkpoint = checkpoint_identity(args.model)
     for config, group in groupby(orders, key=lambda order: order.config):
         same = list(group)
-        size = max(1, TOKENS_AT_ONCE // count_tokens(config))
+        size = max(1, TOKENS_AT_ONCE // count_tokens(config, pixel_stride(args.model)))
         for batch in (same[i : i + size] for i in range(0, len(same), size)):
             began = time.monotonic()
             with progress(num_evaluations(config), f"{len(batch)} clip{'s' if len(batch) > 1 else ''}") as tick:
@@ -286,16 +309,12 @@ def settings_of(order: Order, checkpoint: Mapping[str, str], args: SampleArgs) -
 
 
 def save_latent(path: Path, latent: Tensor, settings: Mapping[str, object]) -> None:
-    """Keep a latent and its settings, written beside and renamed."""
-    from safetensors.torch import save_file
-
+    """Keep a latent and its settings."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    save_file({"latent": latent.contiguous().cpu()}, part, metadata={"settings": json.dumps(settings)})
-    part.replace(path)
+    save_tensors({"latent": latent}, path, {"settings": json.dumps(settings)})
 
 
-def identity(model: Path) -> dict[str, str]:
+def checkpoint_identity(model: Path) -> dict[str, str]:
     """Name and hash of the checkpoint."""
     from videogen.pipeline import checkpoint_id
 
@@ -316,29 +335,29 @@ def progress(total: int, what: str) -> Iterator[Callable[[], None]]:
 
 def num_evaluations(config: SampleConfig) -> int:
     """Network evaluations of a run, for the bar: two a step under guidance, twice as many with heun."""
-    per_step = (2 if config.guidance != 1 else 1) * (2 if "heun" in config.sampler else 1)
-    return config.steps * per_step
+    evaluations = 2 * config.steps - 1 if "heun" in config.sampler else config.steps  # heun's last step is euler's
+    return evaluations * (2 if config.guidance != 1 else 1)
 
 
-def count_tokens(config: SampleConfig) -> int:
+def count_tokens(config: SampleConfig, stride: int) -> int:
     """Video tokens of one clip at the base patch."""
-    frames = resolve_frames(config, 4)
-    return (1 + (frames - 1) // 4) * (config.height // 16) * (config.width // 16)
+    frames = resolve_frames(config, TIME_STRIDE)
+    return (1 + (frames - 1) // TIME_STRIDE) * (config.height // stride) * (config.width // stride)
 
 
 def describe(order: Order, args: SampleArgs) -> str:
     """What a clip would take: nothing is run but one small matrix product, to know the machine."""
     from videogen.estimate import estimate
 
-    config, frames = order.config, resolve_frames(order.config, 4)
-    pixels = frames * config.width * config.height
-    cost = estimate(args.model, tokens=count_tokens(config), evaluations=num_evaluations(config), pixels=pixels)
+    config, frames = order.config, resolve_frames(order.config, TIME_STRIDE)
+    pixels, tokens = frames * config.width * config.height, count_tokens(config, pixel_stride(args.model))
+    cost = estimate(args.model, tokens=tokens, evaluations=num_evaluations(config), pixels=pixels)
     row = {
         "path": str(order.path),
         "size": config.size,
         "frames": frames,
         "seconds_of_video": round(frames / config.fps, 2),
-        "tokens": count_tokens(config),
+        "tokens": tokens,
         "evaluations": num_evaluations(config),
         "gflop": round(cost.gflop),
         "memory_gb": round(cost.memory_gb, 2),

@@ -24,7 +24,7 @@ from videogen.dit import TextContext, VideoDiT
 from videogen.flow import velocity_of
 from videogen.packing import Lengths, PackedVideo, pack, shared_level, unpack
 from videogen.sampling import Velocity, denoise, guide, seeded_noise, zero_star
-from videogen.text import embed_prompts, pack_texts
+from videogen.text import embed_prompts, load_encoder, pack_texts
 from videogen.vae import SPACE_STRIDE, VideoVAE
 
 Tick = Callable[[], None]
@@ -41,7 +41,7 @@ def to_uint8(video: Tensor) -> Tensor:
     """A clip (3, t, h, w) in [-1, 1] as frames (t, h, w, 3) uint8; a FloatingPointError where it is not finite."""
     if not video.isfinite().all():
         raise FloatingPointError("the decoded frames are not finite; check the weights and their precision")
-    return rearrange((video.clamp(-1, 1) + 1) * 127.5, "c t h w -> t h w c").round().to(torch.uint8).cpu()
+    return rearrange((video.float().clamp(-1, 1) + 1) * 127.5, "c t h w -> t h w c").round().to(torch.uint8).cpu()
 
 
 class VideoPipeline(DiffusionPipeline):
@@ -72,7 +72,15 @@ class VideoPipeline(DiffusionPipeline):
         check_weights(VideoDiT, folder / "transformer")
         check_weights(VideoVAE, folder / "vae")
         quiet_libraries()
-        pipeline = cls.from_pretrained(folder, dtype=dtype, local_files_only=True)
+        encoder = load_encoder(folder, dtype=dtype)
+        return cls.from_pretrained(folder, dtype=dtype, local_files_only=True, text_encoder=encoder)
+
+    @classmethod
+    def from_pretrained(cls, *args: object, **options: object) -> VideoPipeline:  # type: ignore[override]
+        """As of diffusers, but float32 unless another dtype is asked for: transformers would keep the file's."""
+        if options.get("dtype") is None and options.get("torch_dtype") is None:
+            options["dtype"] = torch.float32
+        pipeline = super().from_pretrained(*args, **options)  # type: ignore[arg-type]
         # Weights in a file are not aligned as those in memory are, and the matrix products round differently then.
         for part in (pipeline.transformer, pipeline.vae, pipeline.text_encoder):
             for weight in part.parameters():
@@ -89,7 +97,10 @@ class VideoPipeline(DiffusionPipeline):
     ) -> list[Tensor]:
         """One clip (t, h, w, 3) uint8 a prompt, all in one pack; seeds default to 0, 1, 2, ..."""
         prompts = [prompts] if isinstance(prompts, str) else prompts
-        jobs = [Job(prompt, seed) for prompt, seed in zip(prompts, seeds or range(len(prompts)), strict=True)]
+        seeds = range(len(prompts)) if seeds is None else seeds
+        if len(seeds) != len(prompts):
+            raise ValueError(f"give as many seeds as prompts, got {len(seeds)} for {len(prompts)}")
+        jobs = [Job(prompt, seed) for prompt, seed in zip(prompts, seeds, strict=True)]
         latents = self.sample(jobs, config or self.defaults)
         return [torch.cat(list(self.frames(latent))) for latent in latents]
 
@@ -116,7 +127,7 @@ class VideoPipeline(DiffusionPipeline):
 
     def latent_shape(self, config: SampleConfig) -> tuple[int, int, int, int]:
         """(c, t, h, w) of the latent of a clip of these settings; a ValueError where the strides forbid it."""
-        check_size(config.width, config.height, SPACE_STRIDE * self.transformer.base_patch[1])
+        check_size(config.width, config.height, SPACE_STRIDE * max(self.transformer.base_patch[1:]))
         return self.vae.latent_shape(resolve_frames(config, self.vae.time_stride), config.height, config.width)
 
     def read(self, prompts: Sequence[str]) -> TextContext:
@@ -190,5 +201,6 @@ def checkpoint_id(folder: Path) -> dict[str, str]:
     digest = hashlib.sha256()
     for path in sorted(p for p in folder.rglob("*") if p.suffix in (".json", ".safetensors")):
         digest.update(path.relative_to(folder).as_posix().encode())
-        digest.update(path.read_bytes())
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
     return {"name": folder.name, "sha256": digest.hexdigest()[:16]}

@@ -8,7 +8,6 @@ A stage's batches are a pure function of (config, step): nothing about the order
 from __future__ import annotations
 
 import math
-import shutil
 from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
@@ -25,6 +24,8 @@ from videogen.flow import draw_levels, drop_captions, flow_loss, step_generator
 from videogen.known import check_mixture
 from videogen.packing import pack, plan_packs
 from videogen.pipeline import VideoPipeline, checkpoint_id, to_uint8
+from videogen.sampling import check_sampler
+from videogen.storage import whole_folder
 from videogen.text import PackedText, embed_prompts, load_text, pack_texts
 from videogen.training import saved_steps
 from videogen.vae import VideoVAE, to_patches
@@ -43,7 +44,7 @@ class VaeStage:
 
     def __init__(self, config: TrainConfig) -> None:
         self.config = config
-        self.folder = VideoFolder(config.data, (1, 1, 1), seed=config.run.seed)
+        self.folder = VideoFolder(config.data, config.dit.patch_size, seed=config.run.seed)  # sizes as the DiT's
         self.train, self.val = self.folder.split()
         self.orders: dict[int, list[int]] = {}
         torch.manual_seed(config.run.seed)  # the first weights; everything later draws from its own generators
@@ -68,11 +69,11 @@ class VaeStage:
         keep = torch.randperm(len(found), generator=step_generator(self.config.run.seed, -2))[:most]
         return found[keep]
 
-    def batches(self, start: int) -> Iterator[Crops]:
+    def batches(self, start: int, every: int = 1) -> Iterator[Crops]:
         """Crops for most of the run; whole clips for the last share of it."""
         vae, run = self.config.vae, self.config.run
         whole_from = round(run.steps * (1 - vae.whole_share)) if vae.crop else 0
-        for step in count(start):
+        for step in count(start, every):
             generator = step_generator(run.seed, step)
             whole = step >= whole_from
             clips: list[Tensor] = []
@@ -85,7 +86,7 @@ class VaeStage:
                     video, busy, side=vae.crop, frames=vae.crop_frames, num=vae.crops, generator=generator
                 )
             if not clips:
-                raise ValueError("no clip of a step could be read; the folder has changed since the run began")
+                raise ValueError(f"no clip of a step can be read; see what is said of {self.config.data.folder} above")
             yield Crops(clips)
 
     def step_videos(self, step: int) -> Iterator[Tensor]:
@@ -161,9 +162,8 @@ class VaeStage:
             latents_mean=[round(v, 6) for v in values.mean(1).tolist()],
             latents_std=[round(v, 6) for v in values.std(1).tolist()],
         )
-        part = out_dir / "vae.part"
-        self.model.save_pretrained(part)
-        replace_folder(part, out_dir / "vae")
+        with whole_folder(out_dir / "vae") as part:
+            self.model.save_pretrained(part)
 
 
 class Pack(NamedTuple):
@@ -187,6 +187,10 @@ class DitStage:
         vae_id = checkpoint_id(config.dit.vae / "vae")["sha256"]
         self.cache = LatentCache(self.folder, vae_id, self._encode, config.run.dir / "latents")
         self.texts: dict[str, Tensor] = {}
+        if config.dit.gradient_checkpointing:
+            self.model.enable_gradient_checkpointing()
+        check_sampler(config.sample.sampler)  # not at the first preview, an hour later
+        self.pipeline().latent_shape(config.sample)
 
     def place(self, device: torch.device) -> None:
         """The frozen VAE and text encoder go where the DiT is."""
@@ -223,25 +227,28 @@ class DitStage:
         lengths = [entry.num_tokens for entry in self.folder.entries]
         return plan_packs(lengths, budget=self.config.data.token_budget, order=order)
 
-    def batches(self, start: int) -> Iterator[Pack]:
-        """The packs of all epochs, one after the other, from a step on."""
-        step = 0
+    def batches(self, start: int, every: int = 1) -> Iterator[Pack]:
+        """Of the packs of all epochs, one after the other, every so many-th from a place on."""
+        first = 0
         for epoch in count():
             packs = self.plan(epoch)
-            for indices in packs[max(0, start - step) :]:
-                yield self.read(indices, epoch)
-            step += len(packs)
+            for place in range(max(first, start), first + len(packs)):
+                if (place - start) % every == 0:
+                    yield self.read(packs[place - first], epoch)
+            first += len(packs)
 
     def read(self, indices: list[int], epoch: int) -> Pack:
-        """Latents and captions of some clips; one that fails to decode is left out and named."""
+        """Latents and captions of some clips; one that fails is named and left out; if all do, another stands in."""
         read: list[tuple[Tensor, str]] = []
-        for index in indices:
+        for place, index in enumerate([*indices, *self.train]):
+            if read and place >= len(indices):
+                break
             try:
                 read.append((self.cache.read(index, epoch), self.folder.entries[index].caption))
             except (ValueError, OSError) as error:
                 self.folder.report(index, str(error))
         if not read:
-            raise ValueError("none of the clips of a pack could be read; the folder has changed since the run began")
+            raise ValueError(f"no clip of {self.config.data.folder} can be read any more")
         return Pack([latent for latent, _ in read], [caption for _, caption in read])
 
     def embed(self, captions: list[str]) -> PackedText:
@@ -306,9 +313,8 @@ class DitStage:
 
     def export(self, out_dir: Path) -> None:
         """Write the whole checkpoint folder."""
-        part = out_dir.with_name(out_dir.name + ".part")
-        self.pipeline().save_pretrained(part)
-        replace_folder(part, out_dir)
+        with whole_folder(out_dir) as part:
+            self.pipeline().save_pretrained(part)
 
 
 def make_stage(config: TrainConfig) -> VaeStage | DitStage:
@@ -324,13 +330,3 @@ def load_part(kind: type[Model], folder: Path, name: str) -> Model:
     if not (folder / name / "config.json").is_file():
         raise ValueError(f"{folder} has no {name}/config.json; give a checkpoint folder that holds one")
     return kind.from_pretrained(folder, subfolder=name, dtype=torch.float32)
-
-
-def replace_folder(part: Path, folder: Path) -> None:
-    """Put a finished folder in the place of another; a kill in between leaves one of the two."""
-    old = folder.with_name(folder.name + ".old")
-    shutil.rmtree(old, ignore_errors=True)
-    if folder.exists():
-        folder.rename(old)
-    part.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)

@@ -40,13 +40,24 @@ def pack_texts(texts: Sequence[Tensor]) -> PackedText:
 
 def load_text(folder: Path) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
     """The tokenizer and the frozen text encoder of a checkpoint folder."""
-    from transformers import AutoModel, AutoTokenizer
+    from transformers import AutoTokenizer
 
     for name in ("tokenizer", "text_encoder"):
         if not (folder / name).is_dir():
             raise ValueError(f"{folder} has no {name}/; give a checkpoint folder that holds one")
-    encoder = AutoModel.from_pretrained(folder / "text_encoder", dtype=torch.float32)
-    return AutoTokenizer.from_pretrained(folder / "tokenizer"), encoder.eval().requires_grad_(False)
+    return AutoTokenizer.from_pretrained(folder / "tokenizer"), load_encoder(folder)
+
+
+def load_encoder(folder: Path, *, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """The frozen text encoder, every weight from its file: transformers would draw a missing one at random."""
+    from transformers import AutoModel
+
+    where = folder / "text_encoder"
+    encoder, info = AutoModel.from_pretrained(where, dtype=dtype, output_loading_info=True)
+    for say, names in (("lacks", info["missing_keys"]), ("has an extra weight", info["unexpected_keys"])):
+        if names:
+            raise ValueError(f"{where} {say} {min(names)}; its weights do not belong to its config.json")
+    return encoder.eval().requires_grad_(False)
 
 
 @torch.no_grad()

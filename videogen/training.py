@@ -15,7 +15,6 @@ import shutil
 import signal
 import time
 from collections.abc import Iterator, Mapping
-from itertools import islice
 from pathlib import Path
 from types import FrameType
 from typing import Generic, Protocol, TypeVar
@@ -23,11 +22,12 @@ from typing import Generic, Protocol, TypeVar
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from videogen.config import OptimConfig, TrainConfig, to_mapping
 from videogen.flow import power_gamma
+from videogen.storage import save_tensors, save_text, whole_folder
 
 logger = logging.getLogger(__name__)
 Batch = TypeVar("Batch")
@@ -43,8 +43,8 @@ class Stage(Protocol[Batch]):
         """Move what is used beside the model to the model's device."""
         ...
 
-    def batches(self, start: int) -> Iterator[Batch]:
-        """The batches start, start + 1, ...: the same whenever the run is resumed."""
+    def batches(self, start: int, every: int = 1) -> Iterator[Batch]:
+        """The batches start, start + every, ...: the same whenever the run is resumed."""
         ...
 
     def loss(self, model: nn.Module, batch: Batch, step: int) -> dict[str, Tensor]:
@@ -105,23 +105,15 @@ def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
 
 def save_step(run_dir: Path, step: int, model: nn.Module, ema: PowerEMA, optimizer: torch.optim.Optimizer) -> None:
     """Write everything that the run needs to go on, beside, then rename; keep the newest two."""
-    done = run_dir / f"step_{step:06d}"
-    part = run_dir / f"step_{step:06d}.part"
     for left in run_dir.glob("step_*.part"):  # of a save that was killed
         shutil.rmtree(left)
-    part.mkdir(parents=True)
-    contiguous = {name: p.detach().contiguous() for name, p in model.named_parameters()}
-    save_file(contiguous, part / "model.safetensors")
-    for i, copy in enumerate(ema.copies):
-        averaged = {name: p.contiguous() for name, p in zip(ema.names, copy, strict=True)}
-        save_file(averaged, part / f"ema_{i}.safetensors")
-    state = optimizer.state_dict()["state"]
-    save_file(
-        {f"{i}.{key}": value.contiguous() for i, entry in state.items() for key, value in entry.items()},
-        part / "optimizer.safetensors",
-    )
-    shutil.rmtree(done, ignore_errors=True)
-    part.rename(done)
+    with whole_folder(run_dir / f"step_{step:06d}") as part:
+        save_tensors(dict(model.named_parameters()), part / "model.safetensors")
+        for i, copy in enumerate(ema.copies):
+            save_tensors(dict(zip(ema.names, copy, strict=True)), part / f"ema_{i}.safetensors")
+        state = optimizer.state_dict()["state"]
+        moments = {f"{i}.{key}": value for i, entry in state.items() for key, value in entry.items()}
+        save_tensors(moments, part / "optimizer.safetensors")
     for old in saved_steps(run_dir)[:-KEEP]:
         shutil.rmtree(run_dir / f"step_{old:06d}")
 
@@ -196,8 +188,9 @@ class Log:
 class Meter:
     """Averages the numbers of ten steps at a time, logs them, and says them in a few words."""
 
-    def __init__(self, log: Log) -> None:
-        self.log, self.window, self.clock = log, list[dict[str, float]](), time.monotonic()
+    def __init__(self, log: Log | None, num_processes: int = 1) -> None:
+        self.log, self.num_processes = log, num_processes
+        self.window, self.clock = list[dict[str, float]](), time.monotonic()
 
     def add(self, step: int, values: dict[str, float]) -> str:
         """Take a step's numbers; after every tenth, what to show."""
@@ -205,19 +198,24 @@ class Meter:
         if step % 10:
             return ""
         num, elapsed = len(self.window), time.monotonic() - self.clock
-        shown = {key: sum(v[key] for v in self.window if key in v) / num for key in values}
-        shown["tokens_per_second"] = shown.get("tokens", 0.0) * num / elapsed
+        rows: dict[str, list[float]] = {}
+        for key, value in (item for one in self.window for item in one.items()):
+            rows.setdefault(key, []).append(value)
+        shown = {key: sum(row) / len(row) for key, row in rows.items()}
+        shown["tokens_per_second"] = shown.get("tokens", 0.0) * num * self.num_processes / elapsed
         shown["steps_per_second"] = num / elapsed
-        self.log.write(step, shown)
+        if self.log is not None:
+            self.log.write(step, shown)
         self.window, self.clock = [], time.monotonic()
         said = f"loss {shown['loss']:.4f} · {shown['tokens_per_second']:,.0f} tokens/s"
         return said + (f" · fill {shown['fill']:.1%}" if "fill" in shown else "")
 
 
-def progress_bar() -> Progress:
+def progress_bar(*, disable: bool = False) -> Progress:
     """Bar, step, what the loop says, and time left, on stderr."""
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed:.0f}/{task.total:.0f}"))
-    return Progress(*columns, TextColumn("{task.fields[said]}"), TimeRemainingColumn(), console=Console(stderr=True))
+    columns = (*columns, TextColumn("{task.fields[said]}"), TimeRemainingColumn())
+    return Progress(*columns, console=Console(stderr=True), disable=disable)
 
 
 class Trainer(Generic[Batch]):
@@ -227,7 +225,7 @@ class Trainer(Generic[Batch]):
         from accelerate import Accelerator
 
         self.stage, self.config, self.run = stage, config, config.run
-        self.accelerator = Accelerator(mixed_precision="no")
+        self.accelerator = Accelerator()  # precision is the launcher's: none unless it says
         if self.accelerator.num_processes > 1 and config.stage == "vae":
             raise ValueError("the VAE is trained on one device; start train.py without accelerate launch")
         self.model = self.accelerator.prepare(stage.model)  # on its device, before anything is laid out like it
@@ -244,7 +242,14 @@ class Trainer(Generic[Batch]):
     def batches(self) -> Iterator[Batch]:
         """This process's batches from the next step on: of each step's num_processes batches, its own."""
         share, own = self.accelerator.num_processes, self.accelerator.process_index
-        return islice(self.stage.batches(self.step * share), own, None, share)
+        return self.stage.batches(self.step * share + own, share)
+
+    def any_process(self, flag: bool) -> bool:
+        """Whether any process says so: all must leave at the same step."""
+        if self.accelerator.num_processes == 1:
+            return flag
+        said = torch.tensor(float(flag), device=self.accelerator.device)
+        return torch.as_tensor(self.accelerator.reduce(said, reduction="sum")).item() > 0
 
     def train_step(self, batch: Batch, step: int) -> dict[str, float]:
         """One optimiser step; the numbers to show."""
@@ -269,19 +274,23 @@ class Trainer(Generic[Batch]):
         """Train to the end or to the session's limit; True when the run is complete."""
         if self.step >= self.run.steps:
             return True
-        write_config(self.config, self.run.dir)
-        stop, meter = StopRequest(), Meter(Log(self.run.dir))
+        main = self.accelerator.is_main_process
+        if main:
+            write_config(self.config, self.run.dir)
+        stop, meter = StopRequest(), Meter(Log(self.run.dir) if main else None, self.accelerator.num_processes)
         deadline = time.monotonic() + 60 * self.run.minutes if self.run.minutes is not None else math.inf
         try:
-            with progress_bar() as bar:
+            with progress_bar(disable=not main) as bar:
                 task = bar.add_task(self.config.stage, total=self.run.steps, completed=self.step, said="")
                 for batch in self.batches():
                     values = self.train_step(batch, self.step)
                     self.step += 1
                     if said := meter.add(self.step, values):
                         bar.update(task, completed=self.step, said=said)
-                    leaving = self.step >= self.run.steps or time.monotonic() > deadline or stop.signal is not None
-                    self.milestones(meter.log, leaving=leaving, interrupted=stop.signal is not None)
+                    late = time.monotonic() > deadline or stop.signal is not None
+                    leaving = self.step >= self.run.steps or self.any_process(late)
+                    if main:
+                        self.milestones(meter.log, leaving=leaving, interrupted=stop.signal is not None)
                     if leaving:
                         break
         finally:
@@ -290,11 +299,9 @@ class Trainer(Generic[Batch]):
             raise KeyboardInterrupt
         return self.step >= self.run.steps
 
-    def milestones(self, log: Log, *, leaving: bool, interrupted: bool) -> None:
+    def milestones(self, log: Log | None, *, leaving: bool, interrupted: bool) -> None:
         """What is done every so many steps and at the end: measure, save, show."""
-        if not self.accelerator.is_main_process:
-            return
-        if leaving or self.step % self.run.val_every == 0:
+        if log is not None and (leaving or self.step % self.run.val_every == 0):
             log.write(self.step, {f"val_{key}": value for key, value in self.stage.validate().items()})
         if leaving or self.step % self.run.save_every == 0:
             self.save()
@@ -304,12 +311,13 @@ class Trainer(Generic[Batch]):
 
     def save(self) -> None:
         """Write the run's state and, with the averaged weights, the checkpoint folder that sample.py reads."""
-        save_step(self.run.dir, self.step, self.stage.model, self.ema, self.optimizer)
         self.ema.swap()
         try:
             self.stage.export(self.run.dir / "checkpoint")
         finally:
             self.ema.swap()
+        # Last: a step folder says that the checkpoint of its step is there too.
+        save_step(self.run.dir, self.step, self.stage.model, self.ema, self.optimizer)
 
     def preview(self) -> None:
         """Samples of the averaged model."""
@@ -328,4 +336,4 @@ def write_config(config: TrainConfig, run_dir: Path) -> None:
         for key in now:
             if before.get(key) != json.loads(json.dumps(now[key])):
                 logger.warning("  %s: %s -> %s", key, before.get(key), now[key])
-    path.write_text(json.dumps(now, indent=2) + "\n", encoding="utf-8")
+    save_text(path, json.dumps(now, indent=2) + "\n")

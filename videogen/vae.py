@@ -235,18 +235,18 @@ class VideoVAE(ModelMixin, ConfigMixin):
     def normalise(self, raw: Tensor) -> Tensor:
         """Raw latents to mean 0 and deviation 1 a channel, by the config's statistics."""
         mean, std = self._statistics(raw)
-        return (raw - mean) / std
+        return ((raw.float() - mean) / std).to(raw.dtype)
 
     def denormalise(self, latents: Tensor) -> Tensor:
         """The inverse of normalise."""
         mean, std = self._statistics(latents)
-        return latents * std + mean
+        return (latents.float() * std + mean).to(latents.dtype)
 
     def _statistics(self, like: Tensor) -> tuple[Tensor, Tensor]:
         values = self.config["latents_mean"], self.config["latents_std"]
         if None in values:
             raise ValueError("this VAE has no latent statistics in its config yet; finish its training stage first")
-        mean, std = (torch.as_tensor(list(value), dtype=like.dtype, device=like.device) for value in values)
+        mean, std = (torch.tensor(list(value), device=like.device) for value in values)
         return rearrange(mean, "c -> 1 c 1 1 1"), rearrange(std, "c -> 1 c 1 1 1")
 
     @torch.no_grad()

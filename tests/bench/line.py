@@ -76,7 +76,9 @@ def shares() -> dict[str, float]:
             rows["encode"].append(time.perf_counter() - began)
     warm = {name: round(statistics.median(values), 3) for name, values in rows.items()}
     total = round(sum(warm.values()), 2)
-    return {"imports": round(imports, 2), "loading": round(loading, 2), **warm, "warm_total": total}
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    start = {"imports": round(imports, 2), "loading": round(loading, 2)}
+    return {**start, **warm, "warm_total": total, "peak_memory_gb": round(peak, 2)}
 
 
 def dit_speed(rounds: int = 15) -> dict[str, float]:

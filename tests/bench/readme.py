@@ -21,7 +21,7 @@ def line(result: dict) -> str:
     parts = ", ".join(f"{name} {warm[name]}" for name in ("imports", "loading", "text", "dit", "vae", "encode"))
     body: list[list[object]] = [
         ["prompt to MP4, new process", f"{cold['prompt_to_mp4_seconds']} s, {cold['peak_memory_gb']} GB at most"],
-        ["prompt to MP4, warm", f"{warm['warm_total']} s"],
+        ["prompt to MP4, warm", f"{warm['warm_total']} s, {warm['peak_memory_gb']} GB at most"],
         ["of which, seconds", parts],
         ["`sample.py --help`", f"{cold['help_seconds']} s"],
         [f"DiT, one evaluation on {dit['tokens']} tokens", f"{dit['dit_gflops']} GFLOP/s"],

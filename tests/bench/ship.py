@@ -7,10 +7,9 @@ import sys
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 
 from videogen.pipeline import VideoPipeline
-from videogen.stages import replace_folder
+from videogen.storage import save_tensors, whole_folder
 
 MINI = Path(__file__).parents[2] / "assets" / "mini"
 
@@ -19,11 +18,10 @@ def main() -> None:
     """The text encoder and tokenizer are there already, and stay."""
     pipeline = VideoPipeline.load(Path(sys.argv[1]))
     for name, model in (("transformer", pipeline.transformer), ("vae", pipeline.vae)):
-        part = MINI / f"{name}.part"
-        model.save_config(part)
-        weights = {key: value.to(torch.float16).contiguous() for key, value in model.state_dict().items()}
-        save_file(weights, part / "diffusion_pytorch_model.safetensors", metadata={"format": "pt"})
-        replace_folder(part, MINI / name)
+        with whole_folder(MINI / name) as part:
+            model.save_config(part)
+            weights = {key: value.to(torch.float16) for key, value in model.state_dict().items()}
+            save_tensors(weights, part / "diffusion_pytorch_model.safetensors", {"format": "pt"})
     index = json.loads((Path(sys.argv[1]) / "model_index.json").read_text(encoding="utf-8"))
     (MINI / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 

@@ -118,10 +118,10 @@ def write_folder(
         pool.shutdown(cancel_futures=True)  # an interrupt does not wait for all the clips that are left
     lines = out / "truth.jsonl.part"
     lines.write_text("".join(json.dumps(one) + "\n" for one in truths), encoding="utf-8")
-    lines.rename(out / "truth.jsonl")
+    lines.replace(out / "truth.jsonl")
     table = out / "metadata.csv.part"
     with table.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(("file_name", "text"))
         writer.writerows((one["file_name"], one["text"]) for one in truths)
-    table.rename(out / "metadata.csv")
+    table.replace(out / "metadata.csv")

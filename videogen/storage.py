@@ -1,0 +1,59 @@
+"""Files and folders that are whole or not there: written beside, then renamed.
+
+    tensors, path  ->  path.safetensors;  a finished folder.part  ->  folder
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
+    """Write .safetensors; a full disk is an OSError that names the file, and leaves nothing."""
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        save_file({name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}, part, metadata)
+        part.replace(path)
+    except (SafetensorError, OSError) as error:
+        raise OSError(f"could not write {path}: {error}") from error
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def save_text(path: Path, text: str) -> None:
+    """Write a small text file at once."""
+    part = path.with_name(path.name + ".part")
+    part.write_text(text, encoding="utf-8")
+    part.replace(path)
+
+
+@contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """A folder beside to write into, which takes the place of `folder` when all went well and is gone when not.
+
+    A kill between the two renames leaves the old one as `folder.old`; everything else leaves one of the two in place.
+    """
+    part, old = (folder.with_name(folder.name + suffix) for suffix in (".part", ".old"))
+    shutil.rmtree(part, ignore_errors=True)  # of a write that was killed
+    part.mkdir(parents=True)
+    try:
+        yield part
+    except BaseException:
+        shutil.rmtree(part, ignore_errors=True)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        folder.rename(old)
+    part.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
