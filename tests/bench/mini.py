@@ -46,10 +46,15 @@ def read(frames: np.ndarray, scene: Scene) -> Seen:
     background = min(distance, key=lambda name: float(np.median(distance[name]) + distance[name].mean() / 4))
     differs = distance[background]
     object_ = differs > max(20.0, float(np.quantile(differs, 0.9)) * 0.5)
-    strong = differs >= np.quantile(differs, 0.97)
-    mean = frames[strong].astype(np.float32).mean(0) if strong.any() else np.zeros(3)
-    colour = min(COLOURS, key=lambda name: float(np.square(mean - np.array(COLOURS[name])).sum()))
-    return Seen(background, colour, direction(object_))
+    return Seen(background, vote(frames[object_]), direction(object_))
+
+
+def vote(pixels: np.ndarray) -> str:
+    """The colour of the palette that most of some pixels (n, 3) are nearest to."""
+    if not len(pixels):
+        return "none"
+    distance = np.stack([np.square(pixels.astype(np.float32) - np.array(rgb)).sum(-1) for rgb in COLOURS.values()])
+    return list(COLOURS)[int(np.bincount(distance.argmin(0), minlength=len(COLOURS)).argmax())]
 
 
 def direction(mask: np.ndarray) -> str:
