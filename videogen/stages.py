@@ -132,7 +132,8 @@ class VaeStage:
             whole.append(psnr(rebuilt, video))
             if mask.any():
                 busy.append(psnr(rebuilt[mask], video[mask]))
-        return {"psnr": sum(whole) / max(1, len(whole)), "psnr_busy": sum(busy) / max(1, len(busy))}
+        means = {"psnr": whole, "psnr_busy": busy}
+        return {name: sum(values) / len(values) for name, values in means.items() if values}
 
     @torch.no_grad()
     def preview(self, step: int, out_dir: Path) -> None:

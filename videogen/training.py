@@ -301,8 +301,10 @@ class Trainer(Generic[Batch]):
 
     def milestones(self, log: Log | None, *, leaving: bool, interrupted: bool) -> None:
         """What is done every so many steps and at the end: measure, save, show."""
-        if log is not None and (leaving or self.step % self.run.val_every == 0):
-            log.write(self.step, {f"val_{key}": value for key, value in self.stage.validate().items()})
+        if leaving or self.step % self.run.val_every == 0:
+            measured = {f"val_{key}": value for key, value in self.stage.validate().items()}
+            if log is not None and measured:
+                log.write(self.step, measured)
         if leaving or self.step % self.run.save_every == 0:
             self.save()
         due = self.run.sample_every and self.step % self.run.sample_every == 0
