@@ -83,8 +83,9 @@ def attend_by_runs(q: Tensor, k: Tensor, v: Tensor, lengths: Lengths) -> Tensor:
     rows = [num * length for num, length in runs]  # split, not slices: the gradient is one cat, not a sum of zeros
     out = []
     for (num, _), *parts in zip(runs, q.split(rows), k.split(rows), v.split(rows), strict=True):
-        batch = (rearrange(x, "(b n) heads e -> b heads n e", b=num) for x in parts)
-        out.append(rearrange(F.scaled_dot_product_attention(*batch), "b heads n e -> (b n) heads e"))
+        own_q, own_k, own_v = (rearrange(x, "(b n) heads e -> b heads n e", b=num) for x in parts)
+        answer = F.scaled_dot_product_attention(own_q, own_k, own_v)
+        out.append(rearrange(answer, "b heads n e -> (b n) heads e"))
     return torch.cat(out) if len(out) > 1 else out[0]
 
 

@@ -42,7 +42,8 @@ def _train(argv: Sequence[str]) -> int:
     from videogen.stages import make_stage
     from videogen.training import Trainer
 
-    trainer = Trainer(make_stage(config), config)
+    # A union of stages is not a stage of a union; each fits on its own.
+    trainer = Trainer(make_stage(config), config)  # pyright: ignore[reportArgumentType]
     if trainer.step:
         print(f"resuming {config.run.dir} at step {trainer.step} of {config.run.steps}", file=sys.stderr)
     complete = trainer.fit()

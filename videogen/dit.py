@@ -9,8 +9,8 @@ load here unchanged and ours open there. What goes beyond Wan, x-prediction and 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import Literal, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -247,7 +247,8 @@ class VideoDiT(ModelMixin, ConfigMixin, PeftAdapterMixin):
         """Each block's keys and values of the texts: they do not change over the steps of a sampling run."""
         keys = text_keys(text.lengths, text.weights)
         rows = self.condition_embedder.text(text.tokens)
-        return TextContext(keys, [block.attn2.read(rows, keys) for block in self.blocks])
+        blocks = cast("Iterable[Block]", self.blocks)
+        return TextContext(keys, [block.attn2.read(rows, keys) for block in blocks])
 
     def forward(self, video: PackedVideo, levels: NoiseLevels, text: PackedText | TextContext) -> Tensor:
         """What the network says of every token, in the layout of video.tokens: the velocity or the clean value."""
@@ -261,7 +262,7 @@ class VideoDiT(ModelMixin, ConfigMixin, PeftAdapterMixin):
         for block, kv in zip(self.blocks, context.blocks, strict=True):
             args = (x, modulation, levels.index, table, lengths, kv, context.keys)
             if self.gradient_checkpointing and torch.is_grad_enabled():
-                x = self._gradient_checkpointing_func(block, *args)
+                x = self._gradient_checkpointing_func(block, *args)  # type: ignore[misc]
             else:
                 x = block(*args)
         shift, scale = (spread(row, levels.index) for row in (self.scale_shift_table + time[:, None]).float().unbind(1))

@@ -10,7 +10,7 @@ import io
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import tyro
 
@@ -45,7 +45,8 @@ def parse(kind: type[T], argv: Sequence[str], *, prog: str, description: str | N
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
-            return tyro.cli(kind, args=list(argv), default=default, prog=prog, description=description)
+            made = tyro.cli(kind, args=list(argv), default=default, prog=prog, description=description)
+            return cast("T", made)
     except SystemExit as stop:
         if stop.code in (0, None):
             raise

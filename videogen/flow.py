@@ -80,7 +80,8 @@ def flow_loss(
     sigma = levels.per_token()
     noised = interpolate(clean.tokens, noise, sigma)
     out = dit(clean._replace(tokens=noised), levels, text).float()
-    if getattr(dit, "module", dit).config["prediction"] == "clean":  # DDP wraps the model
+    model = getattr(dit, "module", dit)  # DDP wraps it
+    if model.config["prediction"] == "clean":  # type: ignore[index]
         error = (out - clean.tokens) / sigma.clamp(min=SIGMA_MIN)
     else:
         error = out - (noise - clean.tokens)
@@ -108,4 +109,4 @@ def power_gamma(width: float) -> float:
         gamma = (low + high) / 2
         wide = math.sqrt((gamma + 1) / ((gamma + 2) ** 2 * (gamma + 3)))
         low, high = (gamma, high) if wide > width else (low, gamma)
-    return gamma
+    return (low + high) / 2

@@ -190,7 +190,7 @@ def read_prompts(path: Path, args: SampleArgs) -> Iterator[tuple[str, int, Sampl
 def one_row(values: Mapping[str, object], args: SampleArgs) -> tuple[str, int, SampleConfig]:
     """A row's prompt, seed and settings over those of the command."""
     if isinstance(values, dict) and None in values:
-        raise ValueError(f"it has more cells than the table has columns: {values[None]}")  # csv puts them under None
+        raise ValueError(f"it has more cells than the table has columns: {values[None]}")  # type: ignore[index]  # csv puts them there
     if not isinstance(values, dict) or not isinstance(values.get("prompt"), str):
         raise ValueError(f"every row needs a prompt, got {values!r}")
     allowed = {item.name for item in fields(SampleConfig)}

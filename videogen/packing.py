@@ -40,7 +40,7 @@ class NoiseLevels(NamedTuple):
     """
 
     values: Tensor  # (u,) float32, 0 clean ... 1 noise
-    index: Tensor  # (n,) int64
+    index: Tensor  # (n,) int64  # pyright: ignore[reportIncompatibleMethodOverride]
 
     def per_token(self) -> Tensor:
         """The noise level of every token, (n, 1)."""

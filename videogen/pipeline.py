@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
@@ -170,7 +170,8 @@ def check_weights(kind: type[VideoDiT] | type[VideoVAE], folder: Path) -> None:
     if not files:
         raise ValueError(f"{folder} holds no .safetensors weights; the checkpoint is not complete")
     with torch.device("meta"):
-        wanted = {name: tuple(p.shape) for name, p in kind.from_config(kind.load_config(folder)).state_dict().items()}
+        model = cast("VideoDiT | VideoVAE", kind.from_config(cast("dict[str, object]", kind.load_config(folder))))
+    wanted = {name: tuple(p.shape) for name, p in model.state_dict().items()}
     found: dict[str, tuple[int, ...]] = {}
     for path in files:
         try:
