@@ -23,7 +23,7 @@ from videogen.dit import VideoDiT
 from videogen.flow import draw_levels, drop_captions, flow_loss, step_generator
 from videogen.known import check_mixture
 from videogen.packing import pack, plan_packs
-from videogen.pipeline import VideoPipeline, checkpoint_id, to_uint8
+from videogen.pipeline import VideoPipeline, checkpoint_id, quiet_libraries, to_uint8
 from videogen.sampling import check_sampler
 from videogen.storage import whole_folder
 from videogen.text import PackedText, embed_prompts, load_text, pack_texts
@@ -180,6 +180,7 @@ class DitStage:
     def __init__(self, config: TrainConfig) -> None:
         self.config, self.seed = config, config.run.seed
         check_mixture(config.dit.known)
+        quiet_libraries()
         self.vae = load_part(VideoVAE, config.dit.vae, "vae").eval().requires_grad_(False)
         self.tokenizer, self.text_encoder = load_text(config.dit.text)
         self.model = self._new_model()
