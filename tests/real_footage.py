@@ -10,8 +10,8 @@ from pathlib import Path
 
 CAPTIONS = {
     "bigbuckbunny.mp4": "a cartoon of a big grey rabbit on a green meadow",
-    "bikes.mp4": "people ride bicycles along a street",
-    "carphone_pristine.mp4": "a man with glasses talks in a moving car",
+    "bikes.mp4": "a bicycle leans against the wall of a grey street",
+    "carphone_pristine.mp4": "a man in a suit and a red tie talks in a moving car",
     "carphone_distorted.mp4": "the same man in the car, badly compressed into blocks",
 }
 
