@@ -5,12 +5,14 @@ from __future__ import annotations
 import random
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from einops import rearrange
+from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from tokenizers.models import WordPiece
 from tokenizers.normalizers import BertNormalizer
@@ -31,8 +33,10 @@ from videogen.config import (
 )
 from videogen.dit import VideoDiT
 from videogen.pipeline import VideoPipeline
+from videogen.stages import make_stage
 from videogen.text import PackedText, pack_texts
 from videogen.toybox import draw_scene, render, write_folder
+from videogen.training import Trainer
 from videogen.vae import VideoVAE, to_patches
 
 torch.set_num_threads(1)
@@ -188,3 +192,40 @@ def tiny_recipe(stage: str, clips: Path, checkpoint: Path, run_dir: Path, **run:
         run=RunConfig(**options),  # type: ignore[arg-type]
         sample=SampleConfig(size="48x32", frames=5, steps=2, guidance=2.0),
     )  # fmt: skip
+
+
+STAGES = ("vae", "dit")
+
+
+@pytest.fixture(scope="session")
+def finished(
+    clips_folder: Path, checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, TrainConfig]:
+    """A run of each stage that was never interrupted: eight steps, saved after four and eight."""
+    recipes = {}
+    for stage in STAGES:
+        recipes[stage] = tiny_recipe(stage, clips_folder, checkpoint, tmp_path_factory.mktemp(stage) / "run")
+        torch.manual_seed(11)
+        assert fit(recipes[stage])
+    return recipes
+
+
+def fit(recipe: TrainConfig) -> bool:
+    return Trainer(make_stage(recipe), recipe).fit()
+
+
+def elsewhere(recipe: TrainConfig, run_dir: Path, **run: object) -> TrainConfig:
+    return replace(recipe, run=replace(recipe.run, dir=run_dir, **run))  # type: ignore[arg-type]
+
+
+def state_of(run_dir: Path, step: int) -> dict[str, Tensor]:
+    """Weights, averages and optimiser after a step."""
+    files = sorted((run_dir / f"step_{step:06d}").glob("*.safetensors"))
+    assert {path.name for path in files} == {f"{x}.safetensors" for x in ("model", "ema_0", "ema_1", "optimizer")}
+    return {f"{path.stem}.{name}": value for path in files for name, value in load_file(path).items()}
+
+
+def assert_same_state(run_dir: Path, other: Path, step: int) -> None:
+    ours, theirs = state_of(run_dir, step), state_of(other, step)
+    assert ours.keys() == theirs.keys()
+    assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []

@@ -83,10 +83,13 @@ def test_other_formats_are_written(suffix: str, checkpoint: Path, tmp_path: Path
 
 def test_a_prompts_file_gives_each_row_its_settings(checkpoint: Path, tmp_path: Path) -> None:
     table = tmp_path / "prompts.csv"
-    table.write_text('prompt,seed,steps,size\n"a red circle, alone",4,1,32x48\na blue star,,,\n', encoding="utf-8")
+    table.write_text(
+        'prompt,seed,steps,size,negative\n"a red circle, alone",4,1,32x48,7\na blue star,,,,\n', encoding="utf-8"
+    )
     out = tmp_path / "out"
     assert sample(["--prompts", str(table), "--out", str(out), "--model", str(checkpoint), *QUICK]) == 0
     first, second = read_settings(out / "a-red-circle-alone-4.mp4"), read_settings(out / "a-blue-star-0.mp4")
+    assert first["negative"] == "7"
     assert (first["steps"], first["size"], second["steps"], second["size"]) == (1, "32x48", 2, "32x32")
 
 

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from tests.conftest import CHANNELS, tiny_dit
 from videogen.config import SampleConfig, to_mapping
-from videogen.pipeline import Job, VideoPipeline, checkpoint_id, guided, to_uint8
+from videogen.pipeline import Job, VideoPipeline, guided, to_uint8
 from videogen.sampling import SAMPLERS
+from videogen.storage import checkpoint_id
 
 PROMPTS = ("a red circle moves right", "", "a large blue star")
 SEEDS = (3, 1, 4)

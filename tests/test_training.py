@@ -1,12 +1,9 @@
-"""Training: it learns, and nothing that can happen to a run loses more than the steps since its last checkpoint."""
+"""Training: it learns, and a run that was stopped and resumed is the run that was not."""
 
 import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from tests.conftest import tiny_recipe
+from tests.conftest import STAGES, assert_same_state, elsewhere, fit, state_of, tiny_recipe
 from videogen import training
 from videogen.config import OptimConfig, TrainConfig, to_mapping
 from videogen.pipeline import VideoPipeline
@@ -25,41 +22,6 @@ from videogen.training import PowerEMA, Trainer, learning_rate, saved_steps
 from videogen.vae import VideoVAE
 
 ROOT = Path(__file__).parent.parent
-STAGES = ("vae", "dit")
-
-
-@pytest.fixture(scope="module")
-def finished(
-    clips_folder: Path, checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
-) -> dict[str, TrainConfig]:
-    """A run of each stage that was never interrupted: eight steps, saved after four and eight."""
-    recipes = {}
-    for stage in STAGES:
-        recipes[stage] = tiny_recipe(stage, clips_folder, checkpoint, tmp_path_factory.mktemp(stage) / "run")
-        torch.manual_seed(11)
-        assert fit(recipes[stage])
-    return recipes
-
-
-def fit(recipe: TrainConfig) -> bool:
-    return Trainer(make_stage(recipe), recipe).fit()
-
-
-def elsewhere(recipe: TrainConfig, run_dir: Path, **run: object) -> TrainConfig:
-    return replace(recipe, run=replace(recipe.run, dir=run_dir, **run))  # type: ignore[arg-type]
-
-
-def state_of(run_dir: Path, step: int) -> dict[str, Tensor]:
-    """Weights, averages and optimiser after a step."""
-    files = sorted((run_dir / f"step_{step:06d}").glob("*.safetensors"))
-    assert {path.name for path in files} == {f"{x}.safetensors" for x in ("model", "ema_0", "ema_1", "optimizer")}
-    return {f"{path.stem}.{name}": value for path in files for name, value in load_file(path).items()}
-
-
-def assert_same_state(run_dir: Path, other: Path, step: int) -> None:
-    ours, theirs = state_of(run_dir, step), state_of(other, step)
-    assert ours.keys() == theirs.keys()
-    assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []
 
 
 def stop_at(stage: VaeStage | DitStage, num: int) -> None:
@@ -274,132 +236,6 @@ def test_a_step_of_another_model_is_refused(finished: dict[str, TrainConfig], tm
     wider = replace(recipe, dit=replace(recipe.dit, ffn_dim=64))
     with pytest.raises(ValueError, match="was written by another model; choose another --run folder"):
         Trainer(make_stage(wider), wider)
-
-
-# --- kills
-
-
-def killed_while_saving(trainer: Trainer, num_files: int) -> None:
-    """Save in a child process that SIGKILLs itself half-way through its num_files-th file."""
-    child = os.fork()
-    if child == 0:
-        whole, count = training.save_tensors, 0
-
-        def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
-            nonlocal count
-            count += 1
-            if count == num_files:
-                whole(tensors, path)
-                with path.open("r+b") as file:
-                    file.truncate(path.stat().st_size // 2)
-                os.kill(os.getpid(), signal.SIGKILL)
-            whole(tensors, path)
-
-        training.save_tensors = save_tensors  # the child's own
-        try:
-            trainer.save()
-        finally:
-            os._exit(1)
-    _, status = os.waitpid(child, 0)
-    assert os.WIFSIGNALED(status)
-    assert os.WTERMSIG(status) == signal.SIGKILL
-
-
-@pytest.mark.parametrize("num_files", [1, 3, 4])
-def test_a_kill_while_saving_leaves_the_old_checkpoint_whole(
-    num_files: int, finished: dict[str, TrainConfig], tmp_path: Path
-) -> None:
-    recipe = elsewhere(finished["dit"], tmp_path / "run")
-    shutil.copytree(finished["dit"].run.dir, recipe.run.dir)
-    shutil.rmtree(recipe.run.dir / "step_000008")
-    trainer = Trainer(make_stage(recipe), recipe)
-    trainer.step = 6
-    killed_while_saving(trainer, num_files)
-    assert saved_steps(recipe.run.dir) == [4]
-    assert_same_state(recipe.run.dir, finished["dit"].run.dir, 4)
-    VideoPipeline.load(recipe.run.dir / "checkpoint")
-    assert fit(recipe)  # the same command goes on, over what the kill left
-    assert_same_state(recipe.run.dir, finished["dit"].run.dir, 8)
-    assert list(recipe.run.dir.glob("*.part")) == []
-
-
-def test_an_error_while_exporting_leaves_the_old_checkpoint_and_the_live_weights(
-    finished: dict[str, TrainConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    recipe = elsewhere(finished["dit"], tmp_path / "run")
-    shutil.copytree(finished["dit"].run.dir, recipe.run.dir)
-    trainer = Trainer(make_stage(recipe), recipe)
-    live = [p.detach().clone() for p in trainer.stage.model.parameters()]
-
-    def full_disk(folder: Path) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(trainer.stage.model, "save_pretrained", lambda *args, **options: full_disk(args[0]))
-    with pytest.raises(OSError, match="No space left"):
-        trainer.save()
-    assert all(map(torch.equal, live, trainer.stage.model.parameters()))
-    VideoPipeline.load(recipe.run.dir / "checkpoint")
-    assert saved_steps(recipe.run.dir)[-1] == 8
-
-
-@pytest.mark.parametrize("stage", STAGES)
-def test_a_non_finite_loss_stops_the_run_and_leaves_the_last_checkpoint(
-    stage: str, finished: dict[str, TrainConfig], tmp_path: Path
-) -> None:
-    recipe = elsewhere(finished[stage], tmp_path / "run")
-    trainer = Trainer(made := make_stage(recipe), recipe)
-    honest = made.loss
-
-    def loss(model: nn.Module, batch: object, step: int) -> dict[str, Tensor]:
-        values = honest(model, batch, step)  # type: ignore[arg-type]
-        return values | {"loss": values["loss"] * (float("nan") if step == 5 else 1.0)}
-
-    made.loss = loss  # type: ignore[method-assign,assignment]
-    with pytest.raises(FloatingPointError, match="loss is nan at step 5; the last checkpoint is whole"):
-        trainer.fit()
-    assert saved_steps(recipe.run.dir) == [4]
-    assert all(p.isfinite().all() for p in trainer.stage.model.parameters())
-    assert fit(recipe)
-    assert all(value.isfinite().all() for value in state_of(recipe.run.dir, 8).values())
-
-
-def test_signals_are_given_back(finished: dict[str, TrainConfig], tmp_path: Path) -> None:
-    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
-    recipe = elsewhere(finished["dit"], tmp_path / "run", steps=1)
-    assert fit(recipe)
-    assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
-
-
-def test_sigterm_saves_first_and_the_same_command_goes_on(
-    finished: dict[str, TrainConfig], clips_folder: Path, checkpoint: Path, tmp_path: Path
-) -> None:
-    """train.py as a user runs it, and as a scheduler stops it."""
-    run_dir = tmp_path / "run"
-    (tmp_path / "tiny.toml").write_text(
-        f'stage = "dit"\n[data]\nfolder = "{clips_folder}"\nmax_tokens = 40\ntoken_budget = 80\nval_clips = 2\n'
-        f'[dit]\nvae = "{checkpoint}"\ntext = "{checkpoint}"\nnum_layers = 1\nnum_attention_heads = 2\n'
-        "attention_head_dim = 12\nffn_dim = 32\n[run]\nsteps = 1000000\nsave_every = 1000000\nval_every = 1000000\n"
-        f'sample_every = 0\ndir = "{run_dir}"\n',
-        encoding="utf-8",
-    )
-    command = [sys.executable, str(ROOT / "train.py"), str(tmp_path / "tiny.toml")]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    process = subprocess.Popen(command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, **pipes)  # type: ignore[call-overload]
-    try:
-        until = time.monotonic() + 120
-        while not (run_dir / "log.jsonl").is_file() and process.poll() is None and time.monotonic() < until:
-            time.sleep(0.05)
-        process.send_signal(signal.SIGTERM)
-        out, err = process.communicate(timeout=60)
-    finally:
-        process.kill()
-    assert process.returncode == 0, err
-    (step,) = saved_steps(run_dir)
-    assert step >= 10  # the log's first line comes after ten steps
-    assert f"stopped at step {step} of 1000000; the same command goes on" in err
-    assert str(run_dir / "checkpoint") in out
-    VideoPipeline.load(run_dir / "checkpoint")
-    state_of(run_dir, step)
 
 
 # --- parts

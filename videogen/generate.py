@@ -35,7 +35,7 @@ from videogen.config import (
     to_mapping,
 )
 from videogen.flags import parse
-from videogen.storage import save_tensors
+from videogen.storage import checkpoint_id, save_tensors
 from videogen.video_io import read_settings, write_video
 
 if TYPE_CHECKING:
@@ -135,7 +135,7 @@ def parse_args(argv: Sequence[str]) -> SampleArgs:
         stored = {key: value for key, value in settings.items() if key in known}
         base = replace(base, sample=from_mapping(SampleConfig, to_mapping(base.sample) | stored))
         base = replace(base, prompt=(str(settings["prompt"]),), seed=int(str(settings["seed"])))
-        was, now = settings.get("checkpoint"), checkpoint_identity(model)
+        was, now = settings.get("checkpoint"), checkpoint_id(model)
         if was != now and peek(argv, "--model") is None:
             raise ValueError(f"{path} was made by checkpoint {was}, which {model} is not; give its folder with --model")
         if was != now:
@@ -190,7 +190,8 @@ def read_prompts(path: Path, args: SampleArgs) -> Iterator[tuple[str, int, Sampl
 def one_row(values: Mapping[str, object], args: SampleArgs) -> tuple[str, int, SampleConfig]:
     """A row's prompt, seed and settings over those of the command."""
     if isinstance(values, dict) and None in values:
-        raise ValueError(f"it has more cells than the table has columns: {values[None]}")  # type: ignore[index]  # csv puts them there
+        surplus = values[None]  # type: ignore[index]  # where csv puts them
+        raise ValueError(f"it has more cells than the table has columns: {surplus}")
     if not isinstance(values, dict) or not isinstance(values.get("prompt"), str):
         raise ValueError(f"every row needs a prompt, got {values!r}")
     allowed = {item.name for item in fields(SampleConfig)}
@@ -200,7 +201,8 @@ def one_row(values: Mapping[str, object], args: SampleArgs) -> tuple[str, int, S
     for key in extra:
         if key not in allowed:
             raise ValueError(f"unknown column {key!r}{nearest(key, allowed | {'prompt', 'seed'})}")
-    settings = to_mapping(args.sample) | {key: literal(value) for key, value in extra.items()}
+    texts = {item.name for item in fields(SampleConfig) if item.type == "str"}  # their cells are not numbers
+    settings = to_mapping(args.sample) | {k: v if k in texts else literal(v) for k, v in extra.items()}
     return str(values["prompt"]), int(str(values.get("seed", args.seed))), from_mapping(SampleConfig, settings)
 
 
@@ -281,7 +283,7 @@ def make(pipeline: VideoPipeline, orders: Sequence[Order], args: SampleArgs) -> 
     """Make the clips, those of equal settings side by side in packs; yields each with its share of the time."""
     from videogen.pipeline import Job
 
-    checkpoint = checkpoint_identity(args.model)
+    checkpoint = checkpoint_id(args.model)
     for config, group in groupby(orders, key=lambda order: order.config):
         same = list(group)
         size = max(1, TOKENS_AT_ONCE // count_tokens(config, pixel_stride(args.model)))
@@ -312,13 +314,6 @@ def save_latent(path: Path, latent: Tensor, settings: Mapping[str, object]) -> N
     """Keep a latent and its settings."""
     path.parent.mkdir(parents=True, exist_ok=True)
     save_tensors({"latent": latent}, path, {"settings": json.dumps(settings)})
-
-
-def checkpoint_identity(model: Path) -> dict[str, str]:
-    """Name and hash of the checkpoint."""
-    from videogen.pipeline import checkpoint_id
-
-    return checkpoint_id(model)
 
 
 @contextlib.contextmanager

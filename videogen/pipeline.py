@@ -7,7 +7,6 @@ VideoPipeline is a diffusers pipeline folder on disk: model_index.json, transfor
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, cast
@@ -195,13 +194,3 @@ def quiet_libraries() -> None:
 
     diffusers.utils.logging.disable_progress_bar()
     transformers.utils.logging.disable_progress_bar()
-
-
-def checkpoint_id(folder: Path) -> dict[str, str]:
-    """The name of a checkpoint folder and a hash of its configs and weights, to know it again."""
-    digest = hashlib.sha256()
-    for path in sorted(p for p in folder.rglob("*") if p.suffix in (".json", ".safetensors")):
-        digest.update(path.relative_to(folder).as_posix().encode())
-        with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    return {"name": folder.name, "sha256": digest.hexdigest()[:16]}

@@ -23,9 +23,9 @@ from videogen.dit import VideoDiT
 from videogen.flow import draw_levels, drop_captions, flow_loss, step_generator
 from videogen.known import check_mixture
 from videogen.packing import pack, plan_packs
-from videogen.pipeline import VideoPipeline, checkpoint_id, quiet_libraries, to_uint8
+from videogen.pipeline import VideoPipeline, quiet_libraries, to_uint8
 from videogen.sampling import check_sampler
-from videogen.storage import whole_folder
+from videogen.storage import checkpoint_id, whole_folder
 from videogen.text import PackedText, embed_prompts, load_text, pack_texts
 from videogen.training import saved_steps
 from videogen.vae import VideoVAE, to_patches
