@@ -12,8 +12,8 @@ import videogen
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "videogen"
 FLOORS = {
-    0: "config storage video_io packing attention sampling known flags estimate",
-    1: "text vae dit data flow vae_loss toybox wan_vae",
+    0: "config storage video_io packing attention sampling known flags estimate wan_conv",
+    1: "text vae dit data flow vae_loss toybox wan_layers wan_vae",
     2: "pipeline training stages",
     3: "generate cli sweep doctor",
 }

@@ -110,9 +110,14 @@ def _toybox(argv: Sequence[str]) -> int:
 
 def _sample(argv: Sequence[str]) -> int:
     offline()
-    from videogen.generate import run
+    from videogen.generate import parse_args, run
 
-    return run(argv)
+    args = parse_args(argv)
+    if args.sweep or args.search:
+        from videogen.sweep.command import run_sweep
+
+        return run_sweep(args)
+    return run(args)
 
 
 def sample(argv: Sequence[str] | None = None) -> int:
@@ -124,7 +129,7 @@ def sample(argv: Sequence[str] | None = None) -> int:
 class BenchArgs:
     """Measure what the README claims; the result goes to assets/bench/NAME.json."""
 
-    name: tyro.conf.Positional[Literal["line"]]
+    name: tyro.conf.Positional[Literal["line", "sweep"]]
     """Which measurement."""
 
 

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from typing import TypeVar, cast
@@ -69,6 +71,29 @@ def flags_of(kind: type[T], default: T | None = None) -> set[str]:
     """Every flag that tyro makes of a dataclass."""
     parser = tyro.extras.get_parser(kind, default=default)
     return {option for action in parser._actions for option in action.option_strings}
+
+
+def read_values(text: str) -> list[object]:
+    """ "4,8" -> [4, 8]; "1:7:7" -> seven numbers from 1 to 7; "[0,1],[0.2,0.8]" -> two lists; the rest are words."""
+    with contextlib.suppress(json.JSONDecodeError):
+        return list(json.loads(f"[{text}]"))
+    return [value for word in text.split(",") for value in read_word(word.strip())]
+
+
+def read_word(word: str) -> list[object]:
+    """One value of a list, or the numbers of a range start:stop:count."""
+    number = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
+    if span := re.fullmatch(rf"({number}):({number}):(\d+)", word):
+        start, stop, count = float(span[1]), float(span[2]), int(span[3])
+        if count < 2:
+            raise ValueError(f"a range start:stop:count has at least 2 numbers, got {word}")
+        exact = (round(start + i * (stop - start) / (count - 1), 9) for i in range(count))
+        return [int(value) if value.is_integer() else value for value in exact]
+    if re.fullmatch(rf"{number}:{number}", word):
+        raise ValueError(f"a range is start:stop:count, such as 1:7:7, got {word}")
+    with contextlib.suppress(json.JSONDecodeError):
+        return [json.loads(word)]
+    return [word]
 
 
 def offline() -> None:

@@ -34,7 +34,7 @@ from videogen.config import (
     resolve_frames,
     to_mapping,
 )
-from videogen.flags import parse
+from videogen.flags import parse, read_values
 from videogen.storage import checkpoint_id, save_tensors
 from videogen.video_io import read_settings, write_video
 
@@ -65,6 +65,16 @@ class SampleArgs:
     """Clips a prompt; their seeds follow on from --seed."""
     seed: int = 0
     """The clip's noise."""
+    seeds: str | None = None
+    """Several seeds for every prompt, instead of --seed and --num: 0,1,2 or a range 0:9:10."""
+    sweep: tuple[str, ...] = ()
+    """Compare settings: axis=a,b,c or axis=start:stop:count for any of the settings below, or a grid.toml."""
+    search: int | None = None
+    """Let Optuna choose so many of the sweep's settings instead of running all."""
+    score: str | None = None
+    """For a sweep, module:function of your own: score(frames, prompt) -> dict of numbers, the one that counts first."""
+    reference: int | None = None
+    """Steps of the runs that a sweep measures distance to, 0 for none; default four times the most on its axes."""
     from_clip: Annotated[Path | None, tyro.conf.arg(name="from")] = None
     """Take prompt, seed and settings from a clip that this program wrote; flags override."""
     config: Path | None = None
@@ -89,6 +99,8 @@ class SampleArgs:
     def __post_init__(self) -> None:
         if self.num < 1:
             raise ValueError(f"num must be at least 1, got {self.num}")
+        if self.search is not None and (self.search < 1 or not self.sweep):
+            raise ValueError("--search N chooses N >= 1 of the settings of --sweep axis=a,b,c; give both")
 
 
 class Order(NamedTuple):
@@ -100,9 +112,8 @@ class Order(NamedTuple):
     path: Path
 
 
-def run(argv: Sequence[str]) -> int:
-    """Parse, load, make, print the paths."""
-    args = parse_args(argv)
+def run(args: SampleArgs) -> int:
+    """Load, make, print the paths."""
     orders = place(list_orders(args), args)
     if args.dry_run:
         for order in orders:
@@ -164,7 +175,17 @@ def list_orders(args: SampleArgs) -> list[tuple[str, int, SampleConfig]]:
         rows += list(read_prompts(args.prompts, args))
     if not rows:
         raise ValueError('give a prompt: python sample.py "a large red circle moves right on a black background"')
-    return [(prompt, seed + i, config) for prompt, seed, config in rows for i in range(args.num)]
+    if args.seeds is None:
+        return [(prompt, seed + i, config) for prompt, seed, config in rows for i in range(args.num)]
+    return [(prompt, seed, config) for prompt, _, config in rows for seed in read_seeds(args.seeds)]
+
+
+def read_seeds(text: str) -> list[int]:
+    """The seeds of --seeds."""
+    seeds = [seed for seed in read_values(text) if isinstance(seed, int) and not isinstance(seed, bool)]
+    if not seeds or len(set(seeds)) < len(read_values(text)):
+        raise ValueError(f"--seeds must be different whole numbers, such as 0,1,2 or 0:9:10, got {text!r}")
+    return seeds
 
 
 def read_prompts(path: Path, args: SampleArgs) -> Iterator[tuple[str, int, SampleConfig]]:
@@ -305,9 +326,14 @@ def make(pipeline: VideoPipeline, orders: Sequence[Order], args: SampleArgs) -> 
 
 def settings_of(order: Order, checkpoint: Mapping[str, str], args: SampleArgs) -> dict[str, object]:
     """Everything that decides a clip, for its metadata."""
-    made = {"prompt": order.prompt, "seed": order.seed, **to_mapping(order.config), "checkpoint": dict(checkpoint)}
+    made = {"prompt": order.prompt, "seed": order.seed, **to_mapping(order.config)}
+    return {**made, **provenance(checkpoint, args)}
+
+
+def provenance(checkpoint: Mapping[str, str], args: SampleArgs) -> dict[str, object]:
+    """What else decides the bytes of every clip of a command."""
     versions = {"videogen": __version__, **{name: version(name) for name in ("torch", "diffusers")}}
-    return {**made, "device": args.device, "dtype": args.dtype, "versions": versions}
+    return {"checkpoint": dict(checkpoint), "device": args.device, "dtype": args.dtype, "versions": versions}
 
 
 def save_latent(path: Path, latent: Tensor, settings: Mapping[str, object]) -> None:

@@ -149,16 +149,23 @@ class VideoPipeline(DiffusionPipeline):
 
 def guided(cond: Velocity, uncond: Velocity, config: SampleConfig, lengths: Lengths) -> Velocity:
     """Guidance inside its interval of noise levels; outside, the prompt's own velocity from one evaluation."""
-    low, high = config.guidance_interval
 
     def field(x: Tensor, sigma: Tensor) -> Tensor:
         answer = cond(x, sigma)
-        if not low <= float(sigma) <= high:
-            return answer
-        blank = uncond(x, sigma)
-        return guide(answer, zero_star(answer, blank, lengths) if config.cfg_zero else blank, config.guidance)
+        return strengthen(answer, uncond(x, sigma), config, lengths) if is_guided(config, sigma) else answer
 
     return field
+
+
+def is_guided(config: SampleConfig, sigma: Tensor) -> bool:
+    """Whether the negative prompt is asked at this noise level."""
+    low, high = config.guidance_interval
+    return config.guidance != 1 and low <= float(sigma) <= high
+
+
+def strengthen(answer: Tensor, blank: Tensor, config: SampleConfig, lengths: Lengths) -> Tensor:
+    """The prompt's velocity, led away from the negative prompt's."""
+    return guide(answer, zero_star(answer, blank, lengths) if config.cfg_zero else blank, config.guidance)
 
 
 def check_weights(kind: type[VideoDiT] | type[VideoVAE], folder: Path) -> None:

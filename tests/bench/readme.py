@@ -49,7 +49,19 @@ def real_overfit(result: dict) -> str:
     return rows(["caption of", *names], [[name, *(f"{value:.1f}" for value in row)] for name, row in table])
 
 
-TABLES = {"line": line, "mini": mini, "real_overfit": real_overfit}
+def sweep(result: dict) -> str:
+    """A sweep against plain loops over the same clips."""
+    what = f"{result['clips']} clips: {' '.join(result['axes'])}, {result['seeds']} seeds"
+    alone = f"{result['process_seconds_per_clip']} s a clip ({result['over_processes']}x as slow)"
+    body: list[list[object]] = [
+        ["loop over one warm pipeline, MP4s only", f"{result['warm_loop_seconds']} s"],
+        ["sweep, with measures and rows", f"{result['sweep_seconds']} s ({result['over_warm_loop']}x as fast)"],
+        ["`sample.py` once a clip", alone],
+    ]
+    return rows([what, f"{result['machine']}, {result['date']}, commit {result['commit']}, medians"], body)
+
+
+TABLES = {"line": line, "mini": mini, "real_overfit": real_overfit, "sweep": sweep}
 
 
 def filled(text: str) -> str:

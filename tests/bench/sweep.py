@@ -1,0 +1,115 @@
+"""A sweep against plain loops that make the same clips: over one warm pipeline, and over sample.py processes.
+
+    videogen bench sweep  ->  assets/bench/sweep.json
+
+The loops write the same MP4s and nothing else; the sweep also measures them and writes its rows. Alternating in one
+run, medians, and the ratio of medians. The processes are too slow for the whole sweep: they make a few of its clips,
+and the ratio is of their mean seconds to the sweep's.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from datetime import date
+from pathlib import Path
+
+import torch
+
+from videogen.config import to_mapping
+from videogen.pipeline import VideoPipeline
+from videogen.sweep.axes import read_axes
+from videogen.sweep.plan import Plan, Run
+from videogen.sweep.work import Worker, open_folder
+from videogen.video_io import write_video
+
+ROOT = Path(__file__).parents[2]
+PROMPT = "a large red circle moves right on a black background"
+AXES = ("steps=4,8,16", "guidance=1,3,5", "sampler=euler,dpmpp_2m")
+NUM_SEEDS, ROUNDS = 2, 3
+NUM_PROCESSES = 3
+
+
+def seconds(work: Callable[[], object]) -> float:
+    """Wall-clock of one call."""
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
+
+
+def warm_loop(pipeline: VideoPipeline, runs: list[Run], out: Path) -> None:
+    """What a user writes without a sweep: one call of the pipeline a clip."""
+    for run in runs:
+        (frames,) = pipeline([run.prompt], run.config, seeds=[run.seed])
+        settings = {"prompt": run.prompt, "seed": run.seed, **to_mapping(run.config)}
+        write_video(out / f"{run.key}.mp4", frames, fps=run.config.fps, settings=settings, overwrite=True)
+
+
+def swept(pipeline: VideoPipeline, plan: Plan, out: Path, *, overwrite: bool = True) -> None:
+    """The same runs as a sweep, begun anew."""
+    open_folder(out, plan, overwrite=overwrite)
+    Worker(pipeline, plan, out).run(plan.runs())
+
+
+def processes(plan: Plan, runs: list[Run], out: Path) -> list[float]:
+    """sample.py once a clip, seconds each."""
+    environment = os.environ | {"HF_HUB_OFFLINE": "1"}
+    taken = []
+    for run in runs:
+        words = [run.prompt, *plan.flags(run), "--out", str(out / "clip.mp4"), "--overwrite"]
+        command = [sys.executable, str(ROOT / "sample.py"), *words]
+        taken.append(seconds(lambda c=command: subprocess.run(c, check=True, capture_output=True, env=environment)))
+    return taken
+
+
+def main() -> None:
+    """Measure and write assets/bench/sweep.json."""
+    pipeline = VideoPipeline.load(ROOT / "assets" / "mini")
+    bases = tuple(Run(PROMPT, seed, pipeline.defaults) for seed in range(NUM_SEEDS))
+    plan = Plan(bases=bases, axes=read_axes(AXES), defaults=pipeline.defaults)
+    runs = plan.runs()
+    times: dict[str, list[float]] = {"warm_loop": [], "sweep": []}
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder)
+        (out / "loop").mkdir()
+        warm_loop(pipeline, runs[:1], out / "loop")
+        for _ in range(ROUNDS):
+            times["warm_loop"].append(seconds(lambda: warm_loop(pipeline, runs, out / "loop")))
+            times["sweep"].append(seconds(lambda: swept(pipeline, plan, out / "sweep")))
+            print({name: round(values[-1], 2) for name, values in times.items()}, flush=True)
+        few = runs[:: len(runs) // NUM_PROCESSES][:NUM_PROCESSES]
+        alone = processes(plan, few, out)
+    loop, sweep = (statistics.median(values) for values in times.values())
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout
+    info = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines() if Path("/proc/cpuinfo").exists() else []
+    cpu = next((line for line in info if line.startswith("model name")), platform.processor()).split(":")[-1].strip()
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    result = {
+        "machine": f"{cpu}, {torch.get_num_threads()} threads on {cores} cores, torch {torch.__version__}",
+        "date": date.today().isoformat(),
+        "commit": commit.strip(),
+        "axes": list(AXES),
+        "seeds": NUM_SEEDS,
+        "clips": len(runs),
+        "rounds": ROUNDS,
+        "warm_loop_seconds": round(loop, 2),
+        "sweep_seconds": round(sweep, 2),
+        "over_warm_loop": round(loop / sweep, 2),
+        "process_seconds_per_clip": round(statistics.mean(alone), 2),
+        "sweep_seconds_per_clip": round(sweep / len(runs), 3),
+        "over_processes": round(statistics.mean(alone) / (sweep / len(runs)), 1),
+    }
+    text = json.dumps(result, indent=2)
+    print(text)
+    (ROOT / "assets" / "bench" / "sweep.json").write_text(text + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

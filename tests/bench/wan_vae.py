@@ -1,0 +1,261 @@
+"""Wan's VAE against diffusers' AutoencoderKLWan: the same random weights, one process, alternating, medians of ratios.
+
+    videogen bench wan_vae  ->  assets/bench/wan_vae.json
+
+First the whole, then each trick with it alone off, so that a reader sees what pays and what does not; at the real
+widths and 64 x 64 pixels, where a run takes five minutes on one core. Memory is that of a new process each.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from datetime import date
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKLWan
+from einops import repeat
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from videogen import wan_conv, wan_layers, wan_vae
+from videogen.wan_layers import Norm
+from videogen.wan_vae import WanVAE, lay_out
+
+ROOT = Path(__file__).parents[2]
+WAN_22 = {
+    "base_dim": 160, "decoder_base_dim": 256, "z_dim": 48, "is_residual": True, "in_channels": 12, "out_channels": 12,
+    "patch_size": 2, "scale_factor_spatial": 16, "latents_mean": [0.0] * 48, "latents_std": [1.0] * 48,
+}  # fmt: skip
+CONFIGS: dict[str, dict[str, object]] = {"2.1": {}, "2.2": WAN_22}
+Work = Callable[[], Tensor]
+Shape = tuple[int, ...]
+
+
+def count(total: Shape, a: Shape, b: Shape, **rest: object) -> int:
+    """Operations of baddbmm_, which torch counts out of place only."""
+    return 2 * a[0] * a[1] * a[2] * b[2]
+
+
+def make_pair(name: str) -> tuple[AutoencoderKLWan, WanVAE]:
+    """Theirs with random weights and ours with the same."""
+    torch.manual_seed(0)
+    theirs = AutoencoderKLWan(**CONFIGS[name]).eval().requires_grad_(False)  # type: ignore[arg-type]
+    ours = WanVAE(**CONFIGS[name]).eval().requires_grad_(False)  # type: ignore[arg-type]
+    ours.load_state_dict(theirs.state_dict())
+    return theirs, ours
+
+
+def seconds(work: Work) -> tuple[float, Tensor]:
+    """How long a call takes, and what it makes."""
+    began = time.perf_counter()
+    made = work()
+    return time.perf_counter() - began, made
+
+
+def compare(theirs: Work, ours: Work, rounds: int) -> dict[str, float]:
+    """Alternating, after a round that is not counted: medians, the median of the ratios, how far the numbers are."""
+    times: list[tuple[float, float]] = []
+    error = 0.0
+    for _ in range(rounds + 1):
+        (a, wanted), (b, made) = seconds(theirs), seconds(ours)
+        times.append((a, b))
+        error = (wanted - made).abs().max().item()
+    return {
+        "diffusers_seconds": round(statistics.median(a for a, _ in times[1:]), 3),
+        "videogen_seconds": round(statistics.median(b for _, b in times[1:]), 3),
+        "times_faster": round(statistics.median(a / b for a, b in times[1:]), 2),
+        "max_difference": float(f"{error:.1e}"),
+    }
+
+
+def whole(name: str, latent_frames: int, rounds: int) -> dict[str, dict[str, float]]:
+    """One image and one clip, there and back."""
+    theirs, ours = make_pair(name)
+    rows: dict[str, dict[str, float]] = {}
+    for frames in (1, 1 + 4 * (latent_frames - 1)):
+        x = torch.rand(1, 3, frames, 64, 64) * 2 - 1
+        z = torch.randn(1, *ours.latent_shape(*x.shape[2:]))
+        rows[f"{name}, decode, frames: {frames}"] = compare(
+            lambda z=z: theirs.decode(z).sample, lambda z=z: ours.reconstruct(z), rounds
+        )
+        rows[f"{name}, encode, frames: {frames}"] = compare(
+            lambda x=x: theirs.encode(x).latent_dist.mean, lambda x=x: ours.posterior(x).mean, rounds
+        )
+    return rows
+
+
+# --- each trick off
+
+
+def with_zeros(x: Tensor, past: Tensor, kernels: Tensor, bias: Tensor) -> Tensor:
+    """Frames that never were, multiplied with."""
+    missing = len(kernels) - 1 - past.shape[1]
+    return wan_conv.convolve(x, F.pad(past, (0, 0, 0, 0, 0, 0, missing, 0)), kernels, bias)
+
+
+def doubled_pixels(x: Tensor, kernel: Tensor, bias: Tensor) -> Tensor:
+    """The doubled frames, made."""
+    doubled = repeat(x, "b t h w c -> b t (h y) (w x) c", y=2, x=2)
+    return wan_conv.per_frame(doubled, kernel, bias)
+
+
+def normalise_in_steps(self: Norm, x: Tensor) -> Tensor:
+    """As it is written down: a division, two gains and an offset."""
+    return F.normalize(x, dim=-1) * x.shape[-1] ** 0.5 * self.gamma.flatten() + 0.0
+
+
+@contextmanager
+def replaced(place: object, name: str, by: object) -> Iterator[None]:
+    """Another value for a while."""
+    kept = getattr(place, name)
+    setattr(place, name, by)
+    try:
+        yield
+    finally:
+        setattr(place, name, kept)
+
+
+@contextmanager
+def plain_kernels(vae: WanVAE) -> Iterator[None]:
+    """Kernels as they lie in the file."""
+    for module in vae.modules():
+        if isinstance(module, (nn.Conv2d, nn.Conv3d)):
+            module.weight.data = module.weight.data.contiguous()
+    try:
+        yield
+    finally:
+        lay_out(vae)
+
+
+def usual_points() -> wan_conv.Turns:
+    """Winograd's matrices at 0, 1, -1, 2, -2."""
+    with replaced(wan_conv, "POINTS", (0.0, 1.0, -1.0, 2.0, -2.0)):
+        return wan_conv.turns.__wrapped__(torch.float32)
+
+
+def tricks_off(vae: WanVAE) -> dict[str, Callable[[], AbstractContextManager[None]]]:
+    """Each trick's absence."""
+    usual, library = usual_points(), wan_conv.by_library
+    return {
+        "nothing": lambda: replaced(wan_vae, "CHUNK", wan_vae.CHUNK),
+        "products in Winograd's space": lambda: replaced(wan_conv, "winograd_pays", lambda x, kernels: False),
+        "points that keep float32 exact": lambda: replaced(wan_conv, "turns", lambda dtype: usual),
+        "Winograd only where it pays": lambda: replaced(wan_conv, "winograd_pays", is_3x3),
+        "a Conv2d a tap, not Conv3d": lambda: replaced(wan_conv, "by_taps", library),
+        "a plain product for few positions": lambda: replaced(wan_conv, "CHANNELS_A_POSITION", 10**9),
+        "no zeros before the first frame": lambda: replaced(wan_layers, "convolve", with_zeros),
+        "kernels merged, not pixels doubled": lambda: replaced(wan_layers, "convolve_doubled", doubled_pixels),
+        "the norm in two steps": lambda: replaced(Norm, "forward", normalise_in_steps),
+        "kernels laid out for their use": lambda: plain_kernels(vae),
+        "4 latent frames a chunk: 1": lambda: replaced(wan_vae, "CHUNK", 1),
+        "4 latent frames a chunk: 2": lambda: replaced(wan_vae, "CHUNK", 2),
+        "4 latent frames a chunk: 8": lambda: replaced(wan_vae, "CHUNK", 8),
+        "4 frames a piece where large: 8": lambda: replaced(wan_layers, "PIECE", 8),
+    }
+
+
+def is_3x3(x: Tensor, kernels: Tensor) -> bool:
+    """Wherever it can."""
+    return kernels.shape[2] == 3
+
+
+def tricks(latent_frames: int, rounds: int) -> dict[str, dict[str, float]]:
+    """Decoding 2.1 without one trick against with all, alternating: time, products, and the error against float64."""
+    _, ours = make_pair("2.1")
+    latent = torch.randn(1, 16, latent_frames, 8, 8)
+    exact = ours.double().reconstruct(latent.double()).float()
+    ours.float()
+    rows: dict[str, dict[str, float]] = {}
+    for name, off in tricks_off(ours).items():
+        times: list[tuple[float, float]] = []
+        for _ in range(rounds):
+            base, _ = seconds(lambda: ours.reconstruct(latent))
+            with off():
+                times.append((seconds(lambda: ours.reconstruct(latent))[0], base))
+        with off(), FlopCounterMode(display=False, custom_mapping={torch.ops.aten.baddbmm_: count}) as counter:
+            made = ours.reconstruct(latent)
+        rows[name] = {
+            "seconds": round(statistics.median(a for a, _ in times), 3),
+            "times_slower": round(statistics.median(a / b for a, b in times), 3),
+            "gflop": round(counter.get_total_flops() / 1e9, 1),
+            "error_against_float64": float(f"{(made - exact).abs().max().item():.1e}"),
+        }
+    return rows
+
+
+# --- memory
+
+PEAK = """
+import re, sys, torch
+from pathlib import Path
+torch.set_num_threads(1)
+torch.set_grad_enabled(False)
+from diffusers import AutoencoderKLWan
+from videogen.wan_vae import WanVAE
+peak = lambda: int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) / 1024
+vae = (AutoencoderKLWan if sys.argv[1] == "diffusers" else WanVAE)().eval()
+work = {"decode": vae.decode if sys.argv[1] == "diffusers" else vae.reconstruct,
+        "encode": vae.encode if sys.argv[1] == "diffusers" else vae.posterior}[sys.argv[2]]
+x = torch.randn(1, 16, 3, 12, 12) if sys.argv[2] == "decode" else torch.rand(1, 3, 9, 96, 96)
+before = peak()
+work(x)
+print(peak(), peak() - before)
+"""
+
+
+def memory() -> dict[str, dict[str, float]]:
+    """Peak of a new process that works on 9 frames of 96 x 96 with 2.1, in MB, and what of it came with the work."""
+    rows: dict[str, dict[str, float]] = {}
+    for work in ("decode", "encode"):
+        rows[work] = {}
+        for side in ("diffusers", "videogen"):
+            command = [sys.executable, "-c", PEAK, side, work]
+            done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
+            peak, more = map(float, done.stdout.split())
+            rows[work] |= {f"{side}_peak_mb": round(peak), f"{side}_working_mb": round(more)}
+    return rows
+
+
+def table(rows: dict[str, dict[str, float]]) -> str:
+    """Rows and columns."""
+    columns = list(next(iter(rows.values())))
+    lines = [f"{'':36}" + "".join(f"{column:>24}" for column in columns)]
+    lines += [f"{name:36}" + "".join(f"{row[column]:>24}" for column in columns) for name, row in rows.items()]
+    return "\n".join(lines) + "\n"
+
+
+@torch.no_grad()
+def main() -> None:
+    """Measure everything, print it and write assets/bench/wan_vae.json."""
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)))
+    info = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines() if Path("/proc/cpuinfo").exists() else []
+    cpu = next((line for line in info if line.startswith("model name")), platform.processor())
+    sections = {
+        "whole": whole("2.1", 5, 3) | whole("2.2", 2, 1),
+        "without": tricks(3, 3),
+        "memory": memory(),
+    }
+    for name, rows in sections.items():
+        print(name, table(rows), sep="\n")
+    threads = torch.get_num_threads()
+    result = {
+        "machine": f"{cpu.split(':')[-1].strip()}, {threads} of {os.cpu_count()} cores, torch {torch.__version__}",
+        "date": date.today().isoformat(),
+        **sections,
+    }
+    path = ROOT / "assets" / "bench" / "wan_vae.json"
+    path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

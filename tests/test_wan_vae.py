@@ -1,0 +1,456 @@
+"""Wan's VAEs: the weights, the chunks and the numbers of diffusers' AutoencoderKLWan, in every form of convolution."""
+
+import inspect
+import random
+from collections.abc import Iterator
+from copy import deepcopy
+from itertools import product
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKLWan
+from diffusers.models.autoencoders.autoencoder_kl_wan import AvgDown3D, DupUp3D, WanUpsample
+from einops import rearrange, repeat
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from tests.conftest import seeded
+from videogen import wan_conv
+from videogen.wan_conv import by_library, by_taps, by_winograd, convolve, convolve_doubled
+from videogen.wan_layers import add_copies, average_down
+from videogen.wan_vae import States, WanVAE
+
+REAL_21: dict[str, object] = {}
+REAL_22 = {
+    "base_dim": 160, "decoder_base_dim": 256, "z_dim": 48, "is_residual": True, "in_channels": 12, "out_channels": 12,
+    "patch_size": 2, "scale_factor_spatial": 16, "latents_mean": [0.1] * 48, "latents_std": [1.5] * 48,
+}  # fmt: skip
+SMALL: dict[str, dict[str, object]] = {
+    "2.1": {"base_dim": 8, "z_dim": 4, "num_res_blocks": 1},
+    "2.2": REAL_22 | {"base_dim": 8, "decoder_base_dim": 12, "z_dim": 6, "num_res_blocks": 1},
+    "uneven": {"base_dim": 12, "z_dim": 3, "dim_mult": [1, 3, 2], "temperal_downsample": [True, True]},
+    "late": REAL_22 | {"base_dim": 8, "decoder_base_dim": None, "z_dim": 4, "num_res_blocks": 1, "dim_mult": [1, 2, 2],
+                       "temperal_downsample": [True, False]},
+}  # fmt: skip
+for config in SMALL.values():
+    config |= {"latents_mean": [0.3] * int(config["z_dim"]), "latents_std": [1.7] * int(config["z_dim"])}  # type: ignore
+
+
+Pair = tuple[AutoencoderKLWan, WanVAE]
+
+
+def make_pair(name: str, dtype: torch.dtype = torch.float32) -> Pair:
+    """Theirs with random weights, gains too, and ours with the same."""
+    torch.manual_seed(5)
+    theirs = AutoencoderKLWan(**SMALL[name]).eval().requires_grad_(False)  # type: ignore[arg-type]
+    for key, weight in theirs.named_parameters():
+        if key.endswith("gamma"):
+            weight.copy_(1 + 0.3 * torch.randn(weight.shape))
+    ours = WanVAE(**SMALL[name]).eval().requires_grad_(False)  # type: ignore[arg-type]
+    ours.load_state_dict(theirs.state_dict())
+    return theirs.to(dtype), ours.to(dtype)
+
+
+@pytest.fixture(scope="module", params=SMALL)
+def pair(request: pytest.FixtureRequest) -> Pair:
+    return make_pair(request.param)
+
+
+@pytest.fixture(params=["taps", "winograd", "library"])
+def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Every convolution that can take a form takes it, at sizes where it would not pay."""
+    monkeypatch.setattr(wan_conv, "winograd_pays", lambda x, kernels: request.param == "winograd" and is_3x3(kernels))
+    if request.param == "library":
+        monkeypatch.setattr(wan_conv, "by_taps", by_library)
+    return request.param
+
+
+def is_3x3(kernels: Tensor) -> bool:
+    return kernels.shape[2] == 3
+
+
+def draw_video(vae: WanVAE, latent_frames: int, h: int, w: int, *, batch: int = 1, dtype: torch.dtype) -> Tensor:
+    frames = 1 + (latent_frames - 1) * vae.time_stride
+    shape = batch, 3, frames, h * vae.space_stride, w * vae.space_stride
+    return (torch.rand(shape, generator=seeded()) * 2 - 1).to(dtype)
+
+
+def draw_latent(vae: WanVAE, t: int, h: int, w: int, *, batch: int = 1, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.randn(batch, vae.config["z_dim"], t, h, w, generator=seeded(1)).to(dtype)
+
+
+def cuts(total: int, rng: random.Random) -> list[int]:
+    parts: list[int] = []
+    while total:
+        parts.append(rng.randint(1, total))
+        total -= parts[-1]
+    return parts
+
+
+def assert_equal(ours: Tensor, theirs: Tensor) -> None:
+    """To 2e-5 in float32, where only the order of sums differs over some 40 layers; to 1e-9 in float64."""
+    tolerance = 1e-9 if ours.dtype == torch.float64 else 2e-5
+    torch.testing.assert_close(ours, theirs, atol=tolerance, rtol=0)
+
+
+# --- the same weights
+
+
+@pytest.mark.parametrize(("real", "total"), [(REAL_21, 126_892_531), (REAL_22, 704_688_668)], ids=["2.1", "2.2"])
+def test_names_and_shapes_are_those_of_the_real_ones(real: dict[str, object], total: int) -> None:
+    with torch.device("meta"):
+        theirs, ours = AutoencoderKLWan(**real), WanVAE(**real)  # type: ignore[arg-type]
+    manifest = [{name: tuple(x.shape) for name, x in model.state_dict().items()} for model in (theirs, ours)]
+    assert manifest[0] == manifest[1]
+    assert sum(p.numel() for p in ours.parameters()) == total
+
+
+def test_the_config_and_its_defaults_are_theirs() -> None:
+    def defaults(kind: type) -> dict[str, object]:
+        given = {name: p.default for name, p in inspect.signature(kind.__init__).parameters.items() if name != "self"}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in given.items()}
+
+    assert defaults(WanVAE) == defaults(AutoencoderKLWan)
+
+
+def test_a_folder_of_either_opens_in_the_other(pair: Pair, tmp_path: Path) -> None:
+    theirs, ours = pair
+    theirs.save_pretrained(tmp_path / "theirs" / "vae")
+    opened = WanVAE.from_pretrained(tmp_path / "theirs", subfolder="vae")
+    opened.requires_grad_(False)  # or torch multiplies matrices in another order, and the last bit differs
+    video, latent = draw_video(ours, 2, 2, 1, dtype=torch.float32), draw_latent(ours, 2, 2, 1)
+    assert torch.equal(opened.encode(video), ours.encode(video))
+    assert torch.equal(opened.decode(latent), ours.decode(latent))
+    ours.save_pretrained(tmp_path / "ours" / "vae")
+    back = AutoencoderKLWan.from_pretrained(tmp_path / "ours", subfolder="vae").requires_grad_(False)
+    assert torch.equal(back.decode(latent).sample, theirs.decode(latent).sample)
+    assert {k: v for k, v in back.config.items() if k[0] != "_"} == {
+        k: v for k, v in theirs.config.items() if k[0] != "_"
+    }
+
+
+def test_a_loaded_vae_keeps_its_layout(tmp_path: Path) -> None:
+    """The layout that its convolutions are fast in, and part of being bit-identical."""
+    _, ours = make_pair("2.2")
+    ours.save_pretrained(tmp_path)
+    opened = dict(WanVAE.from_pretrained(tmp_path).named_parameters())
+    for name, p in ours.named_parameters():
+        assert opened[name].stride() == p.stride(), name
+
+
+# --- the same numbers
+
+
+@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
+def test_encoding_and_decoding_are_theirs(
+    name: str, dtype: torch.dtype, form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Images, clips, batches, odd sizes and latents of one pixel."""
+    monkeypatch.setattr(WanUpsample, "forward", nn.Upsample.forward)  # theirs goes through float32, also from float64
+    theirs, ours = make_pair(name, dtype)
+    for batch, t, h, w in ((1, 1, 3, 2), (2, 3, 1, 1), (1, 6, 3, 5), (2, 2, 2, 3)):
+        t = t if ours.time_stride == 4 else 2 * t - 1  # theirs takes four frames at a time and drops what is left
+        video, latent = (
+            draw_video(ours, t, h, w, batch=batch, dtype=dtype),
+            draw_latent(ours, t, h, w, batch=batch, dtype=dtype),
+        )
+        posterior, believed = ours.posterior(video), theirs.encode(video).latent_dist
+        assert_equal(posterior.mean, believed.mean)
+        assert_equal(posterior.logvar, believed.logvar)
+        assert_equal(ours.reconstruct(latent), theirs.decode(latent).sample)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_any_chunks_give_the_same(pair: Pair, seed: int, form: str) -> None:
+    theirs, ours = pair
+    rng, stride = random.Random(seed), ours.time_stride
+    latent, states = draw_latent(ours, 7, 2, 3), {}
+    parts = [ours.reconstruct(part, states) for part in latent.split(cuts(7, rng), dim=2)]
+    assert_equal(torch.cat(parts, dim=2), theirs.decode(latent).sample)
+    video, states = draw_video(ours, 7, 2, 1, dtype=torch.float32), {}
+    first, *rest = cuts(7, rng)
+    sides = [1 + stride * (first - 1), *(stride * part for part in rest)]
+    means = [ours.posterior(part, states).mean for part in video.split(sides, dim=2)]
+    assert_equal(torch.cat(means, dim=2), theirs.encode(video).latent_dist.mean)
+
+
+def test_streams_equal_the_whole(pair: Pair) -> None:
+    _, ours = pair
+    latent, video = draw_latent(ours, 6, 2, 2), draw_video(ours, 3, 2, 2, dtype=torch.float32)
+    whole = ours.decode(latent)
+    for chunk in (1, 2, 5, 100):
+        parts = list(ours.decode_stream(latent, chunk=chunk))
+        assert parts[0].shape[2] == 1 + ours.time_stride * (min(chunk, 6) - 1)
+        assert_equal(torch.cat(parts, dim=2), whole)
+    frames = [1, ours.time_stride, ours.time_stride]
+    assert_equal(torch.cat(list(ours.encode_stream(iter(video.split(frames, dim=2)))), dim=2), ours.encode(video))
+
+
+def test_latents_are_normalised_as_wans_pipelines_do(pair: Pair) -> None:
+    theirs, ours = pair
+    video, latent = draw_video(ours, 1, 2, 2, dtype=torch.float32), draw_latent(ours, 1, 2, 2)
+    mean, std = (rearrange(torch.tensor(ours.config[key]), "c -> 1 c 1 1 1") for key in ("latents_mean", "latents_std"))
+    assert_equal(ours.encode(video), (theirs.encode(video).latent_dist.mode() - mean) / std)
+    assert_equal(ours.decode(latent), theirs.decode(latent * std + mean).sample)
+
+
+def test_the_latent_shape_is_the_real_one(pair: Pair) -> None:
+    _, ours = pair
+    for t, h, w in product((1, 2, 4), (1, 3), (2,)):
+        video = draw_video(ours, t, h, w, dtype=torch.float32)
+        assert (
+            tuple(ours.encode(video)[0].shape) == ours.latent_shape(*video.shape[2:]) == (ours.config["z_dim"], t, h, w)
+        )
+
+
+def test_half_precision_is_no_further_from_the_truth_than_theirs() -> None:
+    latent = draw_latent(make_pair("2.1")[1], 3, 3, 3)
+    truth = make_pair("2.1")[1].reconstruct(latent)
+    theirs, ours = make_pair("2.1", torch.bfloat16)
+    error = (ours.reconstruct(latent.bfloat16()) - truth).square().mean()
+    assert error < 1.2 * (theirs.decode(latent.bfloat16()).sample - truth).square().mean()
+
+
+@pytest.mark.parametrize("kind", ["leaf_level", "block_level"])
+def test_offloading_changes_nothing(pair: Pair, kind: str) -> None:
+    """It copies what layers are called with, but not the state."""
+    _, ours = pair
+    offloaded = deepcopy(ours)
+    cpu = torch.device("cpu")
+    offloaded.enable_group_offload(cpu, cpu, offload_type=kind, num_blocks_per_group=1)
+    latent, video = draw_latent(ours, 3, 2, 2), draw_video(ours, 2, 2, 2, dtype=torch.float32)
+    assert torch.equal(offloaded.decode(latent), ours.decode(latent))
+    assert torch.equal(offloaded.encode(video), ours.encode(video))
+
+
+def test_weights_stored_in_less_precision_are_cast_layer_by_layer() -> None:
+    theirs, ours = make_pair("2.2")
+    for vae in (theirs, ours):
+        vae.enable_layerwise_casting(storage_dtype=torch.bfloat16, compute_dtype=torch.float32)
+    latent = draw_latent(ours, 3, 2, 2)
+    assert_equal(ours.reconstruct(latent), theirs.decode(latent).sample)
+
+
+def test_gradients_are_theirs(form: str) -> None:
+    theirs, ours = make_pair("2.2", torch.float64)
+    video, latent = draw_video(ours, 2, 1, 2, dtype=torch.float64), draw_latent(ours, 2, 1, 2, dtype=torch.float64)
+    gradients = []
+    for encode, decode, model in (
+        (lambda x: theirs.encode(x).latent_dist.mean, lambda z: theirs.decode(z).sample, theirs),
+        (lambda x: ours.posterior(x).mean, ours.reconstruct, ours),
+    ):
+        model.requires_grad_(True)
+        inputs = video.clone().requires_grad_(), latent.clone().requires_grad_()
+        loss = encode(inputs[0]).square().sum() + decode(inputs[1]).square().mean()
+        gradients.append(torch.autograd.grad(loss, [*inputs, *(p for _, p in sorted(model.named_parameters()))]))
+    for mine, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(mine, other, atol=1e-5, rtol=1e-4)  # theirs goes through float32 on its way up
+
+
+@pytest.mark.gpu
+def test_a_gpu_gives_the_same_numbers(pair: Pair) -> None:
+    _, ours = pair
+    latent, video = draw_latent(ours, 3, 2, 3), draw_video(ours, 3, 2, 3, dtype=torch.float32)
+    there = deepcopy(ours).cuda()
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        torch.testing.assert_close(there.decode(latent.cuda()).cpu(), ours.decode(latent), atol=1e-4, rtol=0)
+        torch.testing.assert_close(there.encode(video.cuda()).cpu(), ours.encode(video), atol=1e-4, rtol=0)
+
+
+# --- causal, in bounded memory, and less work
+
+
+def test_a_latent_frame_ignores_later_frames(pair: Pair) -> None:
+    _, ours = pair
+    video = draw_video(ours, 4, 2, 2, dtype=torch.float32)
+    changed = video.clone()
+    changed[:, :, 1 + ours.time_stride :] *= -1
+    assert_equal(ours.encode(changed)[:, :, :2], ours.encode(video)[:, :, :2])
+    assert not torch.allclose(ours.encode(changed), ours.encode(video), atol=1e-2)
+
+
+def test_a_decoded_frame_sees_earlier_latents_and_no_later_ones(pair: Pair) -> None:
+    _, ours = pair
+    latent = draw_latent(ours, 4, 2, 2)
+    early, late = latent.clone(), latent.clone()
+    early[:, :, 0], late[:, :, 2:] = 0, 0
+    seen = 1 + ours.time_stride
+    assert_equal(ours.decode(late)[:, :, :seen], ours.decode(latent)[:, :, :seen])
+    assert (ours.decode(early) - ours.decode(latent))[:, :, -1].abs().max() > 1e-4
+
+
+def test_the_memory_of_a_stream_does_not_grow_with_duration(pair: Pair) -> None:
+    _, ours = pair
+
+    def held(states: States) -> int:
+        (state,) = states.values()
+        return sum(x.untyped_storage().nbytes() for x in state.values())  # a view keeps its whole storage alive
+
+    decoding: States = {}
+    encoding: States = {}
+    ours.posterior(draw_video(ours, 1, 1, 1, dtype=torch.float32), encoding)
+    sizes = []
+    for _ in range(5):
+        ours.reconstruct(draw_latent(ours, 2, 1, 1), decoding)
+        ours.posterior(draw_video(ours, 3, 1, 1, dtype=torch.float32)[:, :, 1:], encoding)
+        sizes.append((held(decoding), held(encoding)))
+    assert sizes[1] == sizes[-1] > (0, 0)
+
+
+def test_an_image_takes_less_than_half_of_the_operations(pair: Pair) -> None:
+    """One tap of three, and no 3 x 3 window on doubled pixels."""
+    theirs, ours = pair
+    video, latent = draw_video(ours, 1, 2, 2, dtype=torch.float32), draw_latent(ours, 1, 2, 2)
+    counts = []
+    for encode, decode in ((theirs.encode, theirs.decode), (ours.posterior, ours.reconstruct)):
+        with FlopCounterMode(display=False) as encoding:
+            encode(video)
+        with FlopCounterMode(display=False) as decoding:
+            decode(latent)
+        counts.append((encoding.get_total_flops(), decoding.get_total_flops()))
+    assert counts[1][0] < 0.45 * counts[0][0]
+    assert counts[1][1] < 0.45 * counts[0][1]
+
+
+# --- the forms of a convolution
+
+
+def exact_convolution(x: Tensor, past: Tensor, kernels: Tensor, bias: Tensor) -> Tensor:
+    """As Wan defines it: zeros where there is no past, one 3D convolution."""
+    missing = len(kernels) - 1 - past.shape[1]
+    frames = rearrange(F.pad(torch.cat([past, x], 1), (0, 0, 0, 0, 0, 0, missing, 0)), "b t h w i -> b i t h w")
+    side = kernels.shape[2] // 2
+    out = F.conv3d(frames, rearrange(kernels, "k o y x i -> o i k y x"), bias, padding=(0, side, side))
+    return rearrange(out, "b o t h w -> b t h w o")
+
+
+@pytest.mark.parametrize("num_past", [0, 1, 2])
+@pytest.mark.parametrize("size", [1, 3])
+def test_every_form_is_the_convolution(size: int, num_past: int) -> None:
+    sizes = [*product((1, 2), (1, 2, 5), (1, 4, 7), (3, 9), (5,)), (1, 1, 2, 3, 64), (2, 2, 1, 2, 64)]
+    for b, t, h, w, c in sizes:  # the last two have so many channels that the direct form is a plain product
+        x, past = torch.randn(b, t, h, w, c).double(), torch.randn(b, num_past, h, w, c).double()
+        kernels, bias = torch.randn(3, 7, size, size, c).double(), torch.randn(7).double()
+        wanted = exact_convolution(x, past, kernels, bias)
+        assert_equal(convolve(x, past, kernels, bias), wanted)
+        seen = kernels[-(t + num_past) :]
+        for way in (by_library, by_taps, *([by_winograd] if size == 3 else [])):
+            assert_equal(way(x, past, seen, bias), wanted)
+
+
+def test_doubling_is_nearest_pixels_and_a_convolution(form: str) -> None:
+    for b, t, h, w, c in [*product((1, 2), (1, 3), (1, 5), (4,), (3,)), (1, 1, 2, 2, 32)]:
+        x, kernel, bias = torch.randn(b, t, h, w, c).double(), torch.randn(6, 3, 3, c).double(), torch.randn(6).double()
+        doubled = repeat(x, "b t h w c -> b t (h y) (w x) c", y=2, x=2)
+        wanted = exact_convolution(doubled, doubled[:, :0], kernel[None], bias)
+        assert_equal(convolve_doubled(x, kernel, bias), wanted)
+
+
+def test_winograd_in_float32_is_as_exact_as_the_direct_sum() -> None:
+    """At the widths of Wan, to a factor of 4 in the worst of a million numbers."""
+    x, past = torch.randn(1, 2, 32, 32, 96), torch.randn(1, 2, 32, 32, 96)
+    kernels, bias = torch.randn(3, 96, 3, 3, 96) / 50, torch.randn(96)
+    exact = by_taps(x.double(), past.double(), kernels.double(), bias.double())
+    errors = [(way(x, past, kernels, bias) - exact).abs().max().item() for way in (by_taps, by_winograd)]
+    assert errors[1] < 4 * errors[0]
+    assert errors[1] < 2e-5  # the numbers are about 1
+
+
+@pytest.mark.parametrize(
+    ("shape", "kernels", "pays"),
+    [
+        ((1, 4, 64, 64, 96), (3, 96, 3, 3, 96), True),
+        ((1, 1, 64, 64, 192), (1, 192, 3, 3, 192), True),
+        ((1, 1, 64, 64, 96), (1, 96, 3, 3, 96), False),  # an image at the finest level: one tap does not win it back
+        ((1, 1, 8, 8, 384), (3, 384, 3, 3, 384), False),  # turning large kernels for few positions
+        ((1, 4, 64, 64, 96), (3, 3, 3, 3, 96), False),
+        ((1, 8, 64, 64, 384), (3, 768, 1, 1, 384), False),
+    ],
+)
+def test_winograd_is_chosen_where_it_was_measured_to_pay(
+    shape: tuple[int, ...], kernels: tuple[int, ...], pays: bool
+) -> None:
+    with torch.device("meta"):
+        assert wan_conv.winograd_pays(torch.empty(shape), torch.empty(kernels)) == pays
+
+
+def test_a_first_call_under_inference_mode_does_not_bar_gradients() -> None:
+    wan_conv.turns.cache_clear()
+    x, kernels = torch.randn(1, 1, 4, 4, 2), torch.randn(1, 2, 3, 3, 2, requires_grad=True)
+    with torch.inference_mode():
+        by_winograd(x, x[:, :0], kernels, torch.zeros(2))
+    by_winograd(x, x[:, :0], kernels, torch.zeros(2)).sum().backward()
+
+
+@pytest.mark.parametrize(("time", "widths"), list(product((1, 2), ((8, 8), (8, 4), (4, 8), (12, 6)))))
+def test_the_shortcuts_of_2_2_are_theirs(time: int, widths: tuple[int, int]) -> None:
+    into, out = widths
+    for t in (1, 2, 4):
+        x = torch.randn(2, t, 4, 6, into).double()
+        theirs = rearrange(x, "b t h w c -> b c t h w")
+        for first in (True, False):
+            wanted = rearrange(DupUp3D(into, out, time, 2)(theirs, first_chunk=first), "b c t h w -> b t h w c")
+            assert torch.equal(add_copies(torch.zeros_like(wanted), x, time=time, first=first), wanted)
+        for space in (1, 2) if time == 1 else (2,):
+            if into * time * space**2 % out == 0:
+                wanted = rearrange(AvgDown3D(into, out, time, space)(theirs), "b c t h w -> b t h w c")
+                assert_equal(average_down(x, out, time=time, space=space), wanted)
+
+
+# --- tiles
+
+
+@pytest.mark.parametrize(("name", "sizes"), [("2.1", ((7, 9), (3, 5), (9, 2))), ("2.2", ((7, 6), (2, 5)))])
+def test_tiles_are_theirs(name: str, sizes: tuple[tuple[int, int], ...]) -> None:
+    theirs, ours = make_pair(name)
+    tiles = [side * ours.space_stride for side in (4, 3, 3, 2)]
+    theirs.enable_tiling(*tiles)
+    ours.enable_tiling(*tiles)
+    for h, w in sizes:
+        video, latent = draw_video(ours, 2, h, w, dtype=torch.float32), draw_latent(ours, 3, h, w)
+        assert_equal(ours.posterior(video).mean, theirs.encode(video).latent_dist.mean)
+        assert_equal(ours.reconstruct(latent), theirs.decode(latent).sample)
+        assert_equal(torch.cat(list(ours.decode_stream(latent)), dim=2), ours.decode(latent))
+    ours.disable_tiling()
+    theirs.disable_tiling()
+    assert_equal(ours.reconstruct(latent), theirs.decode(latent).sample)
+
+
+# --- what is refused
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        ((1, 3, 6, 16, 16), r"frames must be 1 \+ a multiple of 4, got 6; try 5 or 9"),
+        ((1, 3, 5, 20, 16), "width and height must be multiples of 8, got 16x20; try 16x16 or 16x24"),
+        ((1, 4, 5, 16, 16), r"a clip must be \(b, 3, t, h, w\), got \(1, 4, 5, 16, 16\)"),
+        ((3, 5, 16, 16), r"a clip must be \(b, 3, t, h, w\), got \(3, 5, 16, 16\)"),
+    ],
+)
+def test_a_clip_of_a_wrong_shape_is_refused(shape: tuple[int, ...], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make_pair("2.1")[1].encode(torch.zeros(shape))
+
+
+def test_wrong_latents_types_chunks_and_tiles_are_refused() -> None:
+    _, ours = make_pair("2.1")
+    with pytest.raises(ValueError, match=r"latents must be \(b, 4, t, h, w\), got \(1, 5, 1, 2, 2\)"):
+        ours.decode(torch.zeros(1, 5, 1, 2, 2))
+    with pytest.raises(ValueError, match=r"works in torch.float32, got torch.float64; pass x.to\(vae.dtype\)"):
+        ours.decode(torch.zeros(1, 4, 1, 2, 2).double())
+    chunks = iter([torch.zeros(1, 3, 1, 8, 8), torch.zeros(1, 3, 5, 8, 8)])
+    with pytest.raises(ValueError, match="after the first chunk frames must come in multiples of 4, got 5"):
+        list(ours.encode_stream(chunks))
+    with pytest.raises(ValueError, match="must be multiples of 8, the stride no larger than the tile, got 256 and 100"):
+        ours.enable_tiling(tile_sample_stride_width=100)
+
+
+def test_a_config_that_no_wan_vae_has_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"attn_scales must be empty, got \[0.5\]"):
+        WanVAE(base_dim=4, attn_scales=[0.5])
+    with pytest.raises(ValueError, match="latents_mean and latents_std of the config must have 4 values each"):
+        WanVAE(base_dim=4, z_dim=4).decode(torch.zeros(1, 4, 1, 1, 1))

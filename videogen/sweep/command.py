@@ -1,0 +1,184 @@
+"""`sample.py ... --sweep`: flags onto a plan, the plan carried out, what was found on stdout.
+
+    SampleArgs  ->  Plan  ->  rows  ->  report.html, best.toml, grid.mp4, contact.png, pareto.png
+
+Imports that cost time (torch, matplotlib, optuna) stand where they are used, so that a wrong flag is answered at once.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from videogen.config import MINI, check_frames, check_size, read_defaults, resolve_frames
+from videogen.generate import (
+    SUFFIXES,
+    TIME_STRIDE,
+    SampleArgs,
+    check_sampler_name,
+    count_tokens,
+    list_orders,
+    load,
+    num_evaluations,
+    pixel_stride,
+    progress,
+    provenance,
+    slug,
+)
+from videogen.storage import checkpoint_id
+from videogen.sweep.axes import read_axes
+from videogen.sweep.plan import Plan, Run, most_steps, open_folder
+from videogen.sweep.table import Row, arrow, gather, unfinished
+
+if TYPE_CHECKING:
+    from videogen.sweep.measures import Score
+    from videogen.sweep.work import Team
+
+REFERENCE_FACTOR = 4  # times the most steps of the axes
+
+
+def run_sweep(args: SampleArgs) -> int:
+    """Plan, check everything, run, show."""
+    folder = args.out or Path("out") / f"sweep-{slug((args.prompt or ('prompts',))[0])}"
+    if folder.suffix.lower() in SUFFIXES:
+        raise ValueError(f"--out of a sweep is a folder, got {folder}")
+    plan = make_plan(args)
+    check_runs(plan, args.model)
+    if args.dry_run:
+        print(foresee(plan, args))
+        return 0
+    from videogen.sweep.page import check_matplotlib, publish
+    from videogen.sweep.search import check_optuna
+
+    for check in (arrow, check_matplotlib, *([check_optuna] if args.search else [])):
+        check()
+    team, device = find_team(args)
+    if team.num > 1 and args.search:
+        raise ValueError("--search runs in one process; leave accelerate launch out, or --search")
+    score = find_score(args.score)
+    if team.rank == 0:
+        open_folder(folder, plan, overwrite=args.overwrite)
+    team.wait()
+    carry_out(plan, folder, replace(args, device=device), team, score)  # type: ignore[arg-type]  # cuda:1, too
+    if team.rank == 0:
+        rows = gather(folder, [run.key for run in plan.runs()])
+        found = publish(folder, plan, rows)
+        report(folder, rows, found.findings, as_json=args.json)
+    return 0
+
+
+def make_plan(args: SampleArgs) -> Plan:
+    """The sweep that the flags ask for."""
+    axes = read_axes(args.sweep)
+    bases = tuple(Run(*order) for order in list_orders(args))
+    if len({(run.prompt, run.seed) for run in bases}) < len(bases):
+        raise ValueError("a sweep needs each prompt once with each seed, and one stands there twice")
+    steps = REFERENCE_FACTOR * most_steps(bases, axes) if args.reference is None else args.reference
+    if steps < 0:
+        raise ValueError(f"--reference must be a number of steps, or 0 for none, got {steps}")
+    checkpoint = checkpoint_id(args.model)
+    about = {"checkpoint": checkpoint, "device": args.device, "dtype": args.dtype, "score": args.score}
+    return Plan(
+        bases=bases,
+        axes=axes,
+        reference_steps=steps,
+        model="" if args.model == MINI else str(args.model),
+        defaults=read_defaults(args.model),
+        about=tuple(about.items()),
+    )
+
+
+def check_runs(plan: Plan, model: Path) -> None:
+    """Refuse a setting that cannot be made before anything is computed."""
+    configs = {run.config for run in plan.runs()}
+    check_sampler_name({config.sampler for config in configs})
+    stride = pixel_stride(model)
+    for config in configs:
+        check_size(config.width, config.height, stride)
+        check_frames(resolve_frames(config, TIME_STRIDE), TIME_STRIDE)
+
+
+def foresee(plan: Plan, args: SampleArgs) -> str:
+    """How many runs, and about how long; nothing is run but one small matrix product."""
+    from videogen.estimate import estimate
+
+    runs = plan.runs()
+    num_settings = min(args.search or len(plan.settings), len(plan.settings))
+    share = num_settings / len(plan.settings)  # of a search, which may choose any
+    seconds, stride, references = 0.0, pixel_stride(args.model), plan.references(runs)
+    for run in (*runs, *references):
+        frames = resolve_frames(run.config, TIME_STRIDE)
+        pixels = frames * run.config.width * run.config.height
+        tokens, evaluations = count_tokens(run.config, stride), num_evaluations(run.config)
+        seconds += share * estimate(args.model, tokens=tokens, evaluations=evaluations, pixels=pixels).seconds
+    told = {
+        "runs": num_settings * len(plan.bases),
+        "settings": num_settings,
+        "references": round(share * len(references)),
+        "evaluations": round(share * sum(num_evaluations(run.config) for run in runs)),
+        "seconds": round(seconds, 1),
+    }
+    return json.dumps(told) if args.json else "  ".join(f"{key} {value}" for key, value in told.items())
+
+
+def find_team(args: SampleArgs) -> tuple[Team, str]:
+    """Which of the processes of `accelerate launch` this is, and its device."""
+    from videogen.sweep.work import Team
+
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return Team(), args.device
+    from accelerate import PartialState
+
+    state = PartialState(cpu=args.device == "cpu", timeout=timedelta(days=7))  # one may wait long for another's pack
+    return Team(state.process_index, state.num_processes, state.wait_for_everyone), str(state.device)
+
+
+def find_score(name: str | None) -> Score | None:
+    """The plug that --score names."""
+    from videogen.sweep.measures import load_score
+
+    return load_score(name) if name else None
+
+
+def carry_out(plan: Plan, folder: Path, args: SampleArgs, team: Team, score: Score | None) -> None:
+    """Load once, run what has no row yet."""
+    left = unfinished(folder, plan.runs())
+    if not left:
+        return
+    from videogen.sweep.search import search
+    from videogen.sweep.work import Worker
+
+    pipeline = load(args)
+    about = provenance(checkpoint_id(args.model), args)
+    share = min(1.0, args.search / len(plan.settings)) if args.search else 1.0
+    total = round(share * sum(num_evaluations(run.config) for run in left))
+    with progress(total, "evaluations") if team.rank == 0 else nullcontext(lambda: None) as tick:
+        worker = Worker(pipeline, plan, folder, score=score, team=team, about=about, tick=tick)
+        worker.save_latents = args.save_latents
+        worker.on_row = tell if args.json else worker.on_row
+        if args.search:
+            search(worker, plan, folder, args.search)
+        else:
+            worker.run(plan.runs())
+
+
+def tell(row: Row) -> None:
+    """A row on stdout as it ends."""
+    print(json.dumps(row), flush=True)
+
+
+def report(folder: Path, rows: Sequence[Row], findings: Sequence[str], *, as_json: bool) -> None:
+    """What was found, and where to look."""
+    page, best = folder / "report.html", folder / "best.toml"
+    if as_json:
+        told = {"report": str(page), "best": str(best) if best.is_file() else None, "rows": len(rows)}
+        print(json.dumps(told | {"findings": list(findings)}))
+        return
+    for line in (*findings, page, *([best] if best.is_file() else [])):
+        print(line)

@@ -1,0 +1,177 @@
+"""What a sweep will run, and the folder that holds it.
+
+    prompts, seeds, settings, axes  ->  Plan  ->  [Run(prompt, seed, SampleConfig)]
+
+A run's key is a hash of what decides its clip, so the same command finds its own rows again. The folder's sweep.json
+says which sweep it holds; another one is refused.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shlex
+import shutil
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import NamedTuple
+
+from videogen.config import SampleConfig, to_mapping
+from videogen.storage import save_text
+from videogen.sweep.axes import Axis, Changes, changed, combinations, say
+
+SOLVER = ("steps", "sampler", "shift")  # what only decides how exactly the same clip is computed
+REFERENCE_SAMPLER = "dpmpp_2m"  # second order from one evaluation a step
+OWN_FILES = (
+    "results*",
+    "report.html",
+    "grid.mp4",
+    "contact.png",
+    "pareto.png",
+    "best.toml",
+    "search.log",
+    "sweep.json",
+)
+OWN_FOLDERS = ("clips", "references")
+
+
+class Run(NamedTuple):
+    """One clip of a sweep."""
+
+    prompt: str
+    seed: int
+    config: SampleConfig
+
+    @property
+    def key(self) -> str:
+        """A short hash of what decides the clip."""
+        told = json.dumps([self.prompt, self.seed, to_mapping(self.config)], sort_keys=True)
+        return hashlib.sha256(told.encode()).hexdigest()[:12]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A sweep: for each prompt and seed, its own settings changed along the axes."""
+
+    bases: tuple[Run, ...]
+    """Prompts, seeds and settings before the axes change them."""
+    axes: tuple[Axis, ...]
+    """What is tried."""
+    reference_steps: int = 0
+    """Steps of the run that each is measured against; 0 is none."""
+    model: str = ""
+    """The checkpoint folder as the command names it, for the commands on the page; empty is the default one."""
+    defaults: SampleConfig
+    """The checkpoint's own settings."""
+    about: tuple[tuple[str, object], ...] = ()
+    """What else must agree before two commands share a folder: checkpoint, device, precision, score."""
+
+    def __post_init__(self) -> None:
+        if not self.bases:
+            raise ValueError("a sweep needs at least one prompt")
+        if not self.axes:
+            raise ValueError("a sweep needs at least one axis, such as steps=4,8,16")
+        for run in self.bases:
+            for name in (name for axis in self.axes for name in axis.names):
+                if getattr(run.config, name) != getattr(self.bases[0].config, name):
+                    raise ValueError(f"the prompts file sets {name}, which is also an axis; leave one of them out")
+        self.runs()  # every combination is checked now, not when its turn comes
+
+    @property
+    def settings(self) -> list[Changes]:
+        """Every combination of the axes."""
+        return combinations(self.axes)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The fields that stand on axes."""
+        return tuple(name for axis in self.axes for name in axis.names)
+
+    def runs(self, settings: Iterable[Changes] | None = None) -> list[Run]:
+        """Every prompt and seed under some settings, or under all."""
+        settings = self.settings if settings is None else settings
+        return [base._replace(config=changed(base.config, change)) for change in settings for base in self.bases]
+
+    def reference(self, run: Run) -> Run | None:
+        """The run that solves the same equation with many steps, so that what differs is the solver's error."""
+        if not self.reference_steps:
+            return None
+        shift = self.bases[0].config.shift
+        solved = replace(run.config, steps=self.reference_steps, sampler=REFERENCE_SAMPLER, shift=shift)
+        return run._replace(config=solved)
+
+    def references(self, runs: Iterable[Run]) -> list[Run]:
+        """The different references of some runs."""
+        return list({ref.key: ref for run in runs if (ref := self.reference(run)) is not None}.values())
+
+    def describe_reference(self) -> str:
+        """What the distances are measured to, for the page."""
+        shift = say(self.bases[0].config.shift)
+        return f"{REFERENCE_SAMPLER}, {self.reference_steps} steps, shift {shift}, the other settings those of the clip"
+
+    def manifest(self) -> dict[str, object]:
+        """All that decides the rows."""
+        return {
+            "prompts": [[run.prompt, run.seed, to_mapping(run.config)] for run in self.bases],
+            "axes": [
+                {"names": list(axis.names), "places": [list(place) for place in axis.places]} for axis in self.axes
+            ],
+            "reference_steps": self.reference_steps,
+            **dict(self.about),
+        }
+
+    def command(self, run: Run) -> str:
+        """The command that makes a run's clip alone."""
+        return shlex.join(["python", "sample.py", run.prompt, *self.flags(run)])
+
+    def flags(self, run: Run) -> list[str]:
+        """A run's flags, those of its settings that differ from the checkpoint's own."""
+        said = ["--seed", str(run.seed), *(["--model", self.model] if self.model else [])]
+        usual = to_mapping(self.defaults)
+        for name, value in to_mapping(run.config).items():
+            flag = f"--{name.replace('_', '-')}"
+            length = name == "frames" and usual["seconds"] is not None  # else the checkpoint's seconds would hold
+            if value is None or (name == "frames" and run.config.seconds) or (value == usual[name] and not length):
+                continue
+            if isinstance(value, bool):
+                said.append(flag if value else f"--no-{flag[2:]}")
+            elif isinstance(value, str):
+                said.append(f"{flag}={value}")  # it may begin with a dash
+            else:
+                said += [flag, *map(str, value if isinstance(value, list) else [value])]
+        return said
+
+
+def most_steps(bases: Sequence[Run], axes: Sequence[Axis]) -> int:
+    """The most steps that any run of a sweep takes."""
+    return max(int(str(change.get("steps", base.config.steps))) for change in combinations(axes) for base in bases)
+
+
+def open_folder(folder: Path, plan: Plan, *, overwrite: bool = False) -> None:
+    """Begin a sweep's folder, or go on with the same sweep's; one of another sweep is refused."""
+    path = folder / "sweep.json"
+    if anew := overwrite and path.is_file():
+        clear(folder)
+    told = json.loads(json.dumps(plan.manifest()))
+    if path.is_file():
+        held = json.loads(path.read_text(encoding="utf-8"))
+        other = sorted(key for key in {*told, *held} if told.get(key) != held.get(key))
+        if other:
+            raise ValueError(
+                f"{folder} holds another sweep (its {', '.join(other)} differ{'s' if len(other) == 1 else ''}); "
+                "choose another --out, or add --overwrite to begin anew"
+            )
+    elif not anew and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"{folder} holds something that is no sweep; choose another --out")
+    folder.mkdir(parents=True, exist_ok=True)
+    save_text(path, json.dumps(told, indent=2, ensure_ascii=False) + "\n")
+
+
+def clear(folder: Path) -> None:
+    """Remove what a sweep wrote, and nothing else."""
+    for pattern in OWN_FILES:
+        for path in folder.glob(pattern):
+            path.unlink()
+    for name in OWN_FOLDERS:
+        shutil.rmtree(folder / name, ignore_errors=True)

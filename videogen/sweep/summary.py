@@ -1,0 +1,225 @@
+"""Rows to what they mean: means with intervals over seeds and prompts, what is undominated, which setting to use.
+
+    rows, axes  ->  [Setting]  ->  front, Choice
+
+Intervals are 95%, Student's t. Settings are compared clip by clip: same prompt, same seed, same noise.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
+
+from videogen.config import SampleConfig, to_mapping
+from videogen.sweep.axes import Axis, say
+from videogen.sweep.plan import SOLVER
+from videogen.sweep.table import Row
+
+# 97.5% quantiles of Student's t for 1 to 30 degrees of freedom; the normal's beyond.
+T_975 = (
+    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131,
+    2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042,
+)  # fmt: skip
+UNSEEN_DB = 40.0  # a usual bound beyond which a difference is not seen
+NOT_MEASURES = ("key", "prompt", "seed", "clip", "reference", "command", "error", *to_mapping(SampleConfig()))
+Value = tuple[str, ...]  # of a setting, one text a field on the axes
+
+
+class Mean(NamedTuple):
+    """A mean and half the width of its 95% interval, which one value alone does not have."""
+
+    value: float
+    half: float | None
+    num: int
+
+
+class Setting(NamedTuple):
+    """One combination of the axes and its rows that worked."""
+
+    values: Value
+    rows: list[Row]
+    means: dict[str, Mean]
+    num_failed: int
+
+
+class Choice(NamedTuple):
+    """The setting to use, and the rule that chose it."""
+
+    setting: Setting
+    rule: str
+
+
+def mean_of(values: Iterable[float]) -> Mean:
+    """Mean and interval."""
+    values = list(values)
+    if len(values) < 2:
+        return Mean(values[0], None, 1)
+    degrees = len(values) - 1
+    t = T_975[degrees - 1] if degrees <= len(T_975) else 1.96
+    return Mean(statistics.fmean(values), t * statistics.stdev(values) / math.sqrt(len(values)), len(values))
+
+
+def value_of(row: Row, names: Sequence[str]) -> Value:
+    """Where a row stands on the axes, as texts: 4, euler, 0.2-0.8."""
+    return tuple(say_cell(row[name]) for name in names)
+
+
+def say_cell(value: object) -> str:
+    """A row's cell as the axes say their values; a list stands in it as JSON."""
+    if isinstance(value, str) and value.startswith("["):
+        return say(json.loads(value))
+    return say(value)
+
+
+def measures_of(rows: Sequence[Row]) -> list[str]:
+    """The columns that are measured numbers, in the table's order."""
+    names = dict.fromkeys(name for row in rows for name in row if name not in NOT_MEASURES)
+    return [name for name in names if any(isinstance(row.get(name), int | float) for row in rows)]
+
+
+def summarise(rows: Sequence[Row], names: Sequence[str]) -> list[Setting]:
+    """Rows by setting, in order of first appearance."""
+    groups: dict[Value, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(value_of(row, names), []).append(row)
+    settings = []
+    for values, group in groups.items():
+        good = [row for row in group if not row.get("error")]
+        found = {name: numbers(good, name) for name in measures_of(good)}
+        means = {name: mean_of(listed) for name, listed in found.items() if listed}
+        settings.append(Setting(values, good, means, len(group) - len(good)))
+    return settings
+
+
+def numbers(rows: Sequence[Row], name: str) -> list[float]:
+    """A column's numbers."""
+    return [float(value) for row in rows if isinstance(value := row.get(name), int | float)]
+
+
+def quality_name(rows: Sequence[Row]) -> str | None:
+    """What counts as quality: the plug's first score, else the closeness to the reference, else nothing."""
+    found = measures_of([row for row in rows if not row.get("error")])
+    scores = [name for name in found if name.startswith("score_")]
+    return next(iter([*scores, *(name for name in found if name == "psnr_db")]), None)
+
+
+def front(settings: Sequence[Setting], quality: str) -> list[Setting]:
+    """The settings that none beats in both quality and seconds, fastest first."""
+    rated = sorted(
+        (one for one in settings if quality in one.means),
+        key=lambda one: (one.means["total_seconds"].value, -one.means[quality].value),
+    )
+    kept: list[Setting] = []
+    for one in rated:
+        if not kept or one.means[quality].value > kept[-1].means[quality].value:
+            kept.append(one)
+    return kept
+
+
+def choose(settings: Sequence[Setting], quality: str | None, axes: Sequence[Axis], base: SampleConfig) -> Choice | None:
+    """The setting to use; none where nothing measured quality or nothing worked."""
+    if quality is None:
+        return None
+    rated = [one for one in settings if quality in one.means and not one.num_failed]
+    if not rated:
+        return None
+    return choose_by_closeness(rated, axes, base) if quality == "psnr_db" else choose_by_score(rated, quality)
+
+
+def choose_by_score(rated: Sequence[Setting], quality: str) -> Choice:
+    """The fastest that is about as good as the best."""
+    best = max(rated, key=lambda one: one.means[quality].value)
+    name = {"psnr_db": "PSNR to the reference"}.get(quality, quality.removeprefix("score_"))
+    rule = (
+        f"the fastest of the settings whose {name} is not worse than the best one's "
+        f"({best.means[quality].value:.4g}) by more than one standard error of the difference, clip by clip"
+    )
+    return Choice(fastest([one for one in rated if one is best or not worse(one, best, quality)]), rule)
+
+
+def choose_by_closeness(rated: Sequence[Setting], axes: Sequence[Axis], base: SampleConfig) -> Choice:
+    """The fastest that looks like the reference; what a reference cannot judge stays as the checkpoint has it."""
+    names = [name for axis in axes for name in axis.names]
+    fixed = [(i, name) for i, name in enumerate(names) if name not in SOLVER]
+    usual = {name: say(getattr(base, name)) for _, name in fixed}
+    kept = [one for one in rated if all(one.values[i] == usual[name] for i, name in fixed)]
+    close = [one for one in kept or rated if least(one.means["psnr_db"]) >= UNSEEN_DB]
+    rule = f"the fastest whose PSNR to the reference is {UNSEEN_DB:g} dB or more, the lower end of its 95% interval"
+    if not close:
+        alike = choose_by_score(kept or rated, "psnr_db")
+        close, rule = [alike.setting], f"none is surely at {UNSEEN_DB:g} dB or more, so {alike.rule}"
+    if fixed and kept:
+        stays = " and ".join(f"{name} stays at the checkpoint's {usual[name]}" for _, name in fixed)
+        rule += f"; {stays}, for closeness to a reference with the same setting says nothing of it"
+    elif fixed:
+        listed = ", ".join(name for _, name in fixed)
+        rule += (
+            f"; closeness to a reference with the same {listed} says nothing of {listed}: choose by eye or by --score"
+        )
+    return Choice(fastest(close), rule)
+
+
+def least(mean: Mean) -> float:
+    """The lower end of an interval."""
+    return mean.value - (mean.half or 0.0)
+
+
+def fastest(settings: Sequence[Setting]) -> Setting:
+    """The one of least mean seconds."""
+    return min(settings, key=lambda one: one.means["total_seconds"].value)
+
+
+def worse(one: Setting, best: Setting, quality: str) -> bool:
+    """Whether a setting is worse than another by more than a standard error (Breiman et al. 1984), clip by clip.
+
+    Not by its 95% interval: that of two clips is so wide that the fastest would always do.
+    """
+    of_best = {(row["prompt"], row["seed"]): row for row in best.rows}
+    pairs = [(row, of_best[clip]) for row in one.rows if (clip := (row["prompt"], row["seed"])) in of_best]
+    gaps = [a - b for mine, theirs in pairs for a in numbers([mine], quality) for b in numbers([theirs], quality)]
+    if not gaps:
+        return True
+    error = statistics.stdev(gaps) / math.sqrt(len(gaps)) if len(gaps) > 1 else 0.0
+    return statistics.fmean(gaps) + error < 0
+
+
+class Effect(NamedTuple):
+    """What one axis does to a measure: the mean over all else at each of its places."""
+
+    axis: Axis
+    places: list[tuple[str, Mean]]
+
+    @property
+    def spread(self) -> float:
+        """From the least mean to the greatest."""
+        values = [mean.value for _, mean in self.places]
+        return max(values) - min(values) if values else 0.0
+
+
+def effects(rows: Sequence[Row], axes: Sequence[Axis], measure: str) -> list[Effect]:
+    """The marginal means of every axis; the interval is over clips whose other settings were averaged first."""
+    good = [row for row in rows if not row.get("error")]
+    found = []
+    for axis in axes:
+        means = [(", ".join(map(say, place)), at(good, axis, place, measure)) for place in axis.places]
+        found.append(Effect(axis, [(name, mean) for name, mean in means if mean is not None]))
+    return found
+
+
+def at(rows: Sequence[Row], axis: Axis, place: Sequence[object], measure: str) -> Mean | None:
+    """The mean of a measure at one place of an axis."""
+    here = [row for row in rows if value_of(row, axis.names) == tuple(map(say, place))]
+    clips = group_by(here, lambda row: (row["prompt"], row["seed"]))
+    means = [statistics.fmean(found) for clip in clips if (found := numbers(clip, measure))]
+    return mean_of(means) if means else None
+
+
+def group_by(rows: Sequence[Row], key: Callable[[Row], object]) -> list[list[Row]]:
+    """Rows of equal key together."""
+    groups: dict[object, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(key(row), []).append(row)
+    return list(groups.values())
