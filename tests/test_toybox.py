@@ -12,11 +12,36 @@ import numpy as np
 import pytest
 
 from videogen.toybox import Scene, Thing, caption, draw_scene, masks, render, track, write_folder
-from videogen.toybox.captions import BACKGROUND_WORDS, COLOUR_WORDS, SHAPE_WORDS, SIZE_WORDS, VERBS
-from videogen.toybox.render import DISTANCES, PAINTERS
-from videogen.toybox.scenes import BACKGROUNDS, COLOURS, MOTIONS, ROUND_SHAPES, SHAPES, SIZES, contrasts
+from videogen.toybox.backgrounds import PAINTERS
+from videogen.toybox.captions import (
+    BACKGROUND_WORDS,
+    CAMERA_WORDS,
+    COLOUR_WORDS,
+    KIND_WORDS,
+    RELATION_WORDS,
+    SIZE_WORDS,
+    TOGETHER,
+    VERBS,
+)  # fmt: skip
+from videogen.toybox.events import EVENTS
+from videogen.toybox.motions import MOTIONS
+from videogen.toybox.scenes import CAMERAS, can, held_out, relation
+from videogen.toybox.shapes import DISTANCES
+from videogen.toybox.things import (
+    BACKGROUNDS,
+    COLOURS,
+    DIGITS,
+    KINDS,
+    ROUND,
+    SHAPES,
+    SIZES,
+    SPRITES,
+    TEXTURED,
+    contrasts,
+    tile,
+)  # fmt: skip
 
-RED_CIRCLE = Thing(shape="circle", colour="red", size="large", motion="right", radius=13, x=20, y=32, speed=1.5)
+RED_CIRCLE = Thing(kind="circle", colour="red", size="large", motion="right", radius=13, x=20, y=32, speed=1.5)
 SCENE = Scene(width=64, height=64, num_frames=17, fps=8, background="black", things=(RED_CIRCLE,), seed=0)
 
 
@@ -39,6 +64,11 @@ def alone(scene: Scene) -> list[Scene]:
     return [replace(scene, things=(thing,)) for thing in scene.things]
 
 
+def free(scenes: list[Scene]) -> list[Scene]:
+    """Scenes of things that go their own way before a camera that stands still."""
+    return [scene for scene in scenes if scene.camera == "still" and not scene.event]
+
+
 def test_a_seed_is_always_the_same_clip() -> None:
     for seed in (0, 7, 2**63):
         assert draw_scene(seed) == draw_scene(seed)
@@ -53,15 +83,18 @@ def test_two_seeds_are_two_clips(scenes: list[Scene]) -> None:
 @pytest.mark.parametrize(
     ("attribute", "values", "tolerance"),
     [
-        ("shape", SHAPES, 0.2),
-        ("colour", COLOURS, 0.25),  # green and white are missing on one background each
+        ("kind", SHAPES, 0.3),
+        ("kind", DIGITS, 0.4),
+        ("kind", SPRITES, 0.65),  # some are missing on several backgrounds
+        ("colour", COLOURS, 0.4),  # each is missing on one background or another
         ("size", SIZES, 0.1),
-        ("motion", [name for name in MOTIONS if name not in {"still", "spin"}], 0.25),
+        ("motion", [name for name in MOTIONS if name != "still" and all(can(kind, name) for kind in KINDS)], 0.3),
     ],
 )
 def test_every_value_of_an_attribute_is_as_common_as_another(
-    things: list[Thing], attribute: str, values: list[str], tolerance: float
+    scenes: list[Scene], attribute: str, values: list[str], tolerance: float
 ) -> None:
+    things = [thing for scene in free(scenes) if len(scene.things) < 3 for thing in scene.things]
     counts = Counter(getattr(thing, attribute) for thing in things)
     mean = sum(counts[value] for value in values) / len(values)
     for value in values:  # one standard deviation is 7 % of the mean for 15 motions
@@ -76,7 +109,7 @@ def test_sizes_and_lengths_are_spread_as_promised(scenes: list[Scene]) -> None:
     assert len(sizes) == 16
     assert set(lengths) == {1, 9, 17, 25, 33}
     assert all(0.5 <= w / h <= 2 and w % 16 == 0 and h % 16 == 0 for w, h in sizes)
-    assert sum(len(scene.things) == 1 for scene in scenes) / len(scenes) == pytest.approx(0.6, abs=0.04)
+    assert sum(len(scene.things) == 1 for scene in scenes) / len(scenes) == pytest.approx(0.55, abs=0.04)
     backgrounds = Counter(scene.background for scene in scenes)
     assert min(backgrounds[name] for name in BACKGROUNDS) > 0.8 * len(scenes) / len(BACKGROUNDS)
 
@@ -96,16 +129,16 @@ def test_things_stay_in_the_frame(scenes: list[Scene]) -> None:
         assert (pose.y + pose.radius).max() <= scene.height - 0.99, scene
 
 
-def test_no_point_moves_faster_than_five_and_a_half_pixels_a_frame(scenes: list[Scene]) -> None:
+def test_no_point_moves_faster_than_six_and_a_half_pixels_a_frame(scenes: list[Scene]) -> None:
     for scene in scenes:
         pose = track(scene)
-        x, y, radius, angle = (np.diff(part, axis=0) for part in pose)
+        x, y, radius, angle = (np.diff(part, axis=0) for part in pose[:4])
         rim = np.abs(radius) + pose.radius[1:] * np.abs(angle)
-        assert (np.hypot(x, y) + rim).max(initial=0) <= 5.5, scene
+        assert (np.hypot(x, y) + rim).max(initial=0) <= 6.5, scene
 
 
 def test_everything_that_is_said_to_move_visibly_moves(scenes: list[Scene]) -> None:
-    for scene in scenes[:500]:
+    for scene in free(scenes)[:500]:
         for one in alone(scene):
             frames = render(one).astype(int)
             changed = (np.abs(frames - frames[0]).max(axis=-1) > 40).sum(axis=(1, 2)).max()
@@ -114,8 +147,10 @@ def test_everything_that_is_said_to_move_visibly_moves(scenes: list[Scene]) -> N
 
 
 def test_the_mask_lies_where_the_truth_says(scenes: list[Scene]) -> None:
-    for scene in scenes[:300]:
+    for scene in scenes[:400]:
         for one in alone(scene):
+            if one.things[0].kind not in SHAPES or one.things[0].motion.startswith("fade"):
+                continue
             pose = track(one)
             for t, mask in enumerate(masks(one)[:, 0]):
                 x, y = centre_of_mass(mask)
@@ -157,7 +192,7 @@ WAYS: dict[str, tuple[int, int]] = {
 
 @pytest.mark.parametrize("motion", WAYS)
 def test_a_direction_is_the_one_that_is_seen(scenes: list[Scene], motion: str) -> None:
-    found = [one for scene in scenes for one in alone(scene) if one.things[0].motion == motion][:40]
+    found = [one for scene in free(scenes) for one in alone(scene) if one.things[0].motion == motion][:40]
     for one in found:
         seen = masks(one)[:, 0]
         way = np.subtract(centre_of_mass(seen[-1]), centre_of_mass(seen[0]))
@@ -178,7 +213,7 @@ def test_bouncing_turns_round_and_an_orbit_comes_round(scenes: list[Scene]) -> N
 
 
 def test_growing_grows_and_shrinking_shrinks(scenes: list[Scene]) -> None:
-    for scene in scenes:
+    for scene in free(scenes):
         for one in alone(scene):
             area = masks(one).sum(axis=(1, 2, 3))
             if one.things[0].motion in {"grow", "shrink"}:
@@ -187,11 +222,11 @@ def test_growing_grows_and_shrinking_shrinks(scenes: list[Scene]) -> None:
 
 
 def test_only_shapes_that_show_it_spin(things: list[Thing]) -> None:
-    assert not any(thing.motion == "spin" and thing.shape in ROUND_SHAPES for thing in things)
+    assert not any(thing.motion == "spin" and thing.kind in ROUND for thing in things)
 
 
 def test_positive_speed_turns_clockwise_on_the_screen() -> None:
-    arrow = replace(RED_CIRCLE, shape="heart", motion="spin", x=32, speed=13 * np.pi / 2)
+    arrow = replace(RED_CIRCLE, kind="heart", motion="spin", x=32, speed=13 * np.pi / 2)
     tip_down, tip_left = masks(replace(SCENE, things=(arrow,), num_frames=2))[:, 0]
     assert tip_down[43, 32] > 0.5
     assert tip_left[32, 20] > 0.5
@@ -199,19 +234,17 @@ def test_positive_speed_turns_clockwise_on_the_screen() -> None:
 
 def test_things_differ_and_start_apart(scenes: list[Scene]) -> None:
     for scene in scenes:
-        if len(scene.things) == 2:
-            first, second = scene.things
-            assert (first.shape, first.colour) != (second.shape, second.colour)
-            assert min(masks(one)[0].sum() for one in alone(scene)) > 0
+        if len(scene.things) > 1:
+            assert len({(thing.kind, thing.colour) for thing in scene.things}) == len(scene.things)
             together, apart = masks(scene)[0].sum(), sum(masks(one)[0].sum() for one in alone(scene))
-            assert together == pytest.approx(apart, rel=1e-3)
+            assert together == pytest.approx(apart, rel=3e-3)
 
 
 def test_nothing_is_ever_wholly_hidden(scenes: list[Scene]) -> None:
     for scene in scenes:
-        if len(scene.things) == 2:
+        if len(scene.things) > 1 and scene.event != "behind":
             whole = np.stack([masks(one)[:, 0].sum(axis=(1, 2)) for one in alone(scene)], axis=1)
-            assert (masks(scene).sum(axis=(2, 3)) / whole).min() > 0.2, scene
+            assert (masks(scene).sum(axis=(2, 3)) / whole.clip(1e-6))[whole > 1].min() > 0.15, scene
 
 
 def test_later_things_hide_earlier_ones() -> None:
@@ -226,6 +259,8 @@ def test_frames_are_painted_in_the_named_colour(scenes: list[Scene]) -> None:
         assert frames.shape == (scene.num_frames, scene.height, scene.width, 3)
         assert frames.dtype == np.uint8
         for thing, mask in zip(scene.things, np.moveaxis(masks(scene), 1, 0), strict=True):
+            if thing.kind not in SHAPES:
+                continue
             assert (frames[mask > 0.999] == COLOURS[thing.colour]).all()
 
 
@@ -238,15 +273,19 @@ def test_things_outside_the_frame_are_cut_off_not_an_error() -> None:
 
 def test_every_colour_differs_from_its_background_and_from_every_other() -> None:
     for background in BACKGROUNDS:
-        assert sum(contrasts(colour, background) for colour in COLOURS) >= 7
-    assert not contrasts("white", "white")
+        assert sum(contrasts("circle", colour, background) for colour in COLOURS) >= 5, background
+        assert sum(contrasts(sprite, "", background) for sprite in SPRITES) >= 5, background
+    assert not contrasts("circle", "white", "white")
     values = np.array(list(COLOURS.values()))
     distance = np.linalg.norm(values[:, None] - values[None], axis=-1)
     assert distance[~np.eye(len(values), dtype=bool)].min() > 90
 
 
 def test_every_name_can_be_drawn_and_said() -> None:
-    assert set(SHAPES) == set(DISTANCES) == set(SHAPE_WORDS)
+    assert set(SHAPES) == set(DISTANCES)
+    assert set(KINDS) == set(KIND_WORDS)
+    assert set(CAMERAS) == set(CAMERA_WORDS)
+    assert {"behind", *TOGETHER} == set(EVENTS)
     assert set(BACKGROUNDS) == set(PAINTERS) == set(BACKGROUND_WORDS)
     assert set(COLOURS) == set(COLOUR_WORDS)
     assert set(MOTIONS) == set(VERBS)
@@ -260,7 +299,8 @@ def test_a_caption_names_the_colour_and_shape_of_everything(scenes: list[Scene])
     for seed, scene in enumerate(scenes):
         text = caption(scene, seed)
         for thing in scene.things:
-            pairs = tuple(f"{c} {s}" for c in COLOUR_WORDS[thing.colour] for s in SHAPE_WORDS[thing.shape])
+            colours = COLOUR_WORDS[thing.colour] if thing.colour else ("",)
+            pairs = tuple(f"{c} {s}".strip() for c in colours for s in KIND_WORDS[thing.kind])
             assert said(text.replace(":", ""), pairs), text
 
 
@@ -268,6 +308,8 @@ def test_a_caption_of_a_clip_says_every_motion_and_one_of_an_image_none(scenes: 
     for seed, scene in enumerate(scenes):
         text = caption(scene, seed)
         for thing in scene.things:
+            if scene.event or relation(scene):
+                continue
             verbs = tuple(form for verb in VERBS[thing.motion] for form in verb)
             assert said(text, verbs) == (scene.num_frames > 1), text
 
@@ -280,13 +322,68 @@ def test_captions_are_clean_english(scenes: list[Scene]) -> None:
         assert "{" not in text, text
         for article, word in pairwise(words):
             if article in {"a", "an"}:
-                assert (article == "an") == (word[0] in "aeiou"), text
+                assert (article == "an") == (word[0] in "aeiou" and word != "one"), text
+
+
+def test_captions_tell_cameras_events_and_relations(scenes: list[Scene]) -> None:
+    for seed, scene in enumerate(scenes):
+        text = caption(scene, seed)
+        assert said(text, CAMERA_WORDS[scene.camera]) or scene.camera == "still", text
+        if scene.event in TOGETHER:
+            assert said(text, tuple(form for verb in TOGETHER[scene.event] for form in verb)), text
+        if scene.event == "behind":
+            assert said(text, ("behind",)), text
+    told = [said(caption(s, i), RELATION_WORDS[relation(s)]) for i, s in enumerate(scenes) if relation(s)]
+    assert sum(told) > 10
+
+
+def test_a_family_of_captions_is_kept_from_training(scenes: list[Scene]) -> None:
+    moving = [(seed, scene) for seed, scene in enumerate(scenes) if scene.num_frames > 1]
+    assert not any(caption(scene, seed).startswith(("look at", "watch:")) for seed, scene in moving)
+    assert all(caption(scene, seed, new=True).startswith(("look at", "watch:")) for seed, scene in moving)
+
+
+def test_some_combinations_are_kept_from_training(things: list[Thing]) -> None:
+    assert not any(map(held_out, things))
+    new = [draw_scene(seed, lengths=(17,), new=True) for seed in range(40)]
+    assert all(held_out(scene.things[0]) for scene in new if scene.camera == "still")
+    seen = {(thing.kind, thing.motion) for thing in things}
+    assert {scene.things[0].kind for scene in new} <= {kind for kind, _ in seen}
+    combinations = [replace(RED_CIRCLE, kind=k, colour=c, motion=m) for k in SHAPES for c in COLOURS for m in MOTIONS]
+    assert sum(map(held_out, combinations)) / len(combinations) == pytest.approx(0.05, abs=0.01)
+
+
+def test_a_camera_moves_the_world_the_other_way(scenes: list[Scene]) -> None:
+    panning = replace(SCENE, things=(replace(RED_CIRCLE, motion="still"),), camera="pan right", camera_speed=0.5)
+    assert track(panning).x[:, 0] == pytest.approx(20 - 0.5 * np.arange(17))
+    closer = replace(panning, camera="zoom in", camera_speed=0.02)
+    assert track(closer).radius[-1, 0] == pytest.approx(13 * np.exp(0.32))
+    assert {scene.background for scene in scenes if scene.camera != "still"} == set(TEXTURED)
+
+
+def test_events_are_what_they_are_called(scenes: list[Scene]) -> None:
+    for scene in scenes:
+        pose = track(scene)
+        gap = pose.x[:, 0] - pose.x[:, -1]
+        if scene.event in {"cross", "behind"}:
+            assert gap[0] * gap[-1] < 0, scene
+        if scene.event == "collide":
+            distance = np.abs(gap)
+            assert distance.argmin() not in {0, len(gap) - 1}, scene
+            assert distance.min() <= 0.85 * pose.radius[0].sum() + scene.things[0].speed + 0.01 < distance[0], scene
+
+
+def test_a_picture_fills_its_circle_and_is_cut_off_outside() -> None:
+    down, right = np.mgrid[:64, :64] + 0.5 - 32
+    for kind in (*DIGITS, *SPRITES):
+        cover = tile(kind)[..., 3]
+        assert 28 < np.hypot(down, right)[cover > 0.25].max() < 34, kind
 
 
 def test_the_plainest_sentence_is_the_most_common() -> None:
     texts = Counter(caption(SCENE, seed) for seed in range(3000))
     assert texts.most_common(1)[0][0] == "a large red circle moves right on a black background"
-    assert len(texts) > 1000
+    assert len(texts) > 900
 
 
 @pytest.mark.parametrize(
@@ -316,7 +413,7 @@ def test_a_folder_is_a_videofolder_with_its_truth(folder: Path) -> None:
     assert read_table(folder) == [{"file_name": one["file_name"], "text": one["text"]} for one in truths]
     for one in truths:
         scene = draw_scene(one["seed"], lengths=(9, 1, 17))
-        assert [thing["shape"] for thing in one["things"]] == [thing.shape for thing in scene.things]
+        assert [thing["kind"] for thing in one["things"]] == [thing.kind for thing in scene.things]
         assert all(len(thing[key]) == one["num_frames"] for thing in one["things"] for key in ("x", "y", "radius"))
 
 

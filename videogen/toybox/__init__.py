@@ -1,13 +1,14 @@
 """A captioned, rendered world whose truth is known exactly, so that a model can be trained and judged on a laptop.
 
-    seed ─ draw_scene ─> Scene ─┬─ render ──> frames (t, h, w, 3) uint8
-                                ├─ caption ─> "a large red circle moves right on a black background"
-                                └─ track ───> where every thing is in every frame
+seed ─ draw_scene ─> Scene ─┬─ render ──> frames (t, h, w, 3) uint8
+                            ├─ caption ─> "a large red circle moves right on a black background"
+                            └─ track ───> where every thing is in every frame
 """
 
 from videogen.toybox.captions import caption
 from videogen.toybox.folder import write_folder
+from videogen.toybox.motions import Thing
 from videogen.toybox.render import masks, render
-from videogen.toybox.scenes import Scene, Thing, draw_scene, track
+from videogen.toybox.scenes import Scene, draw_scene, track
 
 __all__ = ["Scene", "Thing", "caption", "draw_scene", "masks", "render", "track", "write_folder"]

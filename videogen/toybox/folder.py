@@ -1,6 +1,6 @@
 """Write a folder of captioned clips that any videofolder reader can open.
 
-    (seed, i)  ->  clips/000000.mp4 ..., metadata.csv (file_name, text), truth.jsonl (everything about every frame)
+(seed, i)  ->  clips/000000.mp4 ..., metadata.csv (file_name, text), truth.jsonl (everything about every frame)
 """
 
 import csv
@@ -14,14 +14,15 @@ from typing import TypedDict
 import numpy as np
 
 from videogen.toybox.captions import caption
+from videogen.toybox.motions import Thing
 from videogen.toybox.render import render
-from videogen.toybox.scenes import FRAME_SIZES, LENGTHS, FrameSize, Scene, Thing, draw_scene, track
+from videogen.toybox.scenes import FRAME_SIZES, LENGTHS, FrameSize, Scene, draw_scene, track
 
 
 class ThingTruth(TypedDict):
     """One object in truth.jsonl; the lists have one value a frame."""
 
-    shape: str
+    kind: str
     colour: str
     size: str
     motion: str
@@ -29,6 +30,7 @@ class ThingTruth(TypedDict):
     y: list[float]
     radius: list[float]
     angle: list[float]
+    opacity: list[float]
 
 
 class Truth(TypedDict):
@@ -41,6 +43,8 @@ class Truth(TypedDict):
     num_frames: int
     fps: int
     background: str
+    camera: str
+    event: str
     seed: int
     things: list[ThingTruth]
 
@@ -55,16 +59,30 @@ def truth(scene: Scene, *, file_name: str, text: str) -> Truth:
     pose = track(scene)
 
     def thing_truth(i: int, thing: Thing) -> ThingTruth:
-        x, y, radius, angle = (part[:, i].round(3).tolist() for part in pose)
+        x, y, radius, angle, opacity = (part[:, i].round(3).tolist() for part in pose)
         return ThingTruth(
-            shape=thing.shape, colour=thing.colour, size=thing.size, motion=thing.motion,
-            x=x, y=y, radius=radius, angle=angle,
+            kind=thing.kind,
+            colour=thing.colour,
+            size=thing.size,
+            motion=thing.motion,
+            x=x,
+            y=y,
+            radius=radius,
+            angle=angle,
+            opacity=opacity,
         )
 
     return Truth(
-        file_name=file_name, text=text,
-        width=scene.width, height=scene.height, num_frames=scene.num_frames, fps=scene.fps,
-        background=scene.background, seed=scene.seed,
+        file_name=file_name,
+        text=text,
+        width=scene.width,
+        height=scene.height,
+        num_frames=scene.num_frames,
+        fps=scene.fps,
+        background=scene.background,
+        camera=scene.camera,
+        event=scene.event,
+        seed=scene.seed,
         things=[thing_truth(i, thing) for i, thing in enumerate(scene.things)],
     )
 
