@@ -83,12 +83,12 @@ def test_two_seeds_are_two_clips(scenes: list[Scene]) -> None:
 @pytest.mark.parametrize(
     ("attribute", "values", "tolerance"),
     [
-        ("kind", SHAPES, 0.3),
+        ("kind", SHAPES, 0.2),
         ("kind", DIGITS, 0.4),
         ("kind", SPRITES, 0.65),  # some are missing on several backgrounds
-        ("colour", COLOURS, 0.4),  # each is missing on one background or another
+        ("colour", COLOURS, 0.25),  # each is missing on one background or another
         ("size", SIZES, 0.1),
-        ("motion", [name for name in MOTIONS if name != "still" and all(can(kind, name) for kind in KINDS)], 0.3),
+        ("motion", [name for name in MOTIONS if name != "still" and all(can(kind, name) for kind in KINDS)], 0.25),
     ],
 )
 def test_every_value_of_an_attribute_is_as_common_as_another(
@@ -129,12 +129,12 @@ def test_things_stay_in_the_frame(scenes: list[Scene]) -> None:
         assert (pose.y + pose.radius).max() <= scene.height - 0.99, scene
 
 
-def test_no_point_moves_faster_than_six_and_a_half_pixels_a_frame(scenes: list[Scene]) -> None:
+def test_no_point_moves_faster_than_five_and_a_half_pixels_a_frame(scenes: list[Scene]) -> None:
     for scene in scenes:
         pose = track(scene)
         x, y, radius, angle = (np.diff(part, axis=0) for part in pose[:4])
         rim = np.abs(radius) + pose.radius[1:] * np.abs(angle)
-        assert (np.hypot(x, y) + rim).max(initial=0) <= 6.5, scene
+        assert (np.hypot(x, y) + rim).max(initial=0) <= 5.5, scene
 
 
 def test_everything_that_is_said_to_move_visibly_moves(scenes: list[Scene]) -> None:
@@ -237,14 +237,14 @@ def test_things_differ_and_start_apart(scenes: list[Scene]) -> None:
         if len(scene.things) > 1:
             assert len({(thing.kind, thing.colour) for thing in scene.things}) == len(scene.things)
             together, apart = masks(scene)[0].sum(), sum(masks(one)[0].sum() for one in alone(scene))
-            assert together == pytest.approx(apart, rel=3e-3)
+            assert together == pytest.approx(apart, rel=1e-3)
 
 
 def test_nothing_is_ever_wholly_hidden(scenes: list[Scene]) -> None:
     for scene in scenes:
         if len(scene.things) > 1 and scene.event != "behind":
             whole = np.stack([masks(one)[:, 0].sum(axis=(1, 2)) for one in alone(scene)], axis=1)
-            assert (masks(scene).sum(axis=(2, 3)) / whole.clip(1e-6))[whole > 1].min() > 0.15, scene
+            assert (masks(scene).sum(axis=(2, 3)) / whole.clip(1e-6))[whole > 1].min() > 0.2, scene
 
 
 def test_later_things_hide_earlier_ones() -> None:
@@ -346,7 +346,9 @@ def test_a_family_of_captions_is_kept_from_training(scenes: list[Scene]) -> None
 def test_some_combinations_are_kept_from_training(things: list[Thing]) -> None:
     assert not any(map(held_out, things))
     new = [draw_scene(seed, lengths=(17,), new=True) for seed in range(40)]
-    assert all(held_out(scene.things[0]) for scene in new if scene.camera == "still")
+    assert all(held_out(scene.things[0]) and scene.camera == "still" for scene in new)
+    with pytest.raises(ValueError, match="give lengths above 1"):
+        draw_scene(0, lengths=(1,), new=True)
     seen = {(thing.kind, thing.motion) for thing in things}
     assert {scene.things[0].kind for scene in new} <= {kind for kind, _ in seen}
     combinations = [replace(RED_CIRCLE, kind=k, colour=c, motion=m) for k in SHAPES for c in COLOURS for m in MOTIONS]
@@ -383,7 +385,7 @@ def test_a_picture_fills_its_circle_and_is_cut_off_outside() -> None:
 def test_the_plainest_sentence_is_the_most_common() -> None:
     texts = Counter(caption(SCENE, seed) for seed in range(3000))
     assert texts.most_common(1)[0][0] == "a large red circle moves right on a black background"
-    assert len(texts) > 900
+    assert len(texts) > 1000
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,7 @@ def nearest(name: str, allowed: Collection[str]) -> str:
 
 
 def parse_size(size: str) -> tuple[int, int]:
-    """"64x48" -> (64, 48): width and height in pixels."""
+    """ "64x48" -> (64, 48): width and height in pixels."""
     match = re.fullmatch(r"\s*(\d+)\s*[xX×]\s*(\d+)\s*", size)
     if match is None or 0 in (sides := (int(match[1]), int(match[2]))):
         raise ValueError(f"size must be WIDTHxHEIGHT in pixels, such as 64x64, got {size!r}")

@@ -1,6 +1,6 @@
 """What a clip will cost, from a checkpoint's config alone: nothing is loaded.
 
-    checkpoint folder, tokens, network evaluations, pixels  ->  GFLOP, GB, seconds on this machine
+checkpoint folder, tokens, network evaluations, pixels  ->  GFLOP, GB, seconds on this machine
 """
 
 from __future__ import annotations

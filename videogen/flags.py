@@ -1,6 +1,6 @@
 """Words of a command line onto dataclasses, and failures onto sentences and exit statuses.
 
-    argv, dataclass  ->  an instance;  command  ->  0 done, 1 failure, 2 wrong input, 130 after Ctrl-C
+argv, dataclass  ->  an instance;  command  ->  0 done, 1 failure, 2 wrong input, 130 after Ctrl-C
 """
 
 from __future__ import annotations

@@ -47,7 +47,6 @@ def draw_sigmas(lengths: Lengths, *, base_tokens: int, uniform: float, generator
     return shift * sigma / (1 + (shift - 1) * sigma)
 
 
-
 def draw_levels(
     video: PackedVideo,
     known: Mapping[str, float],

@@ -1,6 +1,6 @@
 """The sample command: prompts and flags in, MP4s out, each carrying the settings that made it.
 
-    argv  ->  SampleArgs  ->  [Order(prompt, seed, SampleConfig, path)]  ->  files
+argv  ->  SampleArgs  ->  [Order(prompt, seed, SampleConfig, path)]  ->  files
 """
 
 from __future__ import annotations

@@ -64,9 +64,7 @@ def patchify(latent: Tensor, patch: Patch) -> Tensor:
 def unpatchify(tokens: Tensor, grid: Grid, patch: Patch) -> Tensor:
     """Tokens (t·h·w, c·pt·ph·pw) back to the latent (c, t, h, w)."""
     (t, h, w), (pt, ph, pw) = grid, patch
-    return rearrange(
-        tokens, "(t h w) (c pt ph pw) -> c (t pt) (h ph) (w pw)", t=t, h=h, w=w, pt=pt, ph=ph, pw=pw
-    )
+    return rearrange(tokens, "(t h w) (c pt ph pw) -> c (t pt) (h ph) (w pw)", t=t, h=h, w=w, pt=pt, ph=ph, pw=pw)
 
 
 def pack(latents: Sequence[Tensor], patch: Patch) -> PackedVideo:

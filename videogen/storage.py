@@ -1,6 +1,6 @@
 """Files and folders that are whole or not there: written beside, then renamed.
 
-    tensors, path  ->  path.safetensors;  a finished folder.part  ->  folder
+tensors, path  ->  path.safetensors;  a finished folder.part  ->  folder
 """
 
 from __future__ import annotations

@@ -61,9 +61,7 @@ def load_encoder(folder: Path, *, dtype: torch.dtype = torch.float32) -> PreTrai
 
 
 @torch.no_grad()
-def embed_prompts(
-    prompts: Sequence[str], tokenizer: PreTrainedTokenizerBase, encoder: PreTrainedModel
-) -> list[Tensor]:
+def embed_prompts(prompts: Sequence[str], tokenizer: PreTrainedTokenizerBase, encoder: PreTrainedModel) -> list[Tensor]:
     """Each prompt's token embeddings (m_i, text_dim), without padding; a prompt gives the same alone or among others.
 
     An empty prompt is the encoder's begin and end tokens; a prompt beyond the encoder's limit is cut there, with a

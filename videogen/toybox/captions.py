@@ -196,6 +196,8 @@ CLIP_PATTERNS = (
     "a video of {moving} {place}",
     "a short clip of {moving} {place}",
     "there is {moving} {place}",
+    "a little film of {moving} {place}",
+    "we see {moving} {place}",
 )
 IMAGE_PATTERNS = (
     "{things} {place}",

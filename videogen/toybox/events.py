@@ -70,8 +70,8 @@ def collide(rng: np.random.Generator, pair: Pair, width: int, height: int, steps
 def behind(rng: np.random.Generator, pair: Pair, width: int, height: int, steps: int) -> Pair:
     """The first moves sideways behind the second, which stays still."""
     mover, front = pair
-    touch = mover.radius + front.radius
-    gap = [touch * rng.uniform(1.02, 1.2) for _ in range(2)]
+    touch, room = mover.radius + front.radius, width - 2 * mover.radius - 2
+    gap = [min(touch * rng.uniform(1.02, 1.2), room / 2) for _ in range(2)]
     way = min(sum(gap), MAX_SPEED * steps)
     y = heights(rng, pair, height, touch * rng.uniform(0, 0.25))
     x = between(rng, max(gap[0] + mover.radius, front.radius) + 1, width - max(gap[1] + mover.radius, front.radius) - 1)

@@ -19,6 +19,10 @@ from videogen.toybox.render import render
 from videogen.toybox.scenes import FRAME_SIZES, LENGTHS, FrameSize, Scene, draw_scene, track
 
 
+WORLD = 2
+"""Raised whenever a seed means another clip than before, so that no folder holds clips of two worlds."""
+
+
 class ThingTruth(TypedDict):
     """One object in truth.jsonl; the lists have one value a frame."""
 
@@ -117,7 +121,7 @@ def write_folder(
     """
     if num_clips < 1:
         raise ValueError(f"num_clips must be at least 1, got {num_clips}")
-    world = json.dumps({"seed": seed, "sizes": list(sizes), "lengths": list(lengths)})
+    world = json.dumps({"world": WORLD, "seed": seed, "sizes": list(sizes), "lengths": list(lengths)})
     note = out / "toybox.json"
     if out.exists() and not out.is_dir():
         raise ValueError(f"{out} is a file; give a folder")

@@ -94,7 +94,7 @@ def roll(right: int) -> Motion:
         return line.pose(thing, step)._replace(angle=right * thing.speed * step / thing.radius)
 
     def pace(rng: np.random.Generator, room: Room) -> tuple[float, float, float]:
-        return min(line.pace(rng, room)[0], 0.6 * MAX_SPEED), 0.0, 0.0  # the rim is twice as fast
+        return min(line.pace(rng, room)[0], MAX_SPEED / 2), 0.0, 0.0  # the rim goes twice as fast
 
     return Motion(pace, pose)
 
@@ -147,8 +147,9 @@ def orbit(thing: Thing, step: np.ndarray) -> Pose:
 
 
 def pace_spin(rng: np.random.Generator, room: Room) -> tuple[float, float, float]:
-    """9 to 16 degrees a frame: a star, which repeats every 72, never seems to turn backwards."""
-    return min(rng.uniform(9, 16) * pi / 180 * room.radius, MAX_SPEED) * rng.choice((-1, 1)), 0.0, 0.0
+    """At most 16 degrees a frame: a star, which repeats every 72, never seems to turn backwards."""
+    # The rim leaves half of the speed to a camera that moves, too.
+    return min(rng.uniform(9, 16) * pi / 180 * room.radius, MAX_SPEED / 2) * rng.choice((-1, 1)), 0.0, 0.0
 
 
 def spin(thing: Thing, step: np.ndarray) -> Pose:

@@ -16,7 +16,7 @@ import numpy as np
 from einops import rearrange
 
 from videogen.toybox.events import EVENTS
-from videogen.toybox.motions import IN_PLACE, MOTIONS, Pose, Room, Thing, move
+from videogen.toybox.motions import IN_PLACE, MAX_SPEED, MOTIONS, Pose, Room, Thing, move
 from videogen.toybox.things import (
     BACKGROUNDS,
     COLOURS,
@@ -151,10 +151,10 @@ def put(rng: np.random.Generator, thing: Thing, scene: Scene) -> Thing:
 
 def apart(scene: Scene) -> bool:
     """Whether two things never hide each other's middle and do not touch at first, and three never touch at all."""
-    pose = track(scene)
+    pose, soft = track(scene), 1  # pixels between two circles, or else their soft edges overlap
     for i, j in combinations(range(len(scene.things)), 2):
         distance = np.hypot(pose.x[:, i] - pose.x[:, j], pose.y[:, i] - pose.y[:, j])
-        closeness = distance / (pose.radius[:, i] + pose.radius[:, j])
+        closeness = distance / (pose.radius[:, i] + pose.radius[:, j] + soft)
         if closeness[0] < 1 or closeness.min() < (0.6 if len(scene.things) == 2 else 1):
             return False
     return True
@@ -167,7 +167,7 @@ def draw_camera(rng: np.random.Generator, scene: Scene) -> Scene:
     camera, steps = pick(rng, tuple(CAMERAS)[1:]), scene.num_frames - 1
     length = scene.width if CAMERAS[camera][0] else scene.height
     way = log(rng.uniform(1.35, 1.7)) if CAMERAS[camera][2] else length * rng.uniform(0.15, 0.4)
-    return replace(scene, camera=camera, camera_speed=way / steps)
+    return replace(scene, camera=camera, camera_speed=min(way / steps, MAX_SPEED / 2))
 
 
 def draw_scene(
@@ -180,28 +180,27 @@ def draw_scene(
 ) -> Scene:
     """The scene of a seed. Of sizes (width, height) and lengths the first is drawn six times in ten.
 
-    new asks for one thing whose combination of attributes is held out of training.
+    new asks for one thing whose combination of attributes is held out of training: it moves, before a still camera.
     """
+    if new and max(lengths) == 1:
+        raise ValueError("an image shows no motion, so no combination of it is new; give lengths above 1")
     rng = np.random.default_rng([seed, 0])
     width, height = pick(rng, sizes, first=0.6)
-    num_frames = pick(rng, lengths, first=0.6)
+    num_frames = pick(rng, [length for length in lengths if length > 1 or not new], first=0.6)
     background = pick(rng, tuple(BACKGROUNDS))
     empty = Scene(
         width=width, height=height, num_frames=num_frames, fps=fps, background=background, things=(), seed=seed
     )
-    empty = draw_camera(rng, empty)
+    if not new:
+        empty = draw_camera(rng, empty)
     num_things = 1 if new else int(rng.choice((1, 2, 3), p=(0.55, 0.35, 0.1)))
     if num_things == 2 and num_frames >= 17 and empty.camera == "still" and rng.random() < 0.3:
         return draw_event(rng, empty)
-    if num_frames == 1:
-        motions: Sequence[str] = ("still",)
-    else:
-        motions = tuple(MOTIONS) if empty.camera == "still" else ("still", "spin")
+    sizes_of_things = tuple(SIZES) if num_things < 3 else ("small",)
+    motions = ("still",) if num_frames == 1 else tuple(MOTIONS) if empty.camera == "still" else ("still", "spin")
     while True:
-        things = draw_things(rng, num_things, empty, motions)
-        if new and num_frames > 1 and not held_out(things[0]) and empty.camera == "still":
-            continue
-        if not new and any(map(held_out, things)):
+        things = draw_things(rng, num_things, empty, motions, sizes_of_things)
+        if any(held_out(thing) != new for thing in things):
             continue
         # Other places and paces come first, other things last (one pair in a hundred): or else large things grow rare.
         for _ in range(100):
@@ -210,17 +209,13 @@ def draw_scene(
                 return scene
 
 
-def draw_things(rng: np.random.Generator, num: int, scene: Scene, motions: Sequence[str]) -> list[Thing]:
-    """Some things, no two of one kind and colour; three are small."""
-    found: dict[tuple[str, str], Thing] = {}
+def draw_things(
+    rng: np.random.Generator, num: int, scene: Scene, motions: Sequence[str], sizes: Sequence[str]
+) -> list[Thing]:
+    """Some things, no two of one kind and colour."""
+    side, found = min(scene.width, scene.height), dict[tuple[str, str], Thing]()
     while len(found) < num:
-        thing = draw_thing(
-            rng,
-            side=min(scene.width, scene.height),
-            motions=motions,
-            background=scene.background,
-            sizes=tuple(SIZES) if num < 3 else ("small",),
-        )
+        thing = draw_thing(rng, side=side, motions=motions, background=scene.background, sizes=sizes)
         found.setdefault((thing.kind, thing.colour), thing)
     return list(found.values())
 
@@ -229,9 +224,7 @@ def draw_event(rng: np.random.Generator, scene: Scene) -> Scene:
     """Two small things that pass each other, collide, or of which one passes behind the other."""
     event = pick(rng, tuple(EVENTS))
     while True:
-        a, b = (replace(thing, size="small") for thing in draw_things(rng, 2, scene, ("still",)))
-        least, greatest = (min(scene.width, scene.height) * share for share in SIZES["small"])
-        a, b = (replace(thing, radius=rng.uniform(least, greatest)) for thing in (a, b))
+        a, b = draw_things(rng, 2, scene, ("still",), ("small",))
         pair = EVENTS[event](rng, (a, b), scene.width, scene.height, scene.num_frames - 1)
         if not any(map(held_out, pair)):
             return replace(scene, things=pair, event=event)

@@ -10,7 +10,7 @@ import numpy as np
 from einops import rearrange
 
 from videogen.toybox.motions import Thing
-from videogen.toybox.things import COLOURS, DIGITS, TILE, halved
+from videogen.toybox.things import COLOURS, DIGITS, TILE, picture
 
 Distance = Callable[[np.ndarray, np.ndarray], np.ndarray]
 """Signed distance to a shape inside the unit circle, from points (x to the right, y up); below zero is inside."""
@@ -85,10 +85,9 @@ DISTANCES: dict[str, Distance] = {
 }
 
 
-def look_up(picture: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """A picture (s, s, 4) at points of the disc that fills it, between its pixels; nothing outside."""
-    side = len(picture)
-    padded = np.pad(picture, ((1, 1), (1, 1), (0, 0)))
+def look_up(padded: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """A picture (s + 2, s + 2, 4) at points of the disc that fills it, between its pixels; nothing outside."""
+    side = len(padded) - 2
     scale = side * 31 / TILE
     column = np.clip(side / 2 + 0.5 + scale * x, 0, side + 0.999)
     row = np.clip(side / 2 + 0.5 - scale * y, 0, side + 0.999)
@@ -109,8 +108,8 @@ def draw(thing: Thing, x: np.ndarray, y: np.ndarray, radius: np.ndarray) -> np.n
         return cover * np.array((*COLOURS[thing.colour], 1), np.float32)
     level = min(max(log2(31 / float(np.mean(radius))), 0.0), 3.0)
     fine, share = int(level), level - int(level)
-    found = look_up(halved(thing.kind, fine), x, y)
+    found = look_up(picture(thing.kind, fine), x, y)
     if share:
-        found = (1 - share) * found + share * look_up(halved(thing.kind, fine + 1), x, y)
+        found = (1 - share) * found + share * look_up(picture(thing.kind, fine + 1), x, y)
     tint = COLOURS[thing.colour] if thing.kind in DIGITS else (255, 255, 255)
     return found * np.array((*tint, 1), np.float32)

@@ -76,16 +76,17 @@ def tile(kind: str) -> np.ndarray:
 
 
 @cache
-def halved(kind: str, level: int) -> np.ndarray:
-    """A tile at 1 / 2^level of its size, averaged."""
-    return reduce(tile(kind), "(h a) (w b) c -> h w c", "mean", a=2**level, b=2**level)
+def picture(kind: str, level: int) -> np.ndarray:
+    """A tile at 1 / 2^level of its size, averaged, in an empty frame of one pixel."""
+    halved = reduce(tile(kind), "(h a) (w b) c -> h w c", "mean", a=2**level, b=2**level)
+    return np.pad(halved, ((1, 1), (1, 1), (0, 0)))
 
 
 def paints(kind: str, colour: str) -> np.ndarray:
     """The colours a thing shows, (n, 3) in 0 ... 255: one, or a sprite's pixels."""
     if colour:
         return np.array([COLOURS[colour]], np.float32)
-    pixels = rearrange(halved(kind, 2), "h w c -> (h w) c")
+    pixels = rearrange(picture(kind, 2), "h w c -> (h w) c")
     solid = pixels[pixels[:, 3] > 0.9]
     return 255 * solid[:, :3] / solid[:, 3:]
 
