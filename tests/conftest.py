@@ -21,21 +21,14 @@ from tokenizers.processors import TemplateProcessing
 from torch import Tensor
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
-from videogen.config import (
-    DataConfig,
-    DitConfig,
-    OptimConfig,
-    RunConfig,
-    SampleConfig,
-    TrainConfig,
-    VaeConfig,
-    to_mapping,
-)
+from videogen import wan_conv
+from videogen.config import DataConfig, DitConfig, OptimConfig, RunConfig, SampleConfig, TrainConfig, VaeConfig
 from videogen.dit import VideoDiT
 from videogen.pipeline import VideoPipeline
+from videogen.plain import to_mapping
 from videogen.stages import make_stage
 from videogen.text import PackedText, pack_texts
-from videogen.toybox import draw_scene, render, write_folder
+from videogen.toybox import Scene, draw_scene, render, write_folder
 from videogen.training import Trainer
 from videogen.vae import VideoVAE, to_patches
 
@@ -64,6 +57,15 @@ def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
+def cuts(total: int, rng: random.Random) -> list[int]:
+    """Random lengths, each at least 1, that add up to the total."""
+    parts: list[int] = []
+    while total:
+        parts.append(rng.randint(1, total))
+        total -= parts[-1]
+    return parts
+
+
 def tiny_dit(**changes: object) -> VideoDiT:
     """Two blocks of width 24 whose weights are all random, so that nothing is hidden by a zero."""
     torch.manual_seed(1)
@@ -82,6 +84,12 @@ def draw_texts(lengths: tuple[int, ...], text_dim: int = TEXT_DIM, seed: int = 0
 @pytest.fixture(scope="session")
 def dit() -> VideoDiT:
     return tiny_dit()
+
+
+@pytest.fixture(scope="session")
+def scenes() -> list[Scene]:
+    """What the toybox draws of the seeds from 0 on."""
+    return [draw_scene(seed) for seed in range(2000)]
 
 
 @pytest.fixture(scope="session")
@@ -112,6 +120,17 @@ def vae(toybox_clips: list[Tensor], toybox_patches: Tensor) -> VideoVAE:
     raw = torch.cat([model.posterior(clip[None]).mean[0].flatten(1) for clip in toybox_clips], dim=1)
     model.register_to_config(latents_mean=raw.mean(1).tolist(), latents_std=raw.std(1).tolist())
     return model
+
+
+@pytest.fixture(params=["taps", "winograd", "library"])
+def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Every convolution of Wan's VAE that can take a form takes it, at sizes where it would not pay."""
+    monkeypatch.setattr(
+        wan_conv, "winograd_pays", lambda x, kernels: request.param == "winograd" and kernels.shape[2] == 3
+    )
+    if request.param == "library":
+        monkeypatch.setattr(wan_conv, "by_taps", wan_conv.by_library)
+    return request.param
 
 
 @pytest.fixture(scope="session")
@@ -198,9 +217,7 @@ STAGES = ("vae", "dit")
 
 
 @pytest.fixture(scope="session")
-def finished(
-    clips_folder: Path, checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
-) -> dict[str, TrainConfig]:
+def finished(clips_folder: Path, checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, TrainConfig]:
     """A run of each stage that was never interrupted: eight steps, saved after four and eight."""
     recipes = {}
     for stage in STAGES:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -18,7 +17,7 @@ from selenium.webdriver.remote.webdriver import WebDriver
 from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.ui import Select
 
-from tests.test_sweep import SMALL, plan_of
+from tests.sweeps import SMALL, plan_of
 from videogen.pipeline import VideoPipeline
 from videogen.sweep.page import publish
 from videogen.sweep.work import sweep
@@ -26,7 +25,7 @@ from videogen.sweep.work import sweep
 pytestmark = pytest.mark.browser
 PROMPTS = ('</script><b>it\'s a "red" circle', "a large blue star")
 FLAGS = (
-    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--disable-quic", "--no-first-run",
     "--disable-background-networking", "--disable-component-update", "--disable-sync", "--window-size=1200,900",
 )  # fmt: skip
 
@@ -47,12 +46,7 @@ def driver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WebDriver]:
     chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     chromedriver = shutil.which("chromedriver")
     if chromium is None or chromedriver is None:
-        missing = (
-            "the page is NOT tested: chromium or chromedriver is missing; apt-get install chromium chromium-driver"
-        )
-        if os.environ.get("VIDEOGEN_REQUIRE_BROWSER") == "1":
-            pytest.fail(missing)
-        pytest.skip(missing)
+        pytest.fail("chromium or chromedriver is missing; apt-get install chromium chromium-driver")
     options = Options()
     options.binary_location = chromium
     for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):

@@ -1,6 +1,6 @@
 """Read and write videos and pictures: the only file that knows decord, PyAV and imageio.
 
-any file FFmpeg or Pillow can read  ->  frames (t, h, w, 3) uint8  ->  .mp4, .webm, .gif or .png
+    any file FFmpeg or Pillow can read  ->  frames (t, h, w, 3) uint8  ->  .mp4, .webm, .gif or .png
 """
 
 from __future__ import annotations
@@ -106,13 +106,8 @@ def opened(path: Path) -> Iterator[tuple[InputContainer, av.VideoStream]]:
 
 
 def read_video(
-    path: Path,
-    *,
-    fps: float | None = None,
-    start_seconds: float = 0.0,
-    num_frames: int | None = None,
-    size: tuple[int, int] | None = None,
-    reader: Literal["auto", "decord", "pyav"] = "auto",
+    path: Path, *, fps: float | None = None, start_seconds: float = 0.0, num_frames: int | None = None,
+    size: tuple[int, int] | None = None, reader: Literal["auto", "decord", "pyav"] = "auto",
 ) -> Tensor:
     """Frames (t, h, w, 3) uint8 of a video or picture: every 1/fps from start_seconds, the frame shown at that moment.
 
@@ -279,13 +274,8 @@ WRITABLE = (*ENCODERS, ".png")
 
 
 def write_video(
-    path: Path,
-    frames: Tensor | Iterable[Tensor],
-    *,
-    fps: float,
-    settings: Mapping[str, object] | None = None,
-    crf: int = 12,
-    overwrite: bool = False,
+    path: Path, frames: Tensor | Iterable[Tensor], *, fps: float,
+    settings: Mapping[str, object] | None = None, crf: int = 12, overwrite: bool = False,
 ) -> None:
     """Write frames (t, h, w, 3) uint8, whole or in chunks, as .mp4, .webm, .gif or .png, with settings inside.
 
@@ -342,13 +332,8 @@ def encode(path: Path, first: ndarray, rest: Iterator[ndarray], fps: float, crf:
         raise ValueError(f"{path.suffix} needs even sizes, got {width}x{height}; try {below} or {above}")
     options = f"{options.format(crf=crf)} -fflags +bitexact -flags:v +bitexact"
     writer = imageio_ffmpeg.write_frames(
-        path,
-        (width, height),
-        codec=codec,
-        pix_fmt_out=pixels,
-        ffmpeg_log_level="error",
-        fps=fps,
-        quality=None,  # pyright: ignore[reportArgumentType]
+        path, (width, height), codec=codec, pix_fmt_out=pixels, ffmpeg_log_level="error",
+        fps=fps, quality=None,  # pyright: ignore[reportArgumentType]
         macro_block_size=1,  # 16, the default, resizes in silence
         output_params=[*options.split(), *(["-metadata", f"comment={note}"] if note else [])],
     )

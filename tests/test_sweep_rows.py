@@ -1,0 +1,195 @@
+"""Sweeps: every run leaves a row, whatever stops it, and a search goes on where it was."""
+
+from __future__ import annotations
+
+import csv
+import os
+import signal
+from dataclasses import replace
+from pathlib import Path
+
+import pyarrow.parquet as parquet
+import pytest
+from torch import Tensor
+
+from tests.sweeps import PROMPTS, Counter, plan_of
+from videogen.pipeline import VideoPipeline
+from videogen.sweep.search import open_study, search
+from videogen.sweep.table import gather, read_rows
+from videogen.sweep.work import Worker, config_of, open_folder, sweep
+from videogen.video_io import probe, read_settings
+
+# --- rows
+
+
+def finite(frames: Tensor, prompt: str) -> dict[str, float]:
+    """A plug: how bright a clip is, and how long its prompt."""
+    return {"brightness": float(frames.float().mean()), "words": len(prompt.split())}
+
+
+def stumble(frames: Tensor, prompt: str) -> dict[str, float]:
+    """A plug with a fault."""
+    if "star" in prompt:
+        raise KeyError("star")
+    return finite(frames, prompt)
+
+
+def test_a_2x2_sweep_writes_4_clips_and_4_rows(pipeline: VideoPipeline, tmp_path: Path) -> None:
+    out = tmp_path / "s"
+    plan = plan_of(["steps=1,2", "guidance=1,2"], reference_steps=4)
+    rows = sweep(pipeline, plan, out, score=finite)
+    assert len(rows) == 4
+    assert len(list((out / "clips").glob("*.mp4"))) == 4
+    assert parquet.read_table(out / "results.parquet").to_pylist() == rows
+    with (out / "results.csv").open(encoding="utf-8", newline="") as file:
+        assert [line["key"] for line in csv.DictReader(file)] == [row["key"] for row in rows]
+    for run, row in zip(plan.runs(), rows, strict=True):
+        assert config_of(row) == run.config
+        info, settings = probe(out / str(row["clip"])), read_settings(out / str(row["clip"]))
+        assert (info.width, info.num_frames) == (32, 5)
+        assert (settings["prompt"], settings["steps"]) == (run.prompt, run.config.steps)
+        assert row["error"] is None
+        parts = [float(str(row[f"{part}_seconds"])) for part in ("text", "denoise", "decode")]
+        assert all(part > 0 for part in parts)
+        assert row["total_seconds"] == pytest.approx(sum(parts))
+        assert float(str(row["peak_memory_gb"])) > 0.05
+        assert row["score_words"] == 3.0
+        assert {"psnr_db", "ssim", "flicker", "motion", "saturation", "clipped", "score_brightness"} <= row.keys()
+    assert not list(out.rglob("*.part"))
+
+
+def test_more_steps_are_nearer_to_the_reference_and_the_reference_is_at_100(
+    pipeline: VideoPipeline, tmp_path: Path
+) -> None:
+    plan = plan_of(["steps=1,4,16"], reference_steps=16)
+    plan = replace(
+        plan, bases=tuple(run._replace(config=replace(run.config, sampler="dpmpp_2m")) for run in plan.bases)
+    )
+    found = [float(str(row["psnr_db"])) for row in sweep(pipeline, plan, tmp_path / "s")]
+    assert found == sorted(found)
+    assert found[-1] > 55  # the same run but for who was beside it: at most a value here and there is off by one
+
+
+def test_the_same_call_again_makes_nothing(pipeline: VideoPipeline, tmp_path: Path) -> None:
+    plan = plan_of(["steps=1,2"], reference_steps=3)
+    rows = sweep(pipeline, plan, tmp_path)
+    counter = Counter(pipeline.transformer)
+    assert sweep(pipeline, plan, tmp_path) == rows
+    counter.hook.remove()
+    assert counter.calls == 0
+
+
+def test_a_run_that_fails_is_a_row_with_its_error_and_the_rest_go_on(pipeline: VideoPipeline, tmp_path: Path) -> None:
+    rows = sweep(pipeline, plan_of(["guidance=2,1e38,3"], reference_steps=2), tmp_path)
+    assert [row["error"] is None for row in rows] == [True, False, True]
+    assert "the latents are not finite; lower the guidance" in str(rows[1]["error"])
+    assert [row["clip"] is None for row in rows] == [False, True, False]
+
+
+def test_a_plug_that_fails_costs_its_row_only_and_is_tried_again(pipeline: VideoPipeline, tmp_path: Path) -> None:
+    plan = plan_of(["steps=1,2"], prompts=PROMPTS)
+    rows = sweep(pipeline, plan, tmp_path, score=stumble)
+    assert [row["error"] for row in rows] == [None, "KeyError: 'star'", None, "KeyError: 'star'"]
+    again = sweep(pipeline, plan, tmp_path, score=finite)
+    assert [row["error"] for row in again] == [None] * 4
+    assert again[0] == rows[0]
+
+
+@pytest.mark.parametrize(
+    "score", [lambda frames, prompt: 3, lambda frames, prompt: {"a": "b"}, lambda f, p: {"a": float("nan")}]
+)
+def test_a_plug_gives_a_dict_of_numbers(score: object, pipeline: VideoPipeline, tmp_path: Path) -> None:
+    (row,) = sweep(pipeline, plan_of(["steps=1"]), tmp_path, score=score)  # type: ignore[arg-type]
+    assert "score must return" in str(row["error"])
+
+
+def press_ctrl_c() -> None:
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_ctrl_c_finishes_the_rows_at_hand_and_the_same_call_goes_on(pipeline: VideoPipeline, tmp_path: Path) -> None:
+    plan = plan_of(["steps=1,2,3"], seeds=[0, 1])
+    with pytest.raises(KeyboardInterrupt):
+        sweep(pipeline, plan, tmp_path, score=finite, on_row=lambda row: press_ctrl_c() if row["seed"] == 0 else None)
+    first = read_rows(tmp_path)
+    assert 0 < len(first) < 6
+    assert all(row["error"] is None and (tmp_path / str(row["clip"])).is_file() for row in first.values())
+    rows = {str(row["key"]): row for row in sweep(pipeline, plan, tmp_path, score=finite)}
+    assert len(rows) == 6
+    assert {key: rows[key] for key in first} == first
+
+
+def test_the_handler_of_ctrl_c_is_put_back(pipeline: VideoPipeline, tmp_path: Path) -> None:
+    before = signal.getsignal(signal.SIGINT)
+    sweep(pipeline, plan_of(["steps=1"]), tmp_path)
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_the_rows_of_other_processes_are_gathered(pipeline: VideoPipeline, tmp_path: Path) -> None:
+    plan = plan_of(["steps=1,2"], seeds=[0, 1])
+    rows = sweep(pipeline, plan, tmp_path)
+    for suffix in ("parquet", "csv"):
+        (tmp_path / f"results.{suffix}").rename(tmp_path / f"results.1.{suffix}")
+    assert sorted(read_rows(tmp_path)) == sorted(str(row["key"]) for row in rows)
+    assert gather(tmp_path, [run.key for run in plan.runs()]) == rows
+    assert not list(tmp_path.glob("results.1.*"))
+
+
+def test_a_folder_of_another_sweep_is_refused_and_left_alone(pipeline: VideoPipeline, tmp_path: Path) -> None:
+    sweep(pipeline, plan_of(["steps=1"]), tmp_path)
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    for other in (plan_of(["steps=2"]), plan_of(["steps=1"], seeds=[1]), plan_of(["steps=1"], reference_steps=4)):
+        with pytest.raises(ValueError, match="holds another sweep"):
+            sweep(pipeline, other, tmp_path)
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+
+
+def test_overwrite_begins_anew_and_spares_what_is_not_the_sweeps(pipeline: VideoPipeline, tmp_path: Path) -> None:
+    sweep(pipeline, plan_of(["steps=1"]), tmp_path)
+    (tmp_path / "notes.txt").write_text("mine", encoding="utf-8")
+    rows = sweep(pipeline, plan_of(["steps=2"]), tmp_path, overwrite=True)
+    assert [row["steps"] for row in rows] == [2]
+    assert len(list((tmp_path / "clips").glob("*.mp4"))) == 1
+    assert (tmp_path / "notes.txt").read_text(encoding="utf-8") == "mine"
+
+
+def test_a_folder_of_something_else_is_refused(pipeline: VideoPipeline, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine", encoding="utf-8")
+    with pytest.raises(ValueError, match="holds something that is no sweep"):
+        sweep(pipeline, plan_of(["steps=1"]), tmp_path, overwrite=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+# --- search
+
+
+def test_a_search_tries_as_many_settings_as_asked_and_goes_on(pipeline: VideoPipeline, tmp_path: Path) -> None:
+    plan = plan_of(["steps=1:6:6", "sampler=euler,heun"], seeds=[0, 1], reference_steps=8)
+    open_folder(tmp_path, plan)
+    worker = Worker(pipeline, plan, tmp_path)
+    first = search(worker, plan, tmp_path, 3)
+    assert len(first) == 3
+    assert len(read_rows(tmp_path)) == 3 * 2
+    counter = Counter(pipeline.transformer)
+    assert search(Worker(pipeline, plan, tmp_path), plan, tmp_path, 3) == first
+    counter.hook.remove()
+    assert counter.calls == 0
+    more = search(Worker(pipeline, plan, tmp_path), plan, tmp_path, 5)
+    assert more[:3] == first
+    assert len(read_rows(tmp_path)) == 5 * 2
+    search(worker, plan, tmp_path, 99)
+    assert len(read_rows(tmp_path)) == 12 * 2
+
+
+def test_a_search_that_is_stopped_goes_on_with_its_trial(pipeline: VideoPipeline, tmp_path: Path) -> None:
+    plan = plan_of(["steps=1:6:6", "sampler=euler,heun"], seeds=[0, 1], reference_steps=4)
+    open_folder(tmp_path, plan)
+    worker = Worker(pipeline, plan, tmp_path, on_row=lambda row: press_ctrl_c() if row["seed"] == 0 else None)
+    with pytest.raises(KeyboardInterrupt):
+        search(worker, plan, tmp_path, 2)
+    (first,) = {(row["steps"], row["sampler"]) for row in read_rows(tmp_path).values()}
+    tried = search(Worker(pipeline, plan, tmp_path), plan, tmp_path, 2)
+    assert (tried[0]["steps"], tried[0]["sampler"]) == first
+    study = open_study(tmp_path)
+    assert all(trial.state.is_finished() for trial in study.trials)
+    assert len(tried) == 2
