@@ -16,14 +16,11 @@ from videogen.config import (
     VaeConfig,
     check_frames,
     check_size,
-    from_mapping,
-    load_toml,
-    nearest,
     parse_size,
     read_defaults,
     resolve_frames,
-    to_mapping,
 )
+from videogen.plain import from_mapping, load_toml, nearest, to_mapping
 
 ROOT = Path(__file__).parent.parent
 RECIPES = sorted((ROOT / "configs").glob("*.toml"))
@@ -68,7 +65,7 @@ def test_a_config_comes_back_from_its_mapping_and_from_json(config: TrainConfig)
 def test_a_config_comes_back_from_toml(tmp_path: Path) -> None:
     (tmp_path / "x.toml").write_text(
         'stage = "vae"\n[data]\nfolder = "clips"\nfps = 12\n[run]\nminutes = 3\nsample_prompts = ["a", "b"]\n'
-        '[optim]\nema = [0.1, 0.2]\n[dit.known]\nbox = 1\n[sample]\nguidance_interval = [0, 0.5]\n',
+        "[optim]\nema = [0.1, 0.2]\n[dit.known]\nbox = 1\n[sample]\nguidance_interval = [0, 0.5]\n",
         encoding="utf-8",
     )
     config = load_toml(TrainConfig, tmp_path / "x.toml")

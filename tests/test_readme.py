@@ -10,9 +10,10 @@ import pytest
 
 from tests.bench.readme import PAGES, filled
 from videogen.cli import COMMANDS
-from videogen.config import SampleConfig, TrainConfig, load_toml
+from videogen.config import SampleConfig, TrainConfig
 from videogen.flags import flags_of
 from videogen.generate import SampleArgs
+from videogen.plain import load_toml
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

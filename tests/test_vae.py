@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.conftest import CHANNELS, seeded, tiny_recipe
+from tests.conftest import CHANNELS, cuts, seeded, tiny_recipe
 from videogen.config import VaeConfig
 from videogen.stages import VaeStage
 from videogen.vae import State, VideoVAE, from_patches, to_patches
@@ -82,14 +82,6 @@ def test_a_clip_in_a_batch_is_the_clip_alone(vae: VideoVAE) -> None:
 
 
 # --- streaming
-
-
-def cuts(total: int, rng: random.Random) -> list[int]:
-    parts: list[int] = []
-    while total:
-        parts.append(rng.randint(1, total))
-        total -= parts[-1]
-    return parts
 
 
 @pytest.mark.parametrize("seed", range(6))

@@ -15,8 +15,9 @@ from typing import Literal
 
 import tyro
 
-from videogen.config import TrainConfig, load_toml, nearest, parse_size
+from videogen.config import TrainConfig, parse_size
 from videogen.flags import guard, offline, parse
+from videogen.plain import load_toml, nearest
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -8,26 +8,16 @@ Units stand in the names, the meaning under the field; a value that cannot be is
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
-import json
 import math
 import re
-import tomllib
-import typing
-from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Literal
 
-T = TypeVar("T")
+from videogen.plain import from_mapping
+from videogen.wan_folder import default_settings
+
 MINI = Path(__file__).resolve().parent.parent / "assets" / "mini"  # the default checkpoint, in a checkout
-
-
-def nearest(name: str, allowed: Collection[str]) -> str:
-    """A hint at the allowed name that looks most like a wrong one: "; did you mean 'steps'?" or nothing."""
-    close = difflib.get_close_matches(name, list(allowed), n=1, cutoff=0.5)
-    return f"; did you mean {close[0]!r}?" if close else ""
 
 
 def parse_size(size: str) -> tuple[int, int]:
@@ -56,6 +46,8 @@ class SampleConfig:
     """How the noise is removed: euler, heun, dpmpp_2m, or a diffusers scheduler by name (unipc, deis, ...)."""
     guidance: float = 4.0
     """How strongly the prompt is followed; 1 asks once a step and ignores the negative prompt."""
+    guidance_2: float | None = None
+    """The same for the second expert of Wan 2.2, which takes over at low noise; none is as guidance."""
     guidance_interval: tuple[float, float] = (0.0, 1.0)
     """The noise levels between which guidance is on (Kynkäänniemi et al. 2024)."""
     cfg_zero: bool = True
@@ -70,8 +62,9 @@ class SampleConfig:
         require_positive(self, "frames", "steps", "fps", "shift")
         if self.seconds is not None:
             require_positive(self, "seconds")
-        if not 0 <= self.guidance < math.inf:
-            raise ValueError(f"guidance must be 0 or more, got {self.guidance:g}; 1 is no guidance")
+        for name in ("guidance", "guidance_2"):
+            if (value := getattr(self, name)) is not None and not 0 <= value < math.inf:
+                raise ValueError(f"{name} must be 0 or more, got {value:g}; 1 is no guidance")
         low, high = self.guidance_interval
         if not 0 <= low <= high <= 1:
             raise ValueError(f"guidance_interval must be two rising noise levels in 0..1, got {low:g} and {high:g}")
@@ -94,6 +87,12 @@ class DataConfig:
 
     folder: Path = Path("data")
     """A folder of videos: metadata.csv / .jsonl / .parquet with file_name and text, or a clip.txt beside clip.mp4."""
+    toybox: int = 0
+    """Draw this many clips of the toybox instead of reading a folder."""
+    toybox_sizes: tuple[str, ...] = ()
+    """Sizes WxH of those clips, the first of them six times in ten; none takes all of the toybox's."""
+    toybox_lengths: tuple[int, ...] = ()
+    """Their numbers of frames, likewise."""
     fps: float = 8.0
     """Frames a second that the clips are read at."""
     max_seconds: float = 4.2
@@ -111,8 +110,13 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         require_positive(self, "fps", "max_seconds", "windows", "max_tokens", "token_budget", "repeats")
-        if self.val_clips < 0:
-            raise ValueError(f"data.val_clips must be 0 or more, got {self.val_clips}")
+        for name in ("toybox", "val_clips"):
+            if (value := getattr(self, name)) < 0:
+                raise ValueError(f"data.{name} must be 0 or more, got {value}")
+        for size in self.toybox_sizes:
+            check_size(*parse_size(size), 16)
+        for frames in self.toybox_lengths:
+            check_frames(frames, 4)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,6 +127,8 @@ class VaeConfig:
     """Latent channels."""
     width: int = 64
     """Channels of the finest convolutions; the coarser ones have 1.5 and 2 times as many."""
+    linear_encoder: bool = False
+    """Encode by the linear transform alone, which is fixed before training: a DiT need not wait for the decoder."""
     crop: int = 32
     """Side of the square training crops in pixels, drawn around what is busy; 0 trains on whole clips."""
     crop_frames: int = 9
@@ -176,6 +182,12 @@ class DitConfig:
     """Hidden width of the feed-forward layers."""
     patch_size: tuple[int, int, int] = (1, 2, 2)
     """Frames, rows and columns of latent cells in one token."""
+    coarse_patch: tuple[int, int, int] | None = None
+    """One more patch size, for the noisier part of a sampling run (FlexiDiT)."""
+    coarse_share: float = 0.5
+    """Share of the steps that train it."""
+    coarse_from: float = 0.3
+    """The least noise level that it is trained for."""
     prediction: Literal["clean", "velocity"] = "clean"
     """What the network puts out; the loss is on the velocity either way (Li & He 2025)."""
     caption_dropout: float = 0.1
@@ -193,7 +205,7 @@ class DitConfig:
         require_positive(self, "num_layers", "num_attention_heads", "attention_head_dim", "ffn_dim", "base_tokens")
         if self.attention_head_dim % 2:
             raise ValueError(f"attention_head_dim must be even, got {self.attention_head_dim}")
-        for name in ("caption_dropout", "uniform_sigmas"):
+        for name in ("caption_dropout", "uniform_sigmas", "coarse_share", "coarse_from"):
             if not 0 <= (value := getattr(self, name)) <= 1:
                 raise ValueError(f"{name} must be a share, 0 to 1, got {value:g}")
 
@@ -277,80 +289,6 @@ def require_positive(config: object, *names: str) -> None:
             raise ValueError(f"{name} must be above 0, got {value:g}")
 
 
-def from_mapping(cls: type[T], values: Mapping[str, object], where: str = "") -> T:
-    """Build a config dataclass from plain values; an unknown key is refused with the nearest right one."""
-    hints = typing.get_type_hints(cls)
-    made: dict[str, object] = {}
-    for key, value in values.items():
-        if key not in hints:
-            raise ValueError(f"unknown key {where + key!r}{nearest(key, hints)}")
-        made[key] = _convert(hints[key], value, f"{where}{key}")
-    return cls(**made)
-
-
-def _convert(hint: object, value: object, name: str) -> object:
-    """One plain TOML or JSON value as the type that the field asks for."""
-    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
-        if not isinstance(value, Mapping):
-            raise ValueError(f"{name} must be a table, got {value!r}")
-        return from_mapping(hint, value, f"{name}.")
-    origin, options = typing.get_origin(hint), typing.get_args(hint)
-    if origin is Literal:
-        if value not in options:
-            raise ValueError(f"{name} must be one of {', '.join(map(repr, options))}, got {value!r}")
-        return value
-    if origin is tuple and isinstance(value, list | tuple):
-        kinds = options if options[-1] is not Ellipsis else (options[0],) * len(value)
-        if len(kinds) != len(value):
-            raise ValueError(f"{name} must have {len(kinds)} values, got {value!r}")
-        return tuple(_convert(kind, item, name) for kind, item in zip(kinds, value, strict=True))
-    if origin is dict and isinstance(value, Mapping):
-        return {str(key): _convert(options[1], item, f"{name}.{key}") for key, item in value.items()}
-    if origin in (tuple, dict):
-        raise ValueError(f"{name} must be a {'list' if origin is tuple else 'table'}, got {value!r}")
-    kinds = options or (hint,)
-    if value is None and type(None) in kinds:
-        return None
-    if Path in kinds and isinstance(value, str | Path):
-        return Path(value)
-    if float in kinds and isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value)
-    for kind in kinds:
-        if isinstance(kind, type) and isinstance(value, kind) and not (kind is int and isinstance(value, bool)):
-            return value
-    names = " or ".join(kind.__name__ for kind in kinds if isinstance(kind, type) and kind is not type(None))
-    raise ValueError(f"{name} must be of type {names}, got {value!r}")
-
-
-def to_mapping(config: object) -> dict[str, object]:
-    """A config as plain JSON values; from_mapping gives it back."""
-    return {item.name: _plain(getattr(config, item.name)) for item in dataclasses.fields(config)}  # type: ignore[arg-type]
-
-
-def _plain(value: object) -> object:
-    if dataclasses.is_dataclass(value):
-        return to_mapping(value)
-    if isinstance(value, Path):
-        return str(value)
-    return list(value) if isinstance(value, tuple) else value
-
-
-def load_toml(cls: type[T], path: Path, *, over: T | None = None) -> T:
-    """Read a config file, over another config's values if one is given; an unknown key suggests the right one."""
-    if not path.is_file():
-        raise ValueError(f"no config file {path}; the recipes are in configs/")
-    try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except tomllib.TOMLDecodeError as error:
-        raise ValueError(f"{path} is not valid TOML: {error}") from None
-    try:
-        if over is not None:  # a length in frames is not held back by one in seconds from elsewhere
-            values = to_mapping(over) | ({"seconds": None} if "frames" in values else {}) | values
-        return from_mapping(cls, values)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
-
-
 def resolve_frames(config: SampleConfig, stride: int) -> int:
     """The length in frames: as given, or the possible one nearest to the seconds asked for."""
     if config.seconds is None:
@@ -379,7 +317,6 @@ def check_size(width: int, height: int, stride: int) -> None:
 
 def read_defaults(folder: Path) -> SampleConfig:
     """A checkpoint's default settings, without loading it."""
-    path = folder / "model_index.json"
-    if not path.is_file():
+    if not (folder / "model_index.json").is_file():
         raise ValueError(f"{folder} is not a checkpoint folder: it has no model_index.json")
-    return from_mapping(SampleConfig, json.loads(path.read_text(encoding="utf-8")).get("defaults") or {})
+    return from_mapping(SampleConfig, default_settings(folder))

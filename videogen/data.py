@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from einops import rearrange
@@ -196,9 +196,17 @@ class VideoFolder:
 
     def split(self) -> tuple[list[int], list[int]]:
         """Indices to train on and indices held out, drawn by the seed; at least one of each where there are two."""
-        order = torch.randperm(len(self.entries), generator=torch.Generator().manual_seed(self.seed)).tolist()
-        num_val = min(self.config.val_clips, len(order) // 2)
-        return sorted(order[num_val:]), sorted(order[:num_val])
+        return hold_out(len(self.entries), self.config.val_clips, self.seed)
+
+    def caption(self, index: int) -> str:
+        """What is said of a clip."""
+        return self.entries[index].caption
+
+    def key(self, index: int, epoch: int) -> tuple[object, ...]:
+        """All that decides the content of an epoch's clip: the file's path, size and time, the stretch, the target."""
+        entry, stat = self.entries[index], self.entries[index].path.stat()
+        file = (entry.path.resolve(), stat.st_size, stat.st_mtime_ns)
+        return *file, f"{self.start_of(index, epoch):.4f}", self.config.fps, entry.frames, entry.width, entry.height
 
     def report(self, index: int, reason: str) -> None:
         """Name a file that failed while it was read, once."""
@@ -226,29 +234,45 @@ class VideoFolder:
         return Clip(cover(frames[:whole], entry.width, entry.height), entry.caption)
 
 
+def hold_out(num: int, num_held: int, seed: int) -> tuple[list[int], list[int]]:
+    """Indices to train on and indices held out, drawn by the seed; at least one of each where there are two."""
+    order = torch.randperm(num, generator=torch.Generator().manual_seed(seed)).tolist()
+    num_held = min(num_held, len(order) // 2)
+    return sorted(order[num_held:]), sorted(order[:num_held])
+
+
 def epoch_order(indices: Sequence[int], seed: int, epoch: int) -> list[int]:
     """The indices in the order of one epoch."""
     order = torch.randperm(len(indices), generator=step_generator(seed, epoch))
     return [indices[i] for i in order.tolist()]
 
 
+class Clips(Protocol):
+    """Where clips come from: files of a folder, or drawn ones."""
+
+    def read(self, index: int, epoch: int = 0) -> Clip:
+        """The clip of an epoch."""
+        ...
+
+    def key(self, index: int, epoch: int) -> tuple[object, ...]:
+        """All that decides its content."""
+        ...
+
+
 class LatentCache:
     """Encoded clips on disk, so that a file is decoded and encoded once and not every epoch.
 
-    The name of a cached latent is a hash of everything that decides its content: the file's path, size and time, the
-    stretch, the target size and the VAE. So it is never stale, and a killed run leaves no half-written one.
+    The name of a cached latent is a hash of everything that decides its content: the clip's key and the encoder. So it
+    is never stale, and a killed run leaves no half-written one.
     """
 
-    def __init__(self, folder: VideoFolder, vae_id: str, encode: Callable[[Tensor], Tensor], cache_dir: Path) -> None:
+    def __init__(self, folder: Clips, vae_id: str, encode: Callable[[Tensor], Tensor], cache_dir: Path) -> None:
         self.folder, self.vae_id, self.encode, self.cache_dir = folder, vae_id, encode, cache_dir
         cache_dir.mkdir(parents=True, exist_ok=True)
 
     def path_of(self, index: int, epoch: int) -> Path:
         """Where this clip's latent lies or will lie."""
-        entry, start = self.folder.entries[index], self.folder.start_of(index, epoch)
-        stat = entry.path.stat()
-        parts = (entry.path.resolve(), stat.st_size, stat.st_mtime_ns, f"{start:.4f}", self.folder.config.fps)
-        parts += (entry.frames, entry.width, entry.height, self.vae_id)
+        parts = (*self.folder.key(index, epoch), self.vae_id)
         digest = hashlib.sha256("|".join(map(str, parts)).encode()).hexdigest()
         return self.cache_dir / digest[:2] / f"{digest[2:34]}.safetensors"
 

@@ -16,7 +16,7 @@ from typing import TypeVar, cast
 
 import tyro
 
-from videogen.config import nearest
+from videogen.plain import nearest
 
 T = TypeVar("T")
 

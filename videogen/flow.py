@@ -31,12 +31,12 @@ def velocity_of(clean: Tensor, noised: Tensor, sigma: Tensor) -> Tensor:
     return (noised - clean) / sigma.clamp(min=SIGMA_MIN)
 
 
-def token_shift(lengths: Lengths, base_tokens: int) -> Tensor:
+def token_shift(lengths: Lengths, base_tokens: float) -> Tensor:
     """A longer clip hides more from noise, so its levels are shifted up: sqrt(n / base), 1 to 3 (Esser et al. 2024)."""
     return (torch.tensor(lengths, dtype=torch.float32) / base_tokens).sqrt().clamp(1, 3)
 
 
-def draw_sigmas(lengths: Lengths, *, base_tokens: int, uniform: float, generator: Generator) -> Tensor:
+def draw_sigmas(lengths: Lengths, *, base_tokens: float, uniform: float, generator: Generator) -> Tensor:
     """A noise level for each clip (b,): logit-normal, stratified over the batch, shifted by length, a share uniform."""
     num = len(lengths)
     strata = (torch.randperm(num, generator=generator) + torch.rand(num, generator=generator)) / num
@@ -51,12 +51,17 @@ def draw_levels(
     video: PackedVideo,
     known: Mapping[str, float],
     *,
-    base_tokens: int,
+    base_tokens: float,
     uniform: float,
     generator: Generator,
+    least: float = 0.0,
 ) -> NoiseLevels:
-    """The noise level of every token: its clip's own, 0 where known; few distinct ones, found on the host."""
+    """The noise level of every token: its clip's own, 0 where known; few distinct ones, found on the host.
+
+    base_tokens counts tokens of the pack's own patch size. Levels below the least are raised in proportion.
+    """
     sigmas = draw_sigmas(video.lengths, base_tokens=base_tokens, uniform=uniform, generator=generator)
+    sigmas = least + (1 - least) * sigmas
     shares = [draw_known(grid, known, generator).flatten() for grid in video.grids]
     per_token = torch.cat([sigma * share for sigma, share in zip(sigmas, shares, strict=True)])
     values, index = torch.unique(per_token, return_inverse=True)
@@ -69,7 +74,7 @@ def flow_loss(
     text: PackedText,
     levels: NoiseLevels,
     *,
-    base_tokens: int,
+    base_tokens: float,
     generator: Generator,
 ) -> Tensor:
     """How far the predicted velocity is from the true one: the mean over noised tokens, weighted by clip."""

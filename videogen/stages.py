@@ -7,9 +7,11 @@ A stage's batches are a pure function of (config, step): nothing about the order
 
 from __future__ import annotations
 
+import hashlib
 import math
+from collections import Counter
 from collections.abc import Iterator
-from itertools import count
+from itertools import count, islice
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -17,18 +19,20 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from videogen.config import TrainConfig, to_mapping
-from videogen.data import LatentCache, VideoFolder, busy_crops, epoch_order
+from videogen.config import DataConfig, TrainConfig
+from videogen.data import Entry, LatentCache, VideoFolder, busy_crops, epoch_order
 from videogen.dit import VideoDiT
+from videogen.drawn import DrawnClips, DrawnEntry
 from videogen.flow import draw_levels, drop_captions, flow_loss, step_generator
 from videogen.known import check_mixture
-from videogen.packing import pack, plan_packs
+from videogen.packing import Patch, pack, plan_packs
 from videogen.pipeline import VideoPipeline, quiet_libraries, to_uint8
+from videogen.plain import to_mapping
 from videogen.sampling import check_sampler
-from videogen.storage import checkpoint_id, whole_folder
+from videogen.storage import whole_folder
 from videogen.text import PackedText, embed_prompts, load_text, pack_texts
 from videogen.training import saved_steps
-from videogen.vae import VideoVAE, to_patches
+from videogen.vae import SPACE_STRIDE, TIME_STRIDE, VideoVAE, to_patches
 from videogen.vae_loss import busyness, psnr, vae_loss
 from videogen.video_io import write_video
 
@@ -44,11 +48,11 @@ class VaeStage:
 
     def __init__(self, config: TrainConfig) -> None:
         self.config = config
-        self.folder = VideoFolder(config.data, config.dit.patch_size, seed=config.run.seed)  # sizes as the DiT's
+        self.folder = open_clips(config.data, config.dit.patch_size, config.run.seed)  # sizes as the DiT's
         self.train, self.val = self.folder.split()
         self.orders: dict[int, list[int]] = {}
         torch.manual_seed(config.run.seed)  # the first weights; everything later draws from its own generators
-        self.model = VideoVAE(config.vae.channels, config.vae.width)
+        self.model = VideoVAE(config.vae.channels, config.vae.width, linear_encoder=config.vae.linear_encoder)
         if not saved_steps(config.run.dir):  # a resumed run has its weights already
             self.model.init_weights(self.sample_patches(), step_generator(config.run.seed, -1))
         # 768 correlated inputs: a learning rate that suits the convolutions throws the linear transforms off at once.
@@ -168,10 +172,11 @@ class VaeStage:
 
 
 class Pack(NamedTuple):
-    """A step of the DiT: latents (c, t, h, w) of any sizes and their captions."""
+    """A step of the DiT: latents (c, t, h, w) of any sizes, their captions, and the size of its patches."""
 
     latents: list[Tensor]
     captions: list[str]
+    patch: Patch
 
 
 class DitStage:
@@ -184,10 +189,9 @@ class DitStage:
         self.vae = load_part(VideoVAE, config.dit.vae, "vae").eval().requires_grad_(False)
         self.tokenizer, self.text_encoder = load_text(config.dit.text)
         self.model = self._new_model()
-        self.folder = VideoFolder(config.data, self.model.base_patch, seed=self.seed)
+        self.folder = open_clips(config.data, self.model.base_patch, self.seed)
         self.train, self.val = self.folder.split()
-        vae_id = checkpoint_id(config.dit.vae / "vae")["sha256"]
-        self.cache = LatentCache(self.folder, vae_id, self._encode, config.run.dir / "latents")
+        self.cache = LatentCache(self.folder, encoder_id(self.vae), self._encode, config.run.dir / "latents")
         self.texts: dict[str, Tensor] = {}
         if config.dit.gradient_checkpointing:
             self.model.enable_gradient_checkpointing()
@@ -215,6 +219,7 @@ class DitStage:
             ffn_dim=dit.ffn_dim,
             num_layers=dit.num_layers,
             prediction=dit.prediction,
+            extra_patch_sizes=[dit.coarse_patch] if dit.coarse_patch else [],
         )
         model.init_weights()
         return model
@@ -223,21 +228,33 @@ class DitStage:
     def _encode(self, video: Tensor) -> Tensor:
         return self.vae.encode(video[None].to(self.vae.device))[0].cpu()
 
-    def plan(self, epoch: int) -> list[list[int]]:
-        """The packs of an epoch, each clip in exactly one."""
-        order = epoch_order(self.train * self.config.data.repeats, self.seed, epoch)
-        lengths = [entry.num_tokens for entry in self.folder.entries]
-        return plan_packs(lengths, budget=self.config.data.token_budget, order=order)
+    def patch_of(self, step: int) -> Patch:
+        """The patch size of a step: the coarse one's share is spread evenly."""
+        coarse, share = self.config.dit.coarse_patch, self.config.dit.coarse_share
+        return coarse if coarse and int((step + 1) * share) > int(step * share) else self.model.base_patch
+
+    def packs(self, patch: Patch) -> Iterator[tuple[int, list[int]]]:
+        """All packs of a patch size, epoch by epoch: in each, every clip that it divides stands exactly once."""
+        lengths = [num_tokens(entry, patch) for entry in self.folder.entries]
+        if patch != self.model.base_patch:  # an image is a handful of coarse tokens, and cheap enough in fine ones
+            lengths = [0 if entry.frames == 1 else n for n, entry in zip(lengths, self.folder.entries, strict=True)]
+        usable = [index for index in self.train if lengths[index]]
+        if not usable:
+            raise ValueError(f"no clip's size is a multiple of the patch {patch} of {SPACE_STRIDE}-pixel cells")
+        for epoch in count():
+            order = epoch_order(usable * self.config.data.repeats, self.seed, epoch)
+            for indices in plan_packs(lengths, budget=self.config.data.token_budget, order=order):
+                yield epoch, indices
 
     def batches(self, start: int, every: int = 1) -> Iterator[Pack]:
-        """Of the packs of all epochs, one after the other, every so many-th from a place on."""
-        first = 0
-        for epoch in count():
-            packs = self.plan(epoch)
-            for place in range(max(first, start), first + len(packs)):
-                if (place - start) % every == 0:
-                    yield self.read(packs[place - first], epoch)
-            first += len(packs)
+        """The packs of the steps start, start + every, ...: each patch size goes through the clips by itself."""
+        earlier = Counter(map(self.patch_of, range(start)))
+        streams = {patch: islice(self.packs(patch), earlier[patch], None) for patch in self.model.patches}
+        for step in count(start):
+            patch = self.patch_of(step)
+            epoch, indices = next(streams[patch])
+            if (step - start) % every == 0:
+                yield self.read(indices, epoch)._replace(patch=patch)
 
     def read(self, indices: list[int], epoch: int) -> Pack:
         """Latents and captions of some clips; one that fails is named and left out; if all do, another stands in."""
@@ -246,12 +263,12 @@ class DitStage:
             if read and place >= len(indices):
                 break
             try:
-                read.append((self.cache.read(index, epoch), self.folder.entries[index].caption))
+                read.append((self.cache.read(index, epoch), self.folder.caption(index)))
             except (ValueError, OSError) as error:
                 self.folder.report(index, str(error))
         if not read:
             raise ValueError(f"no clip of {self.config.data.folder} can be read any more")
-        return Pack([latent for latent, _ in read], [caption for _, caption in read])
+        return Pack([latent for latent, _ in read], [caption for _, caption in read], self.model.base_patch)
 
     def embed(self, captions: list[str]) -> PackedText:
         """The captions' token embeddings, each different one made once and kept in half precision."""
@@ -263,31 +280,43 @@ class DitStage:
 
     def _loss(self, model: nn.Module, batch: Pack, captions: list[str], generator: torch.Generator) -> Tensor:
         dit = self.config.dit
-        clean = pack([latent.to(self.model.device) for latent in batch.latents], self.model.base_patch)
+        clean = pack([latent.to(self.model.device) for latent in batch.latents], batch.patch)
+        coarse = batch.patch != self.model.base_patch
+        base_tokens = dit.base_tokens * math.prod(self.model.base_patch) / math.prod(batch.patch)
         levels = draw_levels(
-            clean, dit.known, base_tokens=dit.base_tokens, uniform=dit.uniform_sigmas, generator=generator
+            clean,
+            dit.known,
+            base_tokens=base_tokens,
+            uniform=dit.uniform_sigmas,
+            generator=generator,
+            least=dit.coarse_from if coarse else 0.0,
         )
-        text = self.embed(captions)
-        return flow_loss(model, clean, text, levels, base_tokens=dit.base_tokens, generator=generator)
+        return flow_loss(model, clean, self.embed(captions), levels, base_tokens=base_tokens, generator=generator)
 
     def loss(self, model: nn.Module, batch: Pack, step: int) -> dict[str, Tensor]:
         """The flow loss of a pack, some captions dropped."""
         generator = step_generator(self.seed, step)
         captions = drop_captions(batch.captions, self.config.dit.caption_dropout, generator)
         loss = self._loss(model, batch, captions, generator)
-        tokens = sum(latent[0].numel() for latent in batch.latents) / math.prod(self.model.base_patch)
+        tokens = sum(latent[0].numel() for latent in batch.latents) / math.prod(batch.patch)
         fill = torch.tensor(tokens / self.config.data.token_budget)
-        return {"loss": loss, "tokens": torch.tensor(tokens), "fill": fill}
+        clips = torch.tensor(float(len(batch.latents)))
+        return {"loss": loss, "tokens": torch.tensor(tokens), "fill": fill, "clips": clips}
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
         """The flow loss of the held-out clips, at the same noise and noise levels every time."""
-        lengths = [entry.num_tokens for entry in self.folder.entries]
-        losses = []
-        for number, indices in enumerate(plan_packs(lengths, budget=self.config.data.token_budget, order=self.val)):
-            batch = self.read(indices, epoch=0)
-            losses.append(self._loss(self.model, batch, batch.captions, step_generator(-1, number)).item())
-        return {"loss": sum(losses) / len(losses)} if losses else {}
+        found: dict[str, float] = {}
+        for patch in self.model.patches:
+            lengths = [num_tokens(entry, patch) for entry in self.folder.entries]
+            usable = [index for index in self.val if lengths[index]]
+            losses = []
+            for number, indices in enumerate(plan_packs(lengths, budget=self.config.data.token_budget, order=usable)):
+                batch = self.read(indices, epoch=0)._replace(patch=patch)
+                losses.append(self._loss(self.model, batch, batch.captions, step_generator(-1, number)).item())
+            if losses:
+                found["loss" if patch == self.model.base_patch else "loss_coarse"] = sum(losses) / len(losses)
+        return found
 
     def pipeline(self) -> VideoPipeline:
         """The model as it is now, ready to sample."""
@@ -317,6 +346,28 @@ class DitStage:
         """Write the whole checkpoint folder."""
         with whole_folder(out_dir) as part:
             self.pipeline().save_pretrained(part)
+
+
+def open_clips(config: DataConfig, patch: Patch, seed: int) -> VideoFolder | DrawnClips:
+    """The clips that a recipe names: a folder's, or drawn ones."""
+    return DrawnClips(config, patch, seed=seed) if config.toybox else VideoFolder(config, patch, seed=seed)
+
+
+def num_tokens(entry: Entry | DrawnEntry, patch: Patch) -> int:
+    """Tokens of a clip in patches of a size; 0 where its latent is no multiple of them."""
+    latent = (1 + (entry.frames - 1) // TIME_STRIDE, entry.height // SPACE_STRIDE, entry.width // SPACE_STRIDE)
+    if any(side % cut for side, cut in zip(latent, patch, strict=True)):
+        return 0
+    return math.prod(latent) // math.prod(patch)
+
+
+def encoder_id(vae: VideoVAE) -> str:
+    """A name for all that decides a VAE's latents; a decoder that is trained on changes nothing of it."""
+    digest = hashlib.sha256()
+    for name, value in sorted(vae.encoder.state_dict().items()):
+        digest.update(name.encode() + value.cpu().contiguous().numpy().tobytes())
+    digest.update(str((vae.config["latents_mean"], vae.config["latents_std"])).encode())
+    return digest.hexdigest()
 
 
 def make_stage(config: TrainConfig) -> VaeStage | DitStage:

@@ -25,8 +25,9 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from videogen.config import OptimConfig, TrainConfig, to_mapping
+from videogen.config import OptimConfig, TrainConfig
 from videogen.flow import power_gamma
+from videogen.plain import to_mapping
 from videogen.storage import save_tensors, save_text, whole_folder
 
 logger = logging.getLogger(__name__)

@@ -3,8 +3,9 @@
     clip (b, 3, 1+4k, 8h, 8w) in [-1, 1]  <->  latent (b, c, 1+k, h, w), mean 0 and deviation 1 in each channel
 
 A linear patch transform, fitted by PCA before training, carries the bulk; dense 2D convolutions with a memory of one
-frame (TAEHV, Bohan 2025) correct it. An image is a clip of one frame. Cutting the work into chunks changes nothing:
-the only state is the last frame of each memory.
+frame (TAEHV, Bohan 2025) correct it. A linear encoder does without: its latents are known before training, so that a
+DiT and the decoder can be trained at once. An image is a clip of one frame. Cutting the work into chunks changes
+nothing: the only state is the last frame of each memory.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 from videogen.config import check_frames, check_size
 
 TIME_STRIDE, SPACE_STRIDE = 4, 8
+LEAST_LOGVAR = -30.0
 State = dict[nn.Module, Tensor]
 
 
@@ -91,13 +93,25 @@ def from_patches(patches: Tensor) -> Tensor:
     return rearrange(patches, "b t (pt c ph pw) h w -> b (t pt) c (h ph) (w pw)", pt=TIME_STRIDE, ph=8, pw=8)
 
 
-class Encoder(nn.Module):
+class LinearEncoder(nn.Module):
+    """Frames (b, 4t, 3, 8h, 8w) -> mean and log-variance (b, t, 2c, h, w): each patch by itself, without doubt."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.linear = nn.Conv2d(3 * TIME_STRIDE * SPACE_STRIDE**2, channels, 1)
+
+    def forward(self, video: Tensor, state: State) -> Tensor:
+        """The linear transform of each patch; nothing is remembered."""
+        mean = per_frame(self.linear, to_patches(video))
+        return torch.cat([mean, torch.full_like(mean, LEAST_LOGVAR)], dim=2)
+
+
+class Encoder(LinearEncoder):
     """Frames (b, 4t, 3, 8h, 8w) -> mean and log-variance (b, t, 2c, h, w)."""
 
     def __init__(self, channels: int, width: int) -> None:
-        super().__init__()
+        super().__init__(channels)
         wide = width * 3 // 2
-        self.linear = nn.Conv2d(3 * TIME_STRIDE * SPACE_STRIDE**2, channels, 1)
         self.enter = nn.Sequential(nn.PixelUnshuffle(4), nn.Conv2d(48, width, 3, padding=1))
         self.fold1 = FoldTime(width)
         self.fine = nn.ModuleList(Memory(width) for _ in range(2))
@@ -174,9 +188,11 @@ class VideoVAE(ModelMixin, ConfigMixin):
         width: int = 64,
         latents_mean: Sequence[float] | None = None,
         latents_std: Sequence[float] | None = None,
+        linear_encoder: bool = False,
     ) -> None:
         super().__init__()
-        self.encoder, self.decoder = Encoder(latent_channels, width), Decoder(latent_channels, width)
+        self.encoder = LinearEncoder(latent_channels) if linear_encoder else Encoder(latent_channels, width)
+        self.decoder = Decoder(latent_channels, width)
         self.mask_token = nn.Parameter(torch.zeros(latent_channels))  # only training uses it
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
@@ -202,9 +218,11 @@ class VideoVAE(ModelMixin, ConfigMixin):
         if not state:  # the first frame stands for a whole latent frame: the model is causal and images are clips
             frames = torch.cat([repeat(frames[:, 0], "b c h w -> b three c h w", three=TIME_STRIDE - 1), frames], dim=1)
         assert frames.shape[1] % TIME_STRIDE == 0, f"{video.shape[2]} frames do not fill latent frames of {TIME_STRIDE}"
-        out = rearrange(self.encoder(frames, {} if state is None else state), "b t c h w -> b c t h w")
+        state = {} if state is None else state
+        out = rearrange(self.encoder(frames, state), "b t c h w -> b c t h w")
+        state[self] = frames[:, -1:]  # a clip that has begun is told from a new one, whatever the encoder remembers
         mean, logvar = out.chunk(2, dim=1)
-        return Posterior(mean, logvar.clamp(-30, 10))
+        return Posterior(mean, logvar.clamp(LEAST_LOGVAR, 10))
 
     def reconstruct(self, raw: Tensor, state: State | None = None) -> Tensor:
         """Decode raw latents (b, c, t, h, w) to (b, 3, 1+4(t-1), h, w); with an earlier state to (b, 3, 4t, h, w)."""
@@ -267,7 +285,9 @@ class VideoVAE(ModelMixin, ConfigMixin):
         self.decoder.linear.weight.copy_(rearrange(axes.T * scale, "p c -> p c 1 1"))
         self.decoder.linear.bias.copy_(centre)  # type: ignore[union-attr]
         memories = [module.out for module in self.modules() if isinstance(module, Memory)]
-        for last in (*memories, self.encoder.leave, self.decoder.leave[0]):
+        leaving = [self.encoder.leave] if isinstance(self.encoder, Encoder) else []
+        for last in (*memories, *leaving, self.decoder.leave[0]):
             nn.init.zeros_(last.weight)  # type: ignore[arg-type]
             nn.init.zeros_(last.bias)  # type: ignore[arg-type]
-        self.encoder.leave.bias[channels:] = -6.0  # type: ignore[index]
+        for last in leaving:
+            last.bias[channels:] = -6.0  # type: ignore[index]

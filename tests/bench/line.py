@@ -123,8 +123,9 @@ def rates(rounds: int = 6) -> dict[str, float]:
     """Training tokens a second on latents, and clips a second of the loader against raw decord on the same files."""
     import decord
 
-    from videogen.config import DataConfig, TrainConfig, load_toml
+    from videogen.config import DataConfig, TrainConfig
     from videogen.data import VideoFolder
+    from videogen.plain import load_toml
     from videogen.stages import DitStage
     from videogen.toybox.folder import write_folder
     from videogen.training import Trainer

@@ -13,9 +13,10 @@ from pathlib import Path
 import torch
 from einops import rearrange
 
-from videogen.config import DataConfig, from_mapping
+from videogen.config import DataConfig
 from videogen.data import VideoFolder
 from videogen.pipeline import VideoPipeline
+from videogen.plain import from_mapping
 from videogen.vae_loss import psnr
 
 

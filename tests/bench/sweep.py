@@ -23,8 +23,8 @@ from pathlib import Path
 
 import torch
 
-from videogen.config import to_mapping
 from videogen.pipeline import VideoPipeline
+from videogen.plain import to_mapping
 from videogen.sweep.axes import read_axes
 from videogen.sweep.plan import Plan, Run
 from videogen.sweep.work import Worker, open_folder

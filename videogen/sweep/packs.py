@@ -22,11 +22,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from videogen.attention import TextKeys
 from videogen.dit import TextContext
 from videogen.packing import Grid, PackedVideo, check_patch, pack, unpack
 from videogen.pipeline import VideoPipeline, is_guided, strengthen
-from videogen.sampling import denoise, seeded_noise
+from videogen.sampling import seeded_noise
 from videogen.sweep.plan import Run
 
 Question = tuple[bytes, float, str]  # digest of a clip's tokens and grid, noise level, text
@@ -118,7 +117,7 @@ class Packer:
         noise = seeded_noise([self.pipeline.latent_shape(config)] * len(runs), [run.seed for run in runs])
         video = pack([latent.to(device) for latent in noise], self.pipeline.transformer.base_patch)
         walk = Walk(self, runs, video, tick)
-        tokens = denoise(config.sampler, walk.velocity, video.tokens, steps=config.steps, shift=config.shift)
+        tokens = self.pipeline.denoise(walk.velocity, video.tokens, config)
         latents = unpack(video._replace(tokens=tokens))
         synchronise(device)
         length = video.lengths[0]
@@ -144,9 +143,9 @@ class Packer:
         rows = tuple(self.texts[text] for _, _, text in questions)
         if self.shelf is None or self.shelf[0] != rows:
             assert self.library is not None
-            self.shelf = rows, select(self.library, rows)
+            self.shelf = rows, self.library.take(rows)
         video = PackedVideo(torch.cat(list(questions.values())), like.grids[:1] * len(rows), like.patch)
-        sigma = torch.tensor(next(iter(questions))[1], device=video.tokens.device)
+        sigma = torch.tensor(next(iter(questions))[1], dtype=torch.float64)
         answer = self.pipeline.velocity(video, self.shelf[1], lambda: None)(video.tokens, sigma)
         return dict(zip(questions, answer.split(video.lengths), strict=True))
 
@@ -184,33 +183,26 @@ class Walk:
         for question, answer in now.items():
             self.packer.remember(question, answer)
         self.num_asked += len(missing)
-        return torch.cat([self.guide(run, answers) for run, answers in zip(self.runs, found, strict=True)])
+        return torch.cat([self.guide(run, answers, sigma) for run, answers in zip(self.runs, found, strict=True)])
 
     def questions(self, run: Run, clip: Tensor, sigma: Tensor) -> list[Question]:
         """What a run asks of the network at a noise level: under its prompt, and where guidance is on its negative."""
-        texts = (run.prompt, run.config.negative) if is_guided(run.config, sigma) else (run.prompt,)
+        now = self.packer.pipeline.settings_at(run.config, sigma)
+        texts = (run.prompt, now.negative) if is_guided(now, sigma) else (run.prompt,)
         where = digest(clip, self.video.grids[0])
         return [(where, float(sigma), text) for text in texts]
 
-    def guide(self, run: Run, answers: Sequence[Tensor]) -> Tensor:
+    def guide(self, run: Run, answers: Sequence[Tensor], sigma: Tensor) -> Tensor:
         """The answers to a run's questions as one velocity."""
         if len(answers) == 1:
             return answers[0]
-        return strengthen(answers[0], answers[1], run.config, self.video.lengths[:1])
+        now = self.packer.pipeline.settings_at(run.config, sigma)
+        return strengthen(answers[0], answers[1], now, self.video.lengths[:1])
 
 
 def digest(tokens: Tensor, grid: Grid) -> bytes:
     """A hash of every bit of a clip's tokens and of their grid: a turned clip can have the same numbers."""
     return hashlib.blake2b(tokens.contiguous().cpu().numpy().tobytes() + repr(grid).encode(), digest_size=16).digest()
-
-
-def select(library: TextContext, rows: Sequence[int]) -> TextContext:
-    """Some texts of a context, in the order given."""
-    index = torch.tensor(rows, device=library.keys.rows.device)
-    bias = library.keys.bias[index]
-    longest = int(bias.isfinite().sum(-1).max())
-    keys = TextKeys(library.keys.rows[index, :longest], bias := bias[..., :longest], bool((bias == 0).all()))
-    return TextContext(keys, [(k[index, :, :longest], v[index, :, :longest]) for k, v in library.blocks])
 
 
 def reason_of(error: BaseException) -> str:

@@ -15,7 +15,8 @@ from datetime import date
 from pathlib import Path
 from typing import NamedTuple
 
-from videogen.config import SampleConfig, to_mapping
+from videogen.config import SampleConfig
+from videogen.plain import to_mapping
 from videogen.storage import save_text
 from videogen.sweep.measures import MEANINGS
 from videogen.sweep.pictures import dimensions, place_of, usual_place, write_contact, write_grid

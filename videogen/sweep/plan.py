@@ -17,7 +17,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
-from videogen.config import SampleConfig, to_mapping
+from videogen.config import SampleConfig
+from videogen.plain import to_mapping
 from videogen.storage import save_text
 from videogen.sweep.axes import Axis, Changes, changed, combinations, say
 

@@ -13,7 +13,8 @@ import statistics
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
-from videogen.config import SampleConfig, to_mapping
+from videogen.config import SampleConfig
+from videogen.plain import to_mapping
 from videogen.sweep.axes import Axis, say
 from videogen.sweep.plan import SOLVER
 from videogen.sweep.table import Row

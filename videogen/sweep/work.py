@@ -24,8 +24,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from videogen.config import SampleConfig, from_mapping, to_mapping
+from videogen.config import SampleConfig
 from videogen.pipeline import VideoPipeline
+from videogen.plain import from_mapping, to_mapping
 from videogen.storage import save_tensors
 from videogen.sweep.measures import Score, compare, judge, look_alone
 from videogen.sweep.packs import Made, Packer, reason_of, synchronise

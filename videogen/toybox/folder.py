@@ -18,7 +18,6 @@ from videogen.toybox.motions import Thing
 from videogen.toybox.render import render
 from videogen.toybox.scenes import FRAME_SIZES, LENGTHS, FrameSize, Scene, draw_scene, track
 
-
 WORLD = 2
 """Raised whenever a seed means another clip than before, so that no folder holds clips of two worlds."""
 

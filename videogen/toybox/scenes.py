@@ -170,6 +170,18 @@ def draw_camera(rng: np.random.Generator, scene: Scene) -> Scene:
     return replace(scene, camera=camera, camera_speed=min(way / steps, MAX_SPEED / 2))
 
 
+def draw_extent(rng: np.random.Generator, sizes: Sequence[FrameSize], lengths: Sequence[int]) -> tuple[FrameSize, int]:
+    """The size and the number of frames of a scene: the first that is drawn of it, so that it can be known alone."""
+    return pick(rng, sizes, first=0.6), pick(rng, lengths, first=0.6)
+
+
+def extent(
+    seed: int, *, sizes: Sequence[FrameSize] = FRAME_SIZES, lengths: Sequence[int] = LENGTHS
+) -> tuple[FrameSize, int]:
+    """(width, height) and the number of frames that draw_scene will give a seed, a hundred times as fast."""
+    return draw_extent(np.random.default_rng([seed, 0]), sizes, lengths)
+
+
 def draw_scene(
     seed: int,
     *,
@@ -185,8 +197,7 @@ def draw_scene(
     if new and max(lengths) == 1:
         raise ValueError("an image shows no motion, so no combination of it is new; give lengths above 1")
     rng = np.random.default_rng([seed, 0])
-    width, height = pick(rng, sizes, first=0.6)
-    num_frames = pick(rng, [length for length in lengths if length > 1 or not new], first=0.6)
+    (width, height), num_frames = draw_extent(rng, sizes, [length for length in lengths if length > 1 or not new])
     background = pick(rng, tuple(BACKGROUNDS))
     empty = Scene(
         width=width, height=height, num_frames=num_frames, fps=fps, background=background, things=(), seed=seed

@@ -1,0 +1,157 @@
+"""What a step of training is made of: packs of two patch sizes, drawn clips, latents that a decoder does not change."""
+
+import math
+from collections import Counter
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.conftest import assert_same_state, elsewhere, fit, seeded, tiny_recipe
+from videogen.config import DataConfig, TrainConfig
+from videogen.drawn import DrawnClips
+from videogen.flow import draw_levels
+from videogen.packing import pack
+from videogen.stages import DitStage, VaeStage, encoder_id, make_stage, num_tokens
+from videogen.toybox import caption, draw_scene
+from videogen.training import Trainer
+from videogen.vae import VideoVAE
+
+COARSE = (1, 2, 4)
+
+
+@pytest.fixture
+def recipe(clips_folder: Path, checkpoint: Path, tmp_path: Path) -> TrainConfig:
+    """Drawn clips in two patch sizes, two steps in five of them coarse."""
+    made = tiny_recipe("dit", clips_folder, checkpoint, tmp_path / "run", steps=5, save_every=2, val_every=5)
+    data = DataConfig(toybox=24, toybox_sizes=("64x48", "48x48"), toybox_lengths=(5, 1), token_budget=96, val_clips=4)
+    return replace(made, data=data, dit=replace(made.dit, coarse_patch=COARSE, coarse_share=0.4))
+
+
+def dit_stage(recipe: TrainConfig) -> DitStage:
+    stage = make_stage(recipe)
+    assert isinstance(stage, DitStage)
+    return stage
+
+
+def test_the_coarse_patch_has_its_share_of_the_steps_evenly(recipe: TrainConfig) -> None:
+    stage = dit_stage(recipe)
+    sizes = [stage.patch_of(step) for step in range(100)]
+    assert Counter(sizes) == {COARSE: 40, stage.model.base_patch: 60}
+    assert all(Counter(sizes[start : start + 5])[COARSE] == 2 for start in range(95))
+
+
+def test_every_patch_size_goes_through_the_clips_that_it_divides(recipe: TrainConfig) -> None:
+    stage = dit_stage(recipe)
+    for patch in stage.model.patches:
+        lengths = {index: num_tokens(stage.folder.entries[index], patch) for index in stage.train}
+        whole = {i for i in stage.train if lengths[i] and (patch != COARSE or stage.folder.entries[i].frames > 1)}
+        assert whole, patch
+        packs = [indices for epoch, indices in islice(stage.packs(patch), 60) if epoch == 1]
+        assert sorted(index for indices in packs for index in indices) == sorted(whole)
+        assert all(sum(lengths[index] for index in indices) <= 96 for indices in packs)
+    assert {stage.folder.entries[i].width for _, indices in islice(stage.packs(COARSE), 20) for i in indices} == {64}
+
+
+def test_tokens_are_counted_as_they_are_cut(recipe: TrainConfig) -> None:
+    stage = dit_stage(recipe)
+    for index, entry in enumerate(stage.folder.entries[:8]):
+        latent = stage.cache.read(index, 0)
+        for patch in stage.model.patches:
+            if n := num_tokens(entry, patch):
+                assert pack([latent], patch).lengths == (n,)
+    wide = next(entry for entry in stage.folder.entries if entry.width == 48)
+    assert num_tokens(wide, COARSE) == 0  # six cells are no multiple of four
+
+
+def test_batches_with_two_patch_sizes_go_on_where_a_run_stopped(recipe: TrainConfig) -> None:
+    stage = dit_stage(recipe)
+    whole = list(islice(stage.batches(0), 9))
+    for start in range(1, 9):
+        for one, other in zip(whole[start:], stage.batches(start), strict=False):
+            assert one.patch == other.patch
+            assert one.captions == other.captions
+            assert all(map(torch.equal, one.latents, other.latents))
+    shares = [list(islice(stage.batches(rank, 2), 3)) for rank in (0, 1)]  # two processes
+    assert [batch.captions for pair in zip(*shares, strict=True) for batch in pair] == [b.captions for b in whole[:6]]
+
+
+def test_a_run_with_two_patch_sizes_resumes_bit_for_bit(recipe: TrainConfig, tmp_path: Path) -> None:
+    assert fit(recipe)
+    short = elsewhere(recipe, tmp_path / "again", minutes=0.0001)
+    while not fit(short):  # stops after every step
+        pass
+    assert_same_state(recipe.run.dir, short.run.dir, 5)
+
+
+def test_coarse_patches_learn_no_level_below_theirs() -> None:
+    video = pack([torch.zeros(4, 5, 8, 8)] * 200, (1, 4, 4))
+    levels = draw_levels(video, {"nothing": 1.0}, base_tokens=5, uniform=0.5, generator=seeded(), least=0.3)
+    assert 0.3 <= levels.values.min() < 0.33
+    assert levels.values.max() > 0.97
+
+
+def test_both_patch_sizes_are_validated(recipe: TrainConfig) -> None:
+    found = dit_stage(recipe).validate()
+    assert found.keys() == {"loss", "loss_coarse"}
+    assert all(map(math.isfinite, found.values()))
+
+
+def test_a_patch_that_divides_no_clip_is_refused(recipe: TrainConfig) -> None:
+    stage = dit_stage(replace(recipe, dit=replace(recipe.dit, coarse_patch=(3, 2, 2))))
+    with pytest.raises(ValueError, match="no clip's size is a multiple of the patch"):
+        next(stage.packs((3, 2, 2)))
+
+
+# --- drawn clips
+
+
+def test_drawn_clips_are_the_toybox_s() -> None:
+    clips = DrawnClips(DataConfig(toybox=30), (1, 2, 2), seed=3)
+    more = DrawnClips(DataConfig(toybox=40), (1, 2, 2), seed=3)
+    assert more.entries[:30] == clips.entries
+    assert DrawnClips(DataConfig(toybox=30), (1, 2, 2), seed=4).entries != clips.entries
+    for index, entry in enumerate(clips.entries[:10]):
+        scene, clip = draw_scene(entry.seed), clips.read(index)
+        assert clip.caption == clips.caption(index) == caption(scene, scene.seed)
+        assert clip.video.shape == (3, scene.num_frames, scene.height, scene.width)
+        assert (entry.frames, entry.height, entry.width) == clip.video.shape[1:]
+        assert -1 <= clip.video.min() < clip.video.max() <= 1
+    assert sorted(map(sorted, clips.split())) == sorted(map(sorted, clips.split()))
+    train, held = clips.split()
+    assert sorted(train + held) == list(range(30))
+
+
+def test_a_wish_that_the_toybox_cannot_draw_is_refused() -> None:
+    with pytest.raises(ValueError, match="multiples of 16"):
+        DataConfig(toybox=3, toybox_sizes=("50x48",))
+    with pytest.raises(ValueError, match=r"frames must be 1 \+ a multiple of 4, got 6"):
+        DataConfig(toybox=3, toybox_lengths=(6,))
+
+
+# --- latents that are known before training
+
+
+def test_a_linear_encoder_s_latents_outlive_the_training_of_its_decoder(
+    clips_folder: Path, checkpoint: Path, tmp_path: Path
+) -> None:
+    recipe = tiny_recipe("vae", clips_folder, checkpoint, tmp_path / "run")
+    recipe = replace(recipe, vae=replace(recipe.vae, linear_encoder=True), data=DataConfig(toybox=20, val_clips=2))
+    stage = make_stage(recipe)
+    assert isinstance(stage, VaeStage)
+    before = {name: value.clone() for name, value in stage.model.state_dict().items()}
+    stage.export(tmp_path / "first")
+    assert Trainer(stage, recipe).fit()
+    after = stage.model.state_dict()
+    assert {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])} == {"decoder", "mask_token"}
+    first, last = (
+        VideoVAE.from_pretrained(folder / "vae") for folder in (tmp_path / "first", recipe.run.dir / "checkpoint")
+    )
+    assert encoder_id(first) == encoder_id(last)
+    video = DrawnClips(recipe.data, (1, 2, 2)).read(0).video[None]
+    assert torch.equal(first.encode(video), last.encode(video))
+    chunks = [video[:, :, :1], *video[:, :, 1:].split(4, dim=2)]
+    streamed = torch.cat(list(last.encode_stream(iter(chunks))), dim=2)
+    torch.testing.assert_close(streamed, last.encode(video), atol=1e-5, rtol=0)
