@@ -12,7 +12,7 @@ import videogen
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "videogen"
 FLOORS = {
-    0: "plain config storage video_io packing attention sampling known flags estimate wan_conv wan_folder",
+    0: "patches plain config storage video_io packing attention sampling known flags estimate wan_conv wan_folder",
     1: "text vae dit dit_layers data flow vae_loss toybox wan_layers wan_vae wan_image checkpoint",
     2: "drawn pipeline training stages",
     3: "generate cli sweep doctor",

@@ -1,0 +1,66 @@
+"""Which patch size cuts a clip at which noise level: coarse while it takes shape, fine for its details (FlexiDiT).
+
+    "1x4x4:0.4,1x2x2"  ->  [((1, 4, 4), 0.4), ((1, 2, 2), 0.6)]  ->  the patch at a noise level
+
+A share counts the steps of a sampling run. Tokens keep the base patch between the steps, so that a solver never sees
+the change: Anagnostidis et al. 2025, section 3.3.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from videogen.packing import PackedVideo, Patch, pack, unpack
+
+Schedule = Sequence[tuple[Patch, float]]
+
+
+def parse_patches(text: str) -> Schedule:
+    """Patch sizes from the noisy end on, each with its share of the steps; the last may leave it out: it has the rest.
+
+    A ValueError where the text is no schedule or its shares do not make 1.
+    """
+    found: list[tuple[Patch, float]] = []
+    parts = text.split(",")
+    for place, part in enumerate(parts):
+        match = re.fullmatch(r"\s*(\d+)x(\d+)x(\d+)(?::([\d.]+))?\s*", part)
+        rest = place == len(parts) - 1
+        if match is None or (match[4] is None and not rest):
+            raise ValueError(
+                f"patch must be sizes TxHxW, each but the last with its share of the steps, such as 1x4x4:0.4,1x2x2, "
+                f"got {text!r}"
+            )
+        share = 1 - sum(share for _, share in found) if match[4] is None else float(match[4])
+        found.append(((int(match[1]), int(match[2]), int(match[3])), share))
+    total = sum(share for _, share in found)
+    if min(share for _, share in found) <= 0 or abs(total - 1) > 1e-6:
+        raise ValueError(f"the shares of patch must be above 0 and make 1 in all, got {text!r}; leave the last one out")
+    return found
+
+
+def patch_name(patch: Patch) -> str:
+    """(1, 4, 4) -> "1x4x4"."""
+    return "x".join(map(str, patch))
+
+
+def check_patches(schedule: Schedule, known: Sequence[Patch]) -> None:
+    """Refuse a patch size that a model does not have."""
+    for patch, _ in schedule:
+        if patch not in known:
+            raise ValueError(f"patch must be of {', '.join(map(patch_name, known))}, got {patch_name(patch)}")
+
+
+def patch_at(schedule: Schedule, sigma: float, shift: float) -> Patch:
+    """The patch size at a noise level, on a run whose levels are s·u / (1 + (s - 1)·u) for u from 1 down to 0."""
+    done = 1 - sigma / (shift - (shift - 1) * sigma)  # the share of the steps that lies behind
+    for patch, share in schedule:
+        if done < share - 1e-6:
+            return patch
+        done -= share
+    return schedule[-1][0]
+
+
+def recut(video: PackedVideo, patch: Patch) -> PackedVideo:
+    """The same clips in patches of another size; a ValueError where a latent is no multiple of them."""
+    return video if video.patch == patch else pack(unpack(video), patch)
