@@ -156,9 +156,7 @@ def test_a_bad_row_of_a_prompts_file_is_named_by_its_number(
     refused(capsys, sample(["--prompts", str(path), "--model", str(checkpoint)]), said)
 
 
-def test_a_file_that_exists_is_left_alone(
-    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_file_that_exists_is_left_alone(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "clip.mp4"
     out.write_text("precious", encoding="utf-8")
     refused(capsys, sample(["x", "--out", str(out), "--model", str(checkpoint), *QUICK]), "exists; add --overwrite")
@@ -232,9 +230,9 @@ def test_help_answers_without_the_heavy_libraries() -> None:
     [
         ([], "needs a recipe"),
         (["configs/none.toml"], "no config file"),
-        (["configs/toybox-vae.toml", "--run.stepz", "3"], "did you mean '--run.steps'"),
-        (["configs/toybox-vae.toml", "--optim.lr", "0"], "lr must be above 0"),
-        (["configs/toybox-vae.toml", "--data", "no-such-folder"], "no folder no-such-folder"),
+        (["configs/folder-vae.toml", "--run.stepz", "3"], "did you mean '--run.steps'"),
+        (["configs/folder-vae.toml", "--optim.lr", "0"], "lr must be above 0"),
+        (["configs/folder-vae.toml", "--data", "no-such-folder"], "no folder no-such-folder"),
     ],
 )
 def test_a_wrong_training_command_gets_one_sentence(
@@ -265,7 +263,7 @@ def test_a_folder_that_cannot_be_trained_on_gets_a_sentence(
     folder.mkdir()
     for name, text in content.items():
         (folder / name).write_text(text, encoding="utf-8")
-    status = train([str(ROOT / "configs" / "toybox-vae.toml"), "--data", str(folder), "--run", str(tmp_path / "run")])
+    status = train([str(ROOT / "configs" / "folder-vae.toml"), "--data", str(folder), "--run", str(tmp_path / "run")])
     assert status == 2
     assert said in capsys.readouterr().err
     assert not (tmp_path / "run").exists()

@@ -138,7 +138,7 @@ def rates(rounds: int = 6) -> dict[str, float]:
         for _ in range(rounds):
             loader.append(seconds(lambda: [folder.read(i) for i in range(len(folder.entries))]))
             raw.append(seconds(lambda: [read_raw(decord, entry.path) for entry in folder.entries]))
-        config = load_toml(TrainConfig, ROOT / "configs" / "toybox-dit.toml")
+        config = load_toml(TrainConfig, ROOT / "configs" / "folder-dit.toml")
         config = replace(
             config,
             data=replace(config.data, folder=clips, val_clips=0),
