@@ -131,6 +131,12 @@ def test_a_wish_that_the_toybox_cannot_draw_is_refused() -> None:
         DataConfig(toybox=3, toybox_lengths=(6,))
 
 
+def test_a_folder_is_not_silently_passed_over_for_drawn_clips() -> None:
+    with pytest.raises(ValueError, match="draws clips instead of reading my-clips; give --data.toybox 0 to read"):
+        DataConfig(toybox=3, folder=Path("my-clips"))
+    assert DataConfig(toybox=0, folder=Path("my-clips")).folder == Path("my-clips")
+
+
 # --- latents that are known before training
 
 

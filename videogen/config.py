@@ -113,6 +113,11 @@ class DataConfig:
         for name in ("toybox", "val_clips"):
             if (value := getattr(self, name)) < 0:
                 raise ValueError(f"data.{name} must be 0 or more, got {value}")
+        if self.toybox and self.folder != Path("data"):
+            raise ValueError(
+                f"data.toybox = {self.toybox} draws clips instead of reading {self.folder}; "
+                "give --data.toybox 0 to read the folder, or a recipe for folders (configs/folder-vae.toml)"
+            )
         for size in self.toybox_sizes:
             check_size(*parse_size(size), 16)
         for frames in self.toybox_lengths:
