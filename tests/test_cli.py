@@ -242,6 +242,78 @@ def test_a_wrong_training_command_gets_one_sentence(
     refused(capsys, train(words), said)
 
 
+def toybox_dit(checkpoint: Path, out: Path, *more: str) -> list[str]:
+    words = ["--dit.vae", str(checkpoint), "--dit.text", str(checkpoint), "--run", str(out / "run"), *more]
+    return [str(ROOT / "configs" / "toybox-dit.toml"), *words]
+
+
+def test_a_dry_run_of_training_says_what_a_folder_becomes_and_writes_nothing(
+    clips_folder: Path, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = ["--data", str(clips_folder), "--data.toybox", "0", "--data.val-clips", "2", "--data.token-budget", "160"]
+    words = toybox_dit(checkpoint, tmp_path, *data)
+    assert train([*words, "--dry-run"]) == 0
+    table = capsys.readouterr().out
+    assert train([*words, "--dry-run", "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert sum(row["clips"] for row in said["clips"]) == 10
+    found = [probe(path) for path in clips_folder.rglob("*.mp4")]
+    assert {(row["width"], row["height"], row["frames"]) for row in said["clips"]} == {
+        (info.width, info.height, info.num_frames) for info in found
+    }
+    for row in said["clips"]:
+        assert row["tokens"] == row["width"] // 16 * (row["height"] // 16) * (1 + (row["frames"] - 1) // 4)
+        assert f"{row['width']}x{row['height']}" in table
+    assert 0.5 < said["fill"] <= 1
+    assert said["tokens"] == round(said["fill"] * said["steps_per_epoch"] * 160)
+    assert (said["coarse_steps"] > 0) == any(row["width"] % 32 == row["height"] % 32 == 0 for row in said["clips"])
+    assert f"{said['tokens']} tokens to train on" in table
+    assert f"{said['steps_per_epoch']} packs of at most 160 tokens" in table
+    assert f"about {said['memory_gb']:.1f} GB" in table
+    assert said["memory_gb"] > 0
+    assert (said["seconds_per_step"] or 1) > 0
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_dry_run_names_files_that_cannot_be_used(
+    own_clips: Path, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (own_clips / "clips" / "broken.mp4").write_text("not a video", encoding="utf-8")
+    (own_clips / "clips" / "broken.txt").write_text("a caption", encoding="utf-8")
+    assert train(toybox_dit(checkpoint, tmp_path, "--data", str(own_clips), "--data.toybox", "0", "--dry-run")) == 0
+    said = capsys.readouterr()
+    assert "broken.mp4" in said.err
+    assert "1 files not usable" in said.out
+
+
+def test_a_dry_run_goes_before_the_vae_that_it_would_need(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    missing = tmp_path / "later"
+    assert train(toybox_dit(missing, tmp_path, "--data.toybox", "500", "--dry-run")) == 0
+    said = capsys.readouterr().out
+    assert "500 clips" in said
+    assert f"memory and time are not known before {missing} is there" in said
+
+
+def test_a_dry_run_of_the_vae_counts_its_steps(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = [str(ROOT / "configs" / "toybox-vae.toml"), "--data.toybox", "400", "--run", str(tmp_path / "run")]
+    assert train([*words, "--dry-run", "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert (said["steps_per_epoch"], said["fill"], said["memory_gb"]) == (42, None, None)  # (400 - 64) / 8
+    assert train([*words, "--dry-run"]) == 0
+    table = capsys.readouterr().out
+    assert "42 steps an epoch of 8 clips each" in table
+    assert f"{len(said['clips']) - 16} more" in table  # sizes and lengths beyond the sixteen most frequent
+
+
+@pytest.mark.parametrize("dry_run", [[], ["--dry-run"]])
+def test_a_budget_smaller_than_the_longest_clip_is_told_what_would_work_before_training(
+    dry_run: list[str], checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = toybox_dit(checkpoint, tmp_path, "--data.toybox", "50", "--data.token-budget", "60", *dry_run)
+    refused(capsys, train(words), "longest clip of 80 tokens, got 60", "--data.token-budget 80 or more")
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_wrong_key_in_a_recipe_gets_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     recipe = tmp_path / "recipe.toml"
     recipe.write_text('stage = "vae"\n[optim]\nlearning_rate = 1e-3\nwarmup_step = 3\n', encoding="utf-8")

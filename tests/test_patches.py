@@ -1,11 +1,24 @@
 """Patch schedules: read as written, one patch at each noise level, tokens that are only cut anew."""
 
+import json
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 import torch
+from transformers import BertModel, PreTrainedTokenizerFast
 
-from videogen.packing import pack, unpack
-from videogen.patches import check_patches, parse_patches, patch_at, recut
+from tests.conftest import tiny_dit
+from videogen.cli import sample
+from videogen.config import SampleConfig
+from videogen.packing import PackedVideo, Patch, pack, unpack
+from videogen.patches import check_patches, draft, known_patches, mean_share, parse_patches, patch_at, recut
+from videogen.pipeline import Job, VideoPipeline
 from videogen.sampling import sigma_schedule
+from videogen.sweep.packs import Packer
+from videogen.sweep.plan import Run
+from videogen.vae import VideoVAE
+from videogen.video_io import read_settings
 
 COARSE, FINE = (1, 4, 4), (1, 2, 2)
 
@@ -56,3 +69,90 @@ def test_clips_that_are_cut_anew_are_the_same_clips() -> None:
     assert recut(video, FINE) is video
     with pytest.raises(ValueError, match="cannot be cut into patches"):
         recut(pack([torch.randn(3, 1, 6, 4)], FINE), COARSE)
+
+
+# --- sampling with them
+
+
+@pytest.fixture(scope="module")
+def two_sizes(vae: VideoVAE, text_encoder: BertModel, tokenizer: PreTrainedTokenizerFast) -> VideoPipeline:
+    dit = tiny_dit(prediction="clean", extra_patch_sizes=[COARSE])
+    return VideoPipeline(dit, vae, text_encoder, tokenizer)
+
+
+def config(**changes: object) -> SampleConfig:
+    return SampleConfig(**({"size": "32x32", "frames": 5, "steps": 5, "guidance": 2.0} | changes))  # type: ignore[arg-type]
+
+
+def test_the_network_sees_the_patches_of_the_schedule(two_sizes: VideoPipeline) -> None:
+    seen: list[tuple[Patch, int]] = []
+
+    def note(_module: object, args: tuple[PackedVideo, ...]) -> None:
+        seen.append((args[0].patch, len(args[0].tokens) // len(args[0].grids)))
+
+    hook = two_sizes.transformer.register_forward_pre_hook(note)
+    two_sizes(["a red circle"], config(patch="1x4x4:0.4,1x2x2"))
+    hook.remove()
+    assert seen == [(COARSE, 2)] * 2 + [(FINE, 8)] * 3  # both branches in one call
+
+
+def test_a_schedule_of_the_base_patch_is_no_schedule(two_sizes: VideoPipeline) -> None:
+    plain, written = (two_sizes(["a red circle"], config(patch=patch))[0] for patch in ("", "1x2x2"))
+    assert torch.equal(plain, written)
+    assert not torch.equal(plain, two_sizes(["a red circle"], config(patch="1x4x4:0.4,1x2x2"))[0])
+
+
+@pytest.mark.parametrize("sampler", ["euler", "heun", "dpmpp_2m", "unipc"])
+def test_a_clip_in_coarse_patches_is_the_clip_alone(two_sizes: VideoPipeline, sampler: str) -> None:
+    settings = config(patch="1x4x4:0.5,1x2x2", sampler=sampler)
+    jobs = [Job("a red circle", 3), Job("a large blue star moves", 4)]
+    for job, latent in zip(jobs, two_sizes.sample(jobs, settings), strict=True):
+        torch.testing.assert_close(latent, two_sizes.sample([job], settings)[0], atol=2e-4, rtol=0)
+
+
+def test_a_size_that_the_coarse_patch_does_not_divide_is_refused(two_sizes: VideoPipeline) -> None:
+    with pytest.raises(ValueError, match="multiples of 32, got 48x32; try 32x32 or 64x32"):
+        two_sizes(["a red circle"], config(size="48x32", patch="1x4x4:0.5,1x2x2"))
+    with pytest.raises(ValueError, match="patch must be of 1x2x2, 1x4x4, got 2x2x2"):
+        two_sizes(["a red circle"], config(patch="2x2x2:0.5,1x2x2"))
+
+
+def test_a_sweep_over_patches_asks_what_sampling_alone_asks(two_sizes: VideoPipeline) -> None:
+    runs = [Run("a red circle", 0, config(patch=patch)) for patch in ("", "1x4x4:0.4,1x2x2")]
+    packer = Packer(two_sizes)
+    assert [len(pack) for pack in packer.packs(runs)] == [1, 1]
+    for run in runs:  # the first step of both has the same tokens, cut differently
+        made = packer.make([run])[0]
+        assert made.evaluations_reused == 0
+        assert made.latent is not None
+        torch.testing.assert_close(
+            made.latent, two_sizes.sample([Job(run.prompt, 0)], run.config)[0], atol=2e-4, rtol=0
+        )
+
+
+def test_a_draft_is_the_coarsest_and_short() -> None:
+    full = SampleConfig(steps=20)
+    assert draft(full, [FINE, COARSE]) == replace(full, steps=8, patch="1x4x4:0.75,1x2x2")
+    assert draft(full, [FINE]) == replace(full, steps=8)
+    assert draft(replace(full, steps=4), [FINE]).steps == 4
+    # 8 steps of 0.75 / 4 + 0.25 of the tokens against 20 of all: less than a quarter of the work.
+    assert 8 * mean_share(draft(full, [FINE, COARSE]), FINE) / 20 < 0.25
+
+
+def test_the_command_makes_a_draft(
+    two_sizes: VideoPipeline, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    two_sizes.save_pretrained(tmp_path / "model")
+    order = ["a red circle", "--model", str(tmp_path / "model"), "--size", "32x32", "--frames", "5"]
+    assert known_patches(tmp_path / "model") == [FINE, COARSE]
+    assert sample([*order, "--draft", "--out", str(tmp_path / "a.mp4")]) == 0
+    settings = read_settings(tmp_path / "a.mp4")
+    assert (settings["steps"], settings["patch"]) == (8, "1x4x4:0.75,1x2x2")
+    capsys.readouterr()
+    assert sample([*order, "--patch", "2x2x2"]) != 0
+    assert "patch must be of 1x2x2, 1x4x4, got 2x2x2" in capsys.readouterr().err
+    costs = []
+    for patch in ("1x2x2", "1x4x4:0.5,1x2x2"):
+        assert sample([*order, "--size", "256x256", "--patch", patch, "--dry-run", "--json"]) == 0
+        costs.append(json.loads(capsys.readouterr().out)["gflop"])
+    assert costs[1] < costs[0]

@@ -12,8 +12,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tests.conftest import CHANNELS, tiny_dit
-from videogen.config import SampleConfig, to_mapping
-from videogen.pipeline import Job, VideoPipeline, guided, to_uint8
+from videogen.config import SampleConfig
+from videogen.pipeline import Job, VideoPipeline, to_uint8
+from videogen.plain import to_mapping
 from videogen.sampling import SAMPLERS
 from videogen.storage import checkpoint_id
 
@@ -120,7 +121,7 @@ def test_pixels_are_rounded_and_clipped() -> None:
 # --- guidance
 
 
-def test_guidance_outside_its_interval_is_the_prompt_alone() -> None:
+def test_guidance_outside_its_interval_is_the_prompt_alone(pipeline: VideoPipeline) -> None:
     asked: list[float] = []
 
     def cond(x: Tensor, sigma: Tensor) -> Tensor:
@@ -130,7 +131,11 @@ def test_guidance_outside_its_interval_is_the_prompt_alone() -> None:
         asked.append(float(sigma))
         return torch.zeros_like(x)
 
-    field = guided(cond, uncond, SampleConfig(guidance=5.0, guidance_interval=(0.25, 0.75), cfg_zero=False), (4,))
+    def ask(x: Tensor, sigma: Tensor, branches: int) -> tuple[Tensor, ...]:
+        return tuple(answer(x, sigma) for answer in (cond, uncond)[:branches])
+
+    config = SampleConfig(guidance=5.0, guidance_interval=(0.25, 0.75), cfg_zero=False)
+    field = pipeline.guided(ask, config, (4,))
     sigmas, x = (1.0, 0.75, 0.5, 0.25, 0.1), torch.zeros(4, 2)
     answers = {sigma: field(x, torch.tensor(sigma)).mean().item() for sigma in sigmas}
     assert answers == {1.0: 1.0, 0.75: 5.0, 0.5: 5.0, 0.25: 5.0, 0.1: 1.0}

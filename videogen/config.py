@@ -56,6 +56,8 @@ class SampleConfig:
     """What the clip should not show."""
     shift: float = 2.0
     """Above 1, more of the steps are spent at high noise, where layout and motion are decided."""
+    patch: str = ""
+    """Patch sizes from the noisy end on, with their shares of the steps, as 1x4x4:0.4,1x2x2; none is the base's."""
 
     def __post_init__(self) -> None:
         parse_size(self.size)

@@ -100,3 +100,13 @@ def offline() -> None:
     """Nothing is ever fetched while the program runs, whatever a library would like to look up."""
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+
+
+def peek(argv: Sequence[str], flag: str) -> str | None:
+    """The value of a flag that decides the defaults of others."""
+    for i, word in enumerate(argv):
+        if word == flag and i + 1 < len(argv):
+            return argv[i + 1]
+        if word.startswith(f"{flag}="):
+            return word.split("=", 1)[1]
+    return None

@@ -22,21 +22,13 @@ from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 import tyro
 
 from videogen import __version__
-from videogen.config import (
-    MINI,
-    SampleConfig,
-    check_frames,
-    check_size,
-    from_mapping,
-    load_toml,
-    nearest,
-    read_defaults,
-    resolve_frames,
-    to_mapping,
-)
-from videogen.flags import parse, read_values
+from videogen.config import MINI, SampleConfig, check_frames, check_size, read_defaults, resolve_frames
+from videogen.flags import parse, peek, read_values
+from videogen.patches import cut_by, draft, known_patches, mean_share
+from videogen.plain import from_mapping, load_toml, nearest, to_mapping
 from videogen.storage import checkpoint_id, save_tensors
 from videogen.video_io import read_settings, write_video
+from videogen.wan_folder import strides
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -79,6 +71,12 @@ class SampleArgs:
     """Take prompt, seed and settings from a clip that this program wrote; flags override."""
     config: Path | None = None
     """A TOML file of settings; flags override."""
+    image: Path | None = None
+    """The first frame, for a model that begins with one."""
+    last_image: Path | None = None
+    """The last frame as well, for a model that takes both."""
+    lora: tuple[str, ...] = ()
+    """LoRA files or folders for the transformer, each with =SCALE behind it where that is not 1."""
     sample: Annotated[SampleConfig, tyro.conf.arg(name="")] = field(default_factory=SampleConfig)
     """Settings."""
     device: Literal["cpu", "cuda", "mps"] = "cpu"
@@ -89,6 +87,8 @@ class SampleArgs:
     """Compile the transformer's block: slow to start, faster from the second clip on."""
     save_latents: bool = False
     """Keep each latent as .safetensors beside its clip, written before decoding."""
+    draft: bool = False
+    """A quick look: few steps, most of them in the model's coarsest patches; seed and layout are the clip's own."""
     dry_run: bool = False
     """Say sizes, tokens, memory and time; run nothing."""
     overwrite: bool = False
@@ -146,6 +146,9 @@ def parse_args(argv: Sequence[str]) -> SampleArgs:
         stored = {key: value for key, value in settings.items() if key in known}
         base = replace(base, sample=from_mapping(SampleConfig, to_mapping(base.sample) | stored))
         base = replace(base, prompt=(str(settings["prompt"]),), seed=int(str(settings["seed"])))
+        beside = {name: Path(str(settings[name])) for name in ("image", "last_image") if name in settings}
+        loras = settings.get("lora")
+        base = replace(base, **beside, lora=tuple(map(str, loras)) if isinstance(loras, list) else ())
         was, now = settings.get("checkpoint"), checkpoint_id(model)
         if was != now and peek(argv, "--model") is None:
             raise ValueError(f"{path} was made by checkpoint {was}, which {model} is not; give its folder with --model")
@@ -158,23 +161,17 @@ def parse_args(argv: Sequence[str]) -> SampleArgs:
     return parse(SampleArgs, argv, default=base, prog="sample.py", description=DESCRIPTION)
 
 
-def peek(argv: Sequence[str], flag: str) -> str | None:
-    """The value of a flag that decides the defaults of others."""
-    for i, word in enumerate(argv):
-        if word == flag and i + 1 < len(argv):
-            return argv[i + 1]
-        if word.startswith(f"{flag}="):
-            return word.split("=", 1)[1]
-    return None
-
-
 def list_orders(args: SampleArgs) -> list[tuple[str, int, SampleConfig]]:
     """Prompt, seed and settings of every clip asked for."""
+    patches = known_patches(args.model)
     rows = [(prompt, args.seed, args.sample) for prompt in args.prompt]
     if args.prompts is not None:
         rows += list(read_prompts(args.prompts, args))
     if not rows:
         raise ValueError('give a prompt: python sample.py "a large red circle moves right on a black background"')
+    rows = [(prompt, seed, draft(config, patches) if args.draft else config) for prompt, seed, config in rows]
+    for _, _, config in rows:
+        cut_by(config, patches)  # a patch that the model lacks is said before it is loaded
     if args.seeds is None:
         return [(prompt, seed + i, config) for prompt, seed, config in rows for i in range(args.num)]
     return [(prompt, seed, config) for prompt, _, config in rows for seed in read_seeds(args.seeds)]
@@ -264,11 +261,11 @@ def place(rows: Sequence[tuple[str, int, SampleConfig]], args: SampleArgs) -> li
 
 
 def pixel_stride(model: Path) -> int:
-    """What width and height must be multiples of: the VAE's 8 times the patch's side, from the checkpoint's config."""
+    """What width and height must be multiples of: the VAE's stride times the patch's side, from the configs."""
     path = model / "transformer" / "config.json"
     if not path.is_file():
         raise ValueError(f"{model} has no transformer/config.json; the checkpoint is not complete")
-    return 8 * max(json.loads(path.read_text(encoding="utf-8"))["patch_size"][1:])
+    return strides(model)[1] * max(json.loads(path.read_text(encoding="utf-8"))["patch_size"][1:])
 
 
 def check_sampler_name(names: set[str]) -> None:
@@ -295,23 +292,27 @@ def load(args: SampleArgs) -> VideoPipeline:
     if args.device == "mps" and not torch.backends.mps.is_available():
         raise ValueError("--device mps needs an Apple GPU; this machine has none: use --device cpu")
     pipeline = VideoPipeline.load(args.model, dtype=getattr(torch, args.dtype)).to(args.device)
+    if args.lora:
+        pipeline.add_loras(args.lora)
     if args.compile:
-        pipeline.transformer.compile_repeated_blocks()
+        for expert in pipeline.experts:
+            expert.compile_repeated_blocks()
     return pipeline
 
 
 def make(pipeline: VideoPipeline, orders: Sequence[Order], args: SampleArgs) -> Iterator[tuple[Order, float]]:
     """Make the clips, those of equal settings side by side in packs; yields each with its share of the time."""
     from videogen.pipeline import Job
+    from videogen.wan_image import open_images
 
-    checkpoint = checkpoint_id(args.model)
+    checkpoint, images = checkpoint_id(args.model), open_images(args.image, args.last_image)
     for config, group in groupby(orders, key=lambda order: order.config):
         same = list(group)
         size = max(1, TOKENS_AT_ONCE // count_tokens(config, pixel_stride(args.model)))
         for batch in (same[i : i + size] for i in range(0, len(same), size)):
             began = time.monotonic()
             with progress(num_evaluations(config), f"{len(batch)} clip{'s' if len(batch) > 1 else ''}") as tick:
-                latents = pipeline.sample([Job(order.prompt, order.seed) for order in batch], config, tick)
+                latents = pipeline.sample([Job(order.prompt, order.seed, images) for order in batch], config, tick)
             share = (time.monotonic() - began) / len(batch)
             for order, latent in zip(batch, latents, strict=True):
                 began = time.monotonic()
@@ -333,7 +334,10 @@ def settings_of(order: Order, checkpoint: Mapping[str, str], args: SampleArgs) -
 def provenance(checkpoint: Mapping[str, str], args: SampleArgs) -> dict[str, object]:
     """What else decides the bytes of every clip of a command."""
     versions = {"videogen": __version__, **{name: version(name) for name in ("torch", "diffusers")}}
-    return {"checkpoint": dict(checkpoint), "device": args.device, "dtype": args.dtype, "versions": versions}
+    images = {"image": args.image, "last_image": args.last_image}
+    beside: dict[str, object] = {name: str(path) for name, path in images.items() if path is not None}
+    beside |= {"lora": list(args.lora)} if args.lora else {}
+    return {"checkpoint": dict(checkpoint), "device": args.device, "dtype": args.dtype, "versions": versions, **beside}
 
 
 def save_latent(path: Path, latent: Tensor, settings: Mapping[str, object]) -> None:
@@ -372,7 +376,8 @@ def describe(order: Order, args: SampleArgs) -> str:
 
     config, frames = order.config, resolve_frames(order.config, TIME_STRIDE)
     pixels, tokens = frames * config.width * config.height, count_tokens(config, pixel_stride(args.model))
-    cost = estimate(args.model, tokens=tokens, evaluations=num_evaluations(config), pixels=pixels)
+    cut = tokens * mean_share(config, known_patches(args.model)[0])
+    cost = estimate(args.model, tokens=round(cut), evaluations=num_evaluations(config), pixels=pixels)
     row = {
         "path": str(order.path),
         "size": config.size,

@@ -8,12 +8,20 @@ the change: Anagnostidis et al. 2025, section 3.3.
 
 from __future__ import annotations
 
+import json
+import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
 
+from videogen.config import SampleConfig
 from videogen.packing import PackedVideo, Patch, pack, unpack
 
 Schedule = Sequence[tuple[Patch, float]]
+Cut = Callable[[float], Patch]
+"""The patch size at a noise level."""
+DRAFT_STEPS, DRAFT_SHARE = 8, 0.75
 
 
 def parse_patches(text: str) -> Schedule:
@@ -59,6 +67,44 @@ def patch_at(schedule: Schedule, sigma: float, shift: float) -> Patch:
             return patch
         done -= share
     return schedule[-1][0]
+
+
+def cut_by(config: SampleConfig, known: Sequence[Patch]) -> Cut:
+    """How the settings cut a clip for a model that knows some patch sizes, the base first; a ValueError for others."""
+    schedule = parse_patches(config.patch) if config.patch else [(known[0], 1.0)]
+    check_patches(schedule, known)
+    return lambda sigma: patch_at(schedule, sigma, config.shift)
+
+
+def coarsest(config: SampleConfig, known: Sequence[Patch]) -> Patch:
+    """The largest patch sides that a clip of these settings has to be a multiple of."""
+    patches = [patch for patch, _ in parse_patches(config.patch)] if config.patch else []
+    t, h, w = (max(sides) for sides in zip(known[0], *patches, strict=True))
+    return t, h, w
+
+
+def mean_share(config: SampleConfig, base: Patch) -> float:
+    """Tokens of a clip, averaged over the steps, against those in base patches."""
+    schedule = parse_patches(config.patch) if config.patch else [(base, 1.0)]
+    return sum(share * math.prod(base) / math.prod(patch) for patch, share in schedule)
+
+
+def known_patches(folder: Path) -> list[Patch]:
+    """The patch sizes of a checkpoint folder's transformer, the base first, from its config alone."""
+    config = json.loads((folder / "transformer" / "config.json").read_text(encoding="utf-8"))
+    found = [config["patch_size"], *config.get("extra_patch_sizes", [])]
+    return [(int(t), int(h), int(w)) for t, h, w in found]
+
+
+def draft(config: SampleConfig, known: Sequence[Patch]) -> SampleConfig:
+    """The same clip in few steps, most of them in the coarsest patches: its layout, in a fraction of the time."""
+    steps, base = min(config.steps, DRAFT_STEPS), known[0]
+    largest = max(known, key=math.prod)
+    return replace(
+        config,
+        steps=steps,
+        patch=config.patch if largest == base else f"{patch_name(largest)}:{DRAFT_SHARE},{patch_name(base)}",
+    )
 
 
 def recut(video: PackedVideo, patch: Patch) -> PackedVideo:

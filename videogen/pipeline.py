@@ -3,30 +3,43 @@
     prompts, SampleConfig, seeds  ->  frames (t, h, w, 3) uint8, one tensor a prompt
 
 VideoPipeline is a diffusers pipeline folder on disk: model_index.json, transformer/, vae/, text_encoder/, tokenizer/.
+A folder of diffusers' WanPipeline or WanImageToVideoPipeline is one too, and one of Wan's parts is saved as theirs.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple, cast
+from typing import ClassVar, NamedTuple, cast
 
 import torch
+from diffusers.loaders.lora_pipeline import WanLoraLoaderMixin
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from einops import rearrange
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import BaseImageProcessor, PreTrainedModel, PreTrainedTokenizerBase
 
-from videogen.config import SampleConfig, check_size, from_mapping, read_defaults, resolve_frames, to_mapping
+from videogen.checkpoint import check_checkpoint, quiet_libraries
+from videogen.config import SampleConfig, check_size, read_defaults, resolve_frames
 from videogen.dit import TextContext, VideoDiT
 from videogen.flow import velocity_of
-from videogen.packing import Lengths, PackedVideo, pack, shared_level, unpack
-from videogen.sampling import Velocity, denoise, guide, seeded_noise, zero_star
-from videogen.text import embed_prompts, load_encoder, pack_texts
-from videogen.vae import SPACE_STRIDE, VideoVAE
+from videogen.packing import Lengths, PackedVideo, pack, unpack
+from videogen.patches import Cut, coarsest, cut_by, recut
+from videogen.plain import from_mapping, to_mapping
+from videogen.sampling import Scheduler, Velocity, denoise, guide, make_scheduler, seeded_noise, zero_star
+from videogen.text import PackedText, embed_prompts, load_encoder, num_rows_of, pad_texts
+from videogen.vae import VideoVAE
+from videogen.wan_folder import at_home, go_abroad
+from videogen.wan_image import Given, Images, give_beside, give_known, view
+from videogen.wan_vae import WanVAE
 
 Tick = Callable[[], None]
+Ask = Callable[[Tensor, Tensor, int], tuple[Tensor, ...]]
+# Both prompts in one call up to so many tokens: beyond, it is no faster and takes twice the memory.
+TOKENS_AT_ONCE = 2048
+NO_IMAGE = "this model begins with an image; give one for every clip (--image)"
 
 
 class Job(NamedTuple):
@@ -34,6 +47,7 @@ class Job(NamedTuple):
 
     prompt: str
     seed: int
+    images: Images | None = None
 
 
 def to_uint8(video: Tensor) -> Tensor:
@@ -43,36 +57,60 @@ def to_uint8(video: Tensor) -> Tensor:
     return rearrange((video.float().clamp(-1, 1) + 1) * 127.5, "c t h w -> t h w c").round().to(torch.uint8).cpu()
 
 
-class VideoPipeline(DiffusionPipeline):
+class VideoPipeline(DiffusionPipeline, WanLoraLoaderMixin):
     """Makes clips from prompts; loads and saves as a diffusers pipeline folder."""
 
-    model_cpu_offload_seq = "text_encoder->transformer->vae"
+    model_cpu_offload_seq = "text_encoder->image_encoder->transformer->transformer_2->vae"
+    _optional_components: ClassVar = ["scheduler", "transformer_2", "image_encoder", "image_processor"]
     transformer: VideoDiT
-    vae: VideoVAE
+    transformer_2: VideoDiT | None  # Wan 2.2 A14B: the expert for low noise
+    vae: VideoVAE | WanVAE
     text_encoder: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
+    scheduler: Scheduler | None  # its settings, where the checkpoint brings one
 
     def __init__(
         self,
         transformer: VideoDiT,
-        vae: VideoVAE,
+        vae: VideoVAE | WanVAE,
         text_encoder: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
+        scheduler: Scheduler | None = None,
+        transformer_2: VideoDiT | None = None,
+        image_encoder: PreTrainedModel | None = None,
+        image_processor: BaseImageProcessor | None = None,
+        boundary_ratio: float | None = None,
+        expand_timesteps: bool = False,
         defaults: Mapping[str, object] | None = None,
     ) -> None:
         super().__init__()
-        self.register_modules(transformer=transformer, vae=vae, text_encoder=text_encoder, tokenizer=tokenizer)
+        self.register_modules(
+            transformer=transformer,
+            vae=vae,
+            text_encoder=text_encoder,
+            tokenizer=tokenizer,
+            scheduler=scheduler,
+            transformer_2=transformer_2,
+            image_encoder=image_encoder,
+            image_processor=image_processor,
+        )
+        self.register_to_config(boundary_ratio=boundary_ratio, expand_timesteps=expand_timesteps)
         self.register_to_config(defaults=dict(defaults or to_mapping(SampleConfig())))
 
     @classmethod
     def load(cls, folder: Path, *, dtype: torch.dtype = torch.float32) -> VideoPipeline:
         """from_pretrained of a local folder, checked first: every weight there, none too many, each of its shape."""
         read_defaults(folder)
-        check_weights(VideoDiT, folder / "transformer")
-        check_weights(VideoVAE, folder / "vae")
+        check_checkpoint(folder)
         quiet_libraries()
         encoder = load_encoder(folder, dtype=dtype)
         return cls.from_pretrained(folder, dtype=dtype, local_files_only=True, text_encoder=encoder)
+
+    @classmethod
+    def load_config(cls, *args: object, **options: object) -> dict[str, object]:  # type: ignore[override]
+        """The model_index.json of a folder, with our classes in place of diffusers': they read the same weights."""
+        index = super().load_config(*args, **options)  # type: ignore[arg-type]
+        return at_home(cast("dict[str, object]", index), Path(str(args[0])))
 
     @classmethod
     def from_pretrained(cls, *args: object, **options: object) -> VideoPipeline:  # type: ignore[override]
@@ -81,10 +119,43 @@ class VideoPipeline(DiffusionPipeline):
             options["dtype"] = torch.float32
         pipeline = super().from_pretrained(*args, **options)  # type: ignore[arg-type]
         # Weights in a file are not aligned as those in memory are, and the matrix products round differently then.
-        for part in (pipeline.transformer, pipeline.vae, pipeline.text_encoder):
-            for weight in part.parameters():
-                weight.data = weight.data.clone()
+        for part in pipeline.components.values():
+            for weight in part.parameters() if isinstance(part, torch.nn.Module) else ():
+                if type(weight) is torch.nn.Parameter:  # not what a quantiser has made of it
+                    weight.data = weight.data.clone()
         return pipeline
+
+    def save_pretrained(self, save_directory: str | Path, **options: object) -> None:  # type: ignore[override]
+        """As of diffusers; a pipeline of Wan's parts becomes a folder that WanPipeline opens as well."""
+        if self.is_wan and self.scheduler is None:
+            self.scheduler = make_scheduler("unipc", self.defaults.shift)
+            self.register_modules(scheduler=self.scheduler)
+        super().save_pretrained(save_directory, **options)  # type: ignore[arg-type]
+        if self.is_wan:
+            go_abroad(Path(save_directory))
+
+    def add_loras(self, words: Sequence[str]) -> None:
+        """Put LoRAs beside the weights: files or folders of diffusers' or PEFT's making, each with =SCALE if not 1."""
+        scales: dict[str, float] = {}
+        for word in words:
+            name, _, scale = word.rpartition("=") if re.search(r"=[-+.\d]+$", word) else (word, "", "1")
+            if not Path(name).exists():
+                raise ValueError(f"there is no LoRA {name}; give a .safetensors file or its folder, =SCALE behind it")
+            adapter = f"lora_{len(scales)}"
+            self.load_lora_weights(name, adapter_name=adapter, local_files_only=True)
+            scales[adapter] = float(scale)
+        self.set_adapters(list(scales), list(scales.values()))
+
+    @property
+    def experts(self) -> list[VideoDiT]:
+        """The networks, that for high noise first."""
+        return [self.transformer, *([self.transformer_2] if self.transformer_2 is not None else [])]
+
+    @property
+    def is_wan(self) -> bool:
+        """Whether diffusers could run every part."""
+        plain = all(dit.config["prediction"] == "velocity" and len(dit.patches) == 1 for dit in self.experts)
+        return plain and isinstance(self.vae, WanVAE) and num_rows_of(self.text_encoder) > 0
 
     @property
     def defaults(self) -> SampleConfig:
@@ -92,14 +163,19 @@ class VideoPipeline(DiffusionPipeline):
         return from_mapping(SampleConfig, self.config["defaults"])
 
     def __call__(
-        self, prompts: Sequence[str] | str, config: SampleConfig | None = None, *, seeds: Sequence[int] | None = None
+        self,
+        prompts: Sequence[str] | str,
+        config: SampleConfig | None = None,
+        *,
+        seeds: Sequence[int] | None = None,
+        images: Images | None = None,
     ) -> list[Tensor]:
         """One clip (t, h, w, 3) uint8 a prompt, all in one pack; seeds default to 0, 1, 2, ..."""
         prompts = [prompts] if isinstance(prompts, str) else prompts
         seeds = range(len(prompts)) if seeds is None else seeds
         if len(seeds) != len(prompts):
             raise ValueError(f"give as many seeds as prompts, got {len(seeds)} for {len(prompts)}")
-        jobs = [Job(prompt, seed) for prompt, seed in zip(prompts, seeds, strict=True)]
+        jobs = [Job(prompt, seed, images) for prompt, seed in zip(prompts, seeds, strict=True)]
         latents = self.sample(jobs, config or self.defaults)
         return [torch.cat(list(self.frames(latent))) for latent in latents]
 
@@ -109,14 +185,22 @@ class VideoPipeline(DiffusionPipeline):
         shape = self.latent_shape(config)
         noise = seeded_noise([shape] * len(jobs), [job.seed for job in jobs])
         video = pack([latent.to(self.device) for latent in noise], self.transformer.base_patch)
-        answer = self.velocity(video, self.read([job.prompt for job in jobs]), tick)
-        if config.guidance != 1:
-            blank = self.velocity(video, self.read([config.negative] * len(jobs)), tick)
-            answer = guided(answer, blank, config, video.lengths)
-        tokens = denoise(config.sampler, answer, video.tokens, steps=config.steps, shift=config.shift)
+        given, views = self.look(jobs, config, video)
+        negatives = [config.negative] * len(jobs) if {config.guidance, config.guidance_2} - {1, None} else []
+        context = self.read([*(job.prompt for job in jobs), *negatives], views)
+        cut = cut_by(config, self.transformer.patches)
+        if given != Given() and config.patch:
+            raise ValueError(f"patch and images do not go together yet, got patch {config.patch!r}; leave it out")
+        field = self.guided(self.ask(video, context, given, tick, cut), config, video.lengths)
+        tokens = given.impose(self.denoise(field, video.tokens, config))
         if not tokens.isfinite().all():
             raise FloatingPointError("the latents are not finite; lower the guidance or check the weights")
         return unpack(video._replace(tokens=tokens))
+
+    def denoise(self, velocity: Velocity, noise: Tensor, config: SampleConfig) -> Tensor:
+        """From noise to clean tokens, as the settings and the checkpoint's own scheduler say."""
+        own = self.scheduler if self.transformer.config["prediction"] == "velocity" else None
+        return denoise(config.sampler, velocity, noise, steps=config.steps, shift=config.shift, scheduler=own)
 
     @torch.no_grad()
     def frames(self, latent: Tensor) -> Iterator[Tensor]:
@@ -126,35 +210,110 @@ class VideoPipeline(DiffusionPipeline):
 
     def latent_shape(self, config: SampleConfig) -> tuple[int, int, int, int]:
         """(c, t, h, w) of the latent of a clip of these settings; a ValueError where the strides forbid it."""
-        check_size(config.width, config.height, SPACE_STRIDE * max(self.transformer.base_patch[1:]))
+        _, rows, columns = coarsest(config, self.transformer.patches)
+        check_size(config.width, config.height, self.vae.space_stride * max(rows, columns))
         return self.vae.latent_shape(resolve_frames(config, self.vae.time_stride), config.height, config.width)
 
-    def read(self, prompts: Sequence[str]) -> TextContext:
-        """The keys and values of the prompts in every block, each different prompt read once."""
-        unique = sorted(set(prompts))
-        embedded = dict(zip(unique, embed_prompts(unique, self.tokenizer, self.text_encoder), strict=True))
-        return self.transformer.read_text(pack_texts([embedded[prompt] for prompt in prompts]))
+    def look(self, jobs: Sequence[Job], config: SampleConfig, video: PackedVideo) -> tuple[Given, PackedText | None]:
+        """What the clips' images say: to the network beside the noise, and through CLIP."""
+        images = [job.images for job in jobs if job.images is not None]
+        size, frames = (config.height, config.width), resolve_frames(config, self.vae.time_stride)
+        more = self.transformer.config["in_channels"] > self.transformer.out_channels
+        if not images and not more:
+            return Given(), None
+        if len(images) < len(jobs):
+            raise ValueError(NO_IMAGE)
+        if not isinstance(self.vae, WanVAE) or not (more or self.config["expand_timesteps"]):
+            raise ValueError("this model makes clips from prompts alone; leave the image out")
+        if not more:
+            return give_known(images, self.vae, video, self.latent_shape(config), *size), None
+        views = view(images, self.image_processor, self.image_encoder) if self.transformer.reads_images else None
+        return give_beside(images, self.vae, video, frames, *size), views
 
-    def velocity(self, video: PackedVideo, context: TextContext, tick: Tick) -> Velocity:
-        """The network as a velocity field on the tokens of a pack."""
+    def read(self, prompts: Sequence[str], views: PackedText | None = None) -> TextContext:
+        """The keys and values of the prompts in every block of every expert, each different prompt read once.
+
+        Of a model that reads images, views are those of as many clips as there are prompts, or of half as many that
+        stand twice, with their prompts and again with what they should not show.
+        """
+        unique = sorted(set(prompts))
+        embedded = embed_prompts(unique, self.tokenizer, self.text_encoder)
+        texts = pad_texts(embedded, num_rows_of(self.text_encoder))
+        read = [expert.read_text(texts) for expert in self.experts]
+        context = read[0]._replace(blocks=[block for part in read for block in part.blocks])
+        context = context.take([unique.index(prompt) for prompt in prompts])
+        if views is None:
+            return context
+        image = self.transformer.read_images(views)
+        return context._replace(image=image.take([i % len(image.keys.rows) for i in range(len(prompts))]))
+
+    def velocity(
+        self,
+        video: PackedVideo,
+        context: TextContext,
+        tick: Tick,
+        given: Given = Given(),  # noqa: B008
+        cut: Cut | None = None,
+    ) -> Velocity:
+        """The network as a velocity field on the tokens of a pack; it may see them in patches of another size."""
+        starts = [0, len(self.transformer.blocks)]
+        if self.transformer.config["in_channels"] > self.transformer.out_channels and given.beside is None:
+            raise ValueError(NO_IMAGE)
 
         def field(tokens: Tensor, sigma: Tensor) -> Tensor:
-            levels = shared_level(sigma.reshape(1), len(tokens))
-            out = self.transformer(video._replace(tokens=tokens), levels, context).float()
+            which = self.expert_at(sigma)
+            expert = self.experts[which]
+            part = context._replace(blocks=context.blocks[starts[which] :][: len(expert.blocks)])
+            exact = sigma.float() if tokens.device.type == "mps" else sigma  # which has no float64
+            seen = video._replace(tokens=tokens)
+            told = recut(given.tell(seen), cut(float(sigma)) if cut else video.patch)
+            levels = given.levels(exact.reshape(1).to(tokens.device), len(told.tokens))
+            out = recut(told._replace(tokens=expert(told, levels, part).float()), video.patch).tokens
             tick()
-            return velocity_of(out, tokens, sigma) if self.transformer.config["prediction"] == "clean" else out
+            return velocity_of(out, tokens, sigma) if expert.config["prediction"] == "clean" else out
 
         return field
 
+    def expert_at(self, sigma: Tensor) -> int:
+        """Which network answers at a noise level: from the boundary up the first."""
+        boundary = self.config["boundary_ratio"]
+        if boundary is None or self.transformer_2 is None:
+            return 0
+        return 0 if 1000 * float(sigma) >= 1000 * boundary else 1
 
-def guided(cond: Velocity, uncond: Velocity, config: SampleConfig, lengths: Lengths) -> Velocity:
-    """Guidance inside its interval of noise levels; outside, the prompt's own velocity from one evaluation."""
+    def ask(self, video: PackedVideo, context: TextContext, given: Given, tick: Tick, cut: Cut | None = None) -> Ask:
+        """Ask the network about a pack, with its prompts, or in the same call with its negative prompts as well.
 
-    def field(x: Tensor, sigma: Tensor) -> Tensor:
-        answer = cond(x, sigma)
-        return strengthen(answer, uncond(x, sigma), config, lengths) if is_guided(config, sigma) else answer
+        The context holds the prompts and behind them the negative ones.
+        """
+        num, total = len(video.grids), len(context.keys.rows)
+        parts = [context.take(range(start, start + num)) for start in range(0, total, num)]
+        twice = video._replace(grids=video.grids * 2)
 
-    return field
+        def answer(x: Tensor, sigma: Tensor, branches: int) -> tuple[Tensor, ...]:
+            if branches == 2 and 2 * len(x) <= TOKENS_AT_ONCE:
+                both = self.velocity(twice, context, tick, given.twice(), cut)(torch.cat([x, x]), sigma)
+                tick()
+                return both.split(len(x))
+            return tuple(self.velocity(video, part, tick, given, cut)(x, sigma) for part in parts[:branches])
+
+        return answer
+
+    def guided(self, ask: Ask, config: SampleConfig, lengths: Lengths) -> Velocity:
+        """Guidance inside its interval of noise levels; outside, the prompt's own velocity from one evaluation."""
+
+        def field(x: Tensor, sigma: Tensor) -> Tensor:
+            now = self.settings_at(config, sigma)
+            answers = ask(x, sigma, 2 if is_guided(now, sigma) else 1)
+            return strengthen(*answers, now, lengths) if len(answers) == 2 else answers[0]
+
+        return field
+
+    def settings_at(self, config: SampleConfig, sigma: Tensor) -> SampleConfig:
+        """The settings at a noise level: the second expert has a guidance of its own."""
+        if config.guidance_2 is None or self.expert_at(sigma) == 0:
+            return config
+        return replace(config, guidance=config.guidance_2)
 
 
 def is_guided(config: SampleConfig, sigma: Tensor) -> bool:
@@ -166,38 +325,3 @@ def is_guided(config: SampleConfig, sigma: Tensor) -> bool:
 def strengthen(answer: Tensor, blank: Tensor, config: SampleConfig, lengths: Lengths) -> Tensor:
     """The prompt's velocity, led away from the negative prompt's."""
     return guide(answer, zero_star(answer, blank, lengths) if config.cfg_zero else blank, config.guidance)
-
-
-def check_weights(kind: type[VideoDiT] | type[VideoVAE], folder: Path) -> None:
-    """Refuse a model folder whose weights are not exactly those that its config asks for."""
-    if not (folder / "config.json").is_file():
-        raise ValueError(f"{folder} has no config.json; the checkpoint is not complete")
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        raise ValueError(f"{folder} holds no .safetensors weights; the checkpoint is not complete")
-    with torch.device("meta"):
-        model = cast("VideoDiT | VideoVAE", kind.from_config(cast("dict[str, object]", kind.load_config(folder))))
-    wanted = {name: tuple(p.shape) for name, p in model.state_dict().items()}
-    found: dict[str, tuple[int, ...]] = {}
-    for path in files:
-        try:
-            with safe_open(path, framework="pt") as file:
-                found |= {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-        except SafetensorError as error:
-            raise ValueError(f"{path} is not whole: {error}; download or save the checkpoint again") from None
-    for say, names in (("lacks", wanted.keys() - found.keys()), ("has an extra weight", found.keys() - wanted.keys())):
-        if names:
-            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-            raise ValueError(f"{folder} {say} {min(names)}{more}; its weights do not belong to its config.json")
-    for name, shape in wanted.items():
-        if found[name] != shape:
-            raise ValueError(f"{folder}: {name} is {found[name]} and its config.json asks for {shape}")
-
-
-def quiet_libraries() -> None:
-    """No progress bars of libraries: loading takes a moment and the command has a bar of its own."""
-    import diffusers
-    import transformers
-
-    diffusers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.disable_progress_bar()

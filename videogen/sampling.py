@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -17,6 +18,24 @@ from torch import Tensor
 Velocity = Callable[[Tensor, Tensor], Tensor]
 Sampler = Callable[[Velocity, Tensor, Tensor], Tensor]
 Shape = Sequence[int]
+
+
+class Scheduler(Protocol):
+    """What diffusers' flow schedulers share."""
+
+    config: dict[str, object]
+    timesteps: Tensor
+    sigmas: Tensor
+
+    def set_timesteps(self, num_inference_steps: int) -> None:
+        """Choose the noise levels."""
+
+    def set_begin_index(self, begin_index: int) -> None:
+        """Say where it stands, or it looks for its place by the timestep, and two may be equal."""
+
+    def step(self, model_output: Tensor, timestep: Tensor, sample: Tensor, *, return_dict: bool) -> tuple[Tensor]:
+        """From a noise level to the next."""
+        ...
 
 
 def sigma_schedule(steps: int, *, shift: float = 1.0) -> Tensor:
@@ -99,26 +118,50 @@ def check_sampler(name: str) -> None:
         raise ValueError(f"sampler must be one of {', '.join([*SAMPLERS, *DIFFUSERS])}, got {name!r}")
 
 
-def denoise(name: str, velocity: Velocity, noise: Tensor, *, steps: int, shift: float) -> Tensor:
-    """Run a sampler by name from noise to clean tokens."""
+def denoise(
+    name: str,
+    velocity: Velocity,
+    noise: Tensor,
+    *,
+    steps: int,
+    shift: float,
+    scheduler: Scheduler | None = None,
+) -> Tensor:
+    """Run a sampler by name from noise to clean tokens.
+
+    A checkpoint's own scheduler says the rest of its settings where it is the one that is named. The network then hears
+    its timesteps over 1000, in float64 so that they stay whole: Wan's are rounded down and not quite its noise levels.
+    """
     check_sampler(name)
     if name in SAMPLERS:
         return SAMPLERS[name](velocity, noise, sigma_schedule(steps, shift=shift).to(noise.device))
-    return sample_with_diffusers(name, velocity, noise, steps=steps, shift=shift)
+    chosen = make_scheduler(name, shift, like=scheduler)
+    return sample_with_diffusers(chosen, velocity, noise, steps=steps, whole=scheduler is not None)
 
 
-def sample_with_diffusers(name: str, velocity: Velocity, x: Tensor, *, steps: int, shift: float) -> Tensor:
-    """Run one of diffusers' flow schedulers, its noise levels and its timesteps as it sets them."""
+def make_scheduler(name: str, shift: float, *, like: Scheduler | None = None) -> Scheduler:
+    """One of diffusers' flow schedulers, with the settings of another of its class."""
     import diffusers
 
     class_name, options = DIFFUSERS[name]
+    kind = getattr(diffusers, class_name)
     key = "flow_shift" if "use_flow_sigmas" in options else "shift"
-    scheduler = getattr(diffusers, class_name)(**options, **{key: shift})
-    scheduler.set_timesteps(steps, device=x.device)
-    # Not timestep / 1000: some round it down to an integer.
-    for timestep, sigma in zip(scheduler.timesteps, scheduler.sigmas[:-1].to(x), strict=True):
-        slope = velocity(x, sigma)
-        if timestep == scheduler.timesteps[-1] and scheduler.sigmas[-1] > 0:
+    if like is not None and type(like) is kind:
+        return kind.from_config(like.config, **{key: shift})
+    return kind(**options, **{key: shift})
+
+
+def sample_with_diffusers(
+    scheduler: Scheduler, velocity: Velocity, x: Tensor, *, steps: int, whole: bool = False
+) -> Tensor:
+    """Run a scheduler at the noise levels that it sets, or telling the network its timesteps instead."""
+    scheduler.set_timesteps(steps)
+    scheduler.set_begin_index(0)
+    timesteps, sigmas = scheduler.timesteps, scheduler.sigmas
+    for i, (timestep, sigma) in enumerate(zip(timesteps, sigmas[:-1].to(x), strict=True)):
+        # Not always timestep / 1000: some round it down to an integer.
+        slope = velocity(x, timestep.double() / 1000 if whole else sigma)
+        if i == len(timesteps) - 1 and sigmas[-1] > 0 and not whole:
             return x - sigma * slope  # DEIS stays at its last noise level: the last step is Euler's
         x = scheduler.step(slope, timestep, x, return_dict=False)[0]
     return x

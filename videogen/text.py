@@ -2,11 +2,14 @@
 
     ["a red circle", ...]  ->  PackedText: tokens (m, text_dim), lengths, weights (m,)
 
-The default checkpoint reads with all-MiniLM-L6-v2 (Wang et al. 2020; Reimers & Gurevych 2019), frozen.
+The default checkpoint reads with all-MiniLM-L6-v2 (Wang et al. 2020; Reimers & Gurevych 2019), Wan with UMT5 (Chung et
+al. 2023), frozen.
 """
 
 from __future__ import annotations
 
+import contextlib
+import html
 import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
@@ -22,6 +25,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
+WAN_ROWS = 512
+HALVES = ("UMT5EncoderModel", "T5EncoderModel")  # AutoModel would ask for the decoder too
 
 
 class PackedText(NamedTuple):
@@ -38,6 +43,36 @@ def pack_texts(texts: Sequence[Tensor]) -> PackedText:
     return PackedText(tokens, tuple(len(text) for text in texts), torch.ones(len(tokens), device=tokens.device))
 
 
+def pad_texts(texts: Sequence[Tensor], num_rows: int) -> PackedText:
+    """Embedded texts (m_i, text_dim), each followed by zeros up to num_rows: one row that stands for all of them."""
+    parts, weights = [], []
+    for text in texts:
+        num_zeros = max(0, num_rows - len(text))
+        parts += [text, text.new_zeros(min(1, num_zeros), text.shape[1])]
+        weights += [1.0] * len(text) + [float(num_zeros)] * min(1, num_zeros)
+    lengths = tuple(len(text) + (len(text) < num_rows) for text in texts)
+    tokens = torch.cat(parts)
+    dtype = torch.promote_types(tokens.dtype, torch.float32)
+    return PackedText(tokens, lengths, torch.tensor(weights, device=tokens.device, dtype=dtype))
+
+
+def num_rows_of(encoder: PreTrainedModel) -> int:
+    """How many text rows a network sees that reads this encoder, zeros after the text; 0: as many as there are."""
+    return WAN_ROWS if encoder.config.model_type == "umt5" else 0
+
+
+def clean_as_wan(prompt: str) -> str:
+    """A prompt as WanPipeline cleans it: mended by ftfy where that is installed, HTML undone, spaces single."""
+    import regex
+
+    with contextlib.suppress(ImportError):
+        import ftfy  # type: ignore[import-not-found]
+
+        prompt = ftfy.fix_text(prompt)
+    prompt = html.unescape(html.unescape(prompt)).strip()
+    return regex.sub(r"\s+", " ", prompt).strip()
+
+
 def load_text(folder: Path) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
     """The tokenizer and the frozen text encoder of a checkpoint folder."""
     from transformers import AutoTokenizer
@@ -48,12 +83,15 @@ def load_text(folder: Path) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
     return AutoTokenizer.from_pretrained(folder / "tokenizer"), load_encoder(folder)
 
 
-def load_encoder(folder: Path, *, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
-    """The frozen text encoder, every weight from its file: transformers would draw a missing one at random."""
-    from transformers import AutoModel
+def load_encoder(folder: Path, part: str = "text_encoder", *, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """A frozen encoder, every weight from its file: transformers would draw a missing one at random."""
+    import transformers
 
-    where = folder / "text_encoder"
-    encoder, info = AutoModel.from_pretrained(where, dtype=dtype, output_loading_info=True)
+    where = folder / part
+    config = transformers.AutoConfig.from_pretrained(where)
+    name = next(iter(config.architectures or []), "")
+    kind = getattr(transformers, name if name in HALVES else "AutoModel")
+    encoder, info = kind.from_pretrained(where, dtype=dtype, output_loading_info=True)
     for say, names in (("lacks", info["missing_keys"]), ("has an extra weight", info["unexpected_keys"])):
         if names:
             raise ValueError(f"{where} {say} {min(names)}; its weights do not belong to its config.json")
@@ -65,13 +103,14 @@ def embed_prompts(prompts: Sequence[str], tokenizer: PreTrainedTokenizerBase, en
     """Each prompt's token embeddings (m_i, text_dim), without padding; a prompt gives the same alone or among others.
 
     An empty prompt is the encoder's begin and end tokens; a prompt beyond the encoder's limit is cut there, with a
-    warning.
+    warning. For Wan they are cleaned first, and are as the padded ones of diffusers: its encoder sees no padding.
     """
-    limit = encoder.config.max_position_embeddings
-    coded = tokenizer(list(prompts), truncation=True, max_length=limit + 1)["input_ids"]
+    limit = num_rows_of(encoder) or encoder.config.max_position_embeddings
+    words = [clean_as_wan(prompt) if num_rows_of(encoder) else prompt for prompt in prompts]
+    coded = tokenizer(words, truncation=True, max_length=limit + 1)["input_ids"]
     if any(len(ids) > limit for ids in coded):
         logger.warning("a prompt of more than %d tokens is cut there", limit)
-        coded = tokenizer(list(prompts), truncation=True, max_length=limit)["input_ids"]
+        coded = tokenizer(words, truncation=True, max_length=limit)["input_ids"]
     done: dict[int, Tensor] = {}
     for length in sorted({len(ids) for ids in coded}):  # equal lengths go together: no padding, no mask
         rows = [i for i, ids in enumerate(coded) if len(ids) == length]

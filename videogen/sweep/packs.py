@@ -23,7 +23,8 @@ import torch
 from torch import Tensor
 
 from videogen.dit import TextContext
-from videogen.packing import Grid, PackedVideo, check_patch, pack, unpack
+from videogen.packing import Grid, PackedVideo, Patch, check_patch, pack, unpack
+from videogen.patches import Cut, cut_by
 from videogen.pipeline import VideoPipeline, is_guided, strengthen
 from videogen.sampling import seeded_noise
 from videogen.sweep.plan import Run
@@ -51,7 +52,7 @@ class Made(NamedTuple):
 def schedule_of(run: Run) -> tuple[object, ...]:
     """What the clips of a pack share."""
     c = run.config
-    return c.size, c.frames if c.seconds is None else (c.seconds, c.fps), c.sampler, c.steps, c.shift
+    return c.size, c.frames if c.seconds is None else (c.seconds, c.fps), c.sampler, c.steps, c.shift, c.patch
 
 
 class Packer:
@@ -67,7 +68,8 @@ class Packer:
         self.shelf: tuple[tuple[int, ...], TextContext] | None = None  # the texts of the last call
         self.answers: OrderedDict[Question, Tensor] = OrderedDict()
         self.held_bytes = 0
-        self.price: dict[int, float] = {}  # seconds of one evaluation of so many tokens, when last measured
+        # Seconds of one evaluation of so many tokens, cut by so many schedules, when last measured.
+        self.price: dict[tuple[int, str], float] = {}
 
     @torch.no_grad()
     def read(self, runs: Iterable[Run]) -> None:
@@ -120,7 +122,7 @@ class Packer:
         tokens = self.pipeline.denoise(walk.velocity, video.tokens, config)
         latents = unpack(video._replace(tokens=tokens))
         synchronise(device)
-        length = video.lengths[0]
+        length = video.lengths[0], config.patch
         if walk.num_asked:
             self.price[length] = (time.perf_counter() - began) / walk.num_asked
         peak = peak_memory_gb(device)
@@ -138,7 +140,7 @@ class Packer:
             for run, latent, wanted, reused in zip(runs, latents, walk.wanted, walk.reused, strict=True)
         ]
 
-    def ask(self, questions: Mapping[Question, Tensor], like: PackedVideo) -> dict[Question, Tensor]:
+    def ask(self, questions: Mapping[Question, Tensor], like: PackedVideo, cut: Cut) -> dict[Question, Tensor]:
         """The velocity of each question's tokens (n, c) under its text: one noise level, one call of the network."""
         rows = tuple(self.texts[text] for _, _, text in questions)
         if self.shelf is None or self.shelf[0] != rows:
@@ -146,7 +148,8 @@ class Packer:
             self.shelf = rows, self.library.take(rows)
         video = PackedVideo(torch.cat(list(questions.values())), like.grids[:1] * len(rows), like.patch)
         sigma = torch.tensor(next(iter(questions))[1], dtype=torch.float64)
-        answer = self.pipeline.velocity(video, self.shelf[1], lambda: None)(video.tokens, sigma)
+        field = self.pipeline.velocity(video, self.shelf[1], lambda: None, cut=cut)
+        answer = field(video.tokens, sigma)
         return dict(zip(questions, answer.split(video.lengths), strict=True))
 
     def remember(self, question: Question, answer: Tensor) -> None:
@@ -162,6 +165,7 @@ class Walk:
 
     def __init__(self, packer: Packer, runs: Sequence[Run], video: PackedVideo, tick: Callable[[], None]) -> None:
         self.packer, self.runs, self.video, self.tick = packer, runs, video, tick
+        self.cut = cut_by(runs[0].config, packer.pipeline.transformer.patches)
         self.wanted, self.reused = [0] * len(runs), [0] * len(runs)
         self.num_asked = 0
 
@@ -178,7 +182,7 @@ class Walk:
                 if not again:
                     missing[question] = clip
                 self.tick()
-        now = self.packer.ask(missing, self.video) if missing else {}
+        now = self.packer.ask(missing, self.video, self.cut) if missing else {}
         found = [[now[q] if q in now else known[q] for q in questions] for questions in asked]
         for question, answer in now.items():
             self.packer.remember(question, answer)
@@ -189,7 +193,7 @@ class Walk:
         """What a run asks of the network at a noise level: under its prompt, and where guidance is on its negative."""
         now = self.packer.pipeline.settings_at(run.config, sigma)
         texts = (run.prompt, now.negative) if is_guided(now, sigma) else (run.prompt,)
-        where = digest(clip, self.video.grids[0])
+        where = digest(clip, self.video.grids[0], self.cut(float(sigma)))
         return [(where, float(sigma), text) for text in texts]
 
     def guide(self, run: Run, answers: Sequence[Tensor], sigma: Tensor) -> Tensor:
@@ -200,9 +204,10 @@ class Walk:
         return strengthen(answers[0], answers[1], now, self.video.lengths[:1])
 
 
-def digest(tokens: Tensor, grid: Grid) -> bytes:
-    """A hash of every bit of a clip's tokens and of their grid: a turned clip can have the same numbers."""
-    return hashlib.blake2b(tokens.contiguous().cpu().numpy().tobytes() + repr(grid).encode(), digest_size=16).digest()
+def digest(tokens: Tensor, grid: Grid, patch: Patch) -> bytes:
+    """A hash of a clip's tokens, of their grid, since a turned clip can have the same numbers, and of how it is cut."""
+    place = repr((grid, patch)).encode()
+    return hashlib.blake2b(tokens.contiguous().cpu().numpy().tobytes() + place, digest_size=16).digest()
 
 
 def reason_of(error: BaseException) -> str:

@@ -1,0 +1,192 @@
+"""LoRAs of diffusers and PEFT here, and ours there: the same change of the same clips."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import WanPipeline
+from peft import LoraConfig
+from peft.utils import get_peft_model_state_dict
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from tests.conftest import seeded
+from tests.test_wan_pipeline import PROMPT, SETTINGS, assert_same_latents, images_for, latents_of
+from tests.test_wan_pipeline import without_ftfy as without_ftfy
+from tests.wan_folders import save
+from videogen.cli import sample
+from videogen.pipeline import Job, VideoPipeline
+
+ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
+EVERYWHERE = [
+    *ATTENTION, "ffn.net.0.proj", "ffn.net.2", "patch_embedding", "proj_out", "time_proj", "text_embedder.linear_1",
+    "time_embedder.linear_2",
+]  # fmt: skip
+Folder = tuple[Path, WanPipeline]
+
+
+@pytest.fixture(scope="module")
+def wan(tmp_path_factory: pytest.TempPathFactory) -> Folder:
+    folder = tmp_path_factory.mktemp("wan") / "T2V 2.1"
+    return folder, save("T2V 2.1", folder)
+
+
+@torch.no_grad()
+def draw_adapter(model: nn.Module, targets: list[str], seed: int, name: str = "default") -> None:
+    """A LoRA whose both halves are random: one that has been trained."""
+    model.add_adapter(LoraConfig(r=2, lora_alpha=3, target_modules=targets), adapter_name=name)  # type: ignore
+    for key, p in model.named_parameters():
+        if f".{name}." in key:
+            p.copy_(0.2 * torch.randn(p.shape, generator=seeded(seed)))
+
+
+def write_lora(pipeline: type, model: nn.Module, folder: Path) -> Path:
+    """As diffusers' training scripts do."""
+    pipeline.save_lora_weights(  # type: ignore[attr-defined]
+        str(folder),
+        transformer_lora_layers=get_peft_model_state_dict(model),
+        transformer_lora_adapter_metadata=None,
+    )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def loras(wan: Folder, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Two LoRAs of diffusers' making: on the attention, and on every kind of layer."""
+    folders = []
+    for i, targets in enumerate((ATTENTION, EVERYWHERE)):
+        model = WanPipeline.from_pretrained(str(wan[0])).transformer
+        draw_adapter(model, targets, i)
+        folders.append(write_lora(WanPipeline, model, tmp_path_factory.mktemp("lora") / str(i)))
+    return folders
+
+
+def open_both(wan: Folder) -> tuple[VideoPipeline, WanPipeline]:
+    theirs = WanPipeline.from_pretrained(str(wan[0]))
+    theirs.set_progress_bar_config(disable=True)
+    return VideoPipeline.from_pretrained(wan[0]), theirs
+
+
+def make(ours: VideoPipeline) -> Tensor:
+    return ours.sample([Job(PROMPT, 5)], SETTINGS)[0]
+
+
+@pytest.mark.parametrize("which", [0, 1], ids=["attention", "every kind of layer"])
+def test_a_lora_changes_a_clip_as_there(wan: Folder, loras: list[Path], which: int) -> None:
+    plain = latents_of(wan[1], SETTINGS)
+    both = open_both(wan)
+    for one in both:
+        one.load_lora_weights(str(loras[which]))
+    wanted = latents_of(both[1], SETTINGS)
+    assert_same_latents(make(both[0]), wanted)
+    assert (wanted - plain).abs().max() > 0.01
+
+
+def test_loras_are_weighted_switched_and_taken_off_as_there(wan: Folder, loras: list[Path]) -> None:
+    both = open_both(wan)
+    for one in both:
+        for i, path in enumerate(loras):
+            one.load_lora_weights(str(path), adapter_name=f"n{i}")
+        one.set_adapters(["n0", "n1"], [0.7, -0.4])
+    assert_same_latents(make(both[0]), latents_of(both[1], SETTINGS))
+    for one in both:
+        one.set_adapters(["n1"], [0.5])
+    assert_same_latents(make(both[0]), latents_of(both[1], SETTINGS))
+    for one in both:
+        one.unload_lora_weights()
+    assert_same_latents(make(both[0]), latents_of(wan[1], SETTINGS))
+
+
+def test_a_merged_lora_is_the_lora(wan: Folder, loras: list[Path], tmp_path: Path) -> None:
+    ours, theirs = open_both(wan)
+    ours.load_lora_weights(str(loras[0]))
+    beside = make(ours)
+    ours.fuse_lora(lora_scale=1.0)
+    ours.unload_lora_weights()
+    merged = make(ours)
+    torch.testing.assert_close(merged, beside, atol=1e-3, rtol=0)  # x(W + BA) against xW + xBA, over the steps
+    theirs.load_lora_weights(str(loras[0]))
+    theirs.fuse_lora(lora_scale=1.0)
+    theirs.unload_lora_weights()
+    assert_same_latents(merged, latents_of(theirs, SETTINGS))
+    ours.save_pretrained(tmp_path)  # a checkpoint with no trace of it
+    assert_same_latents(latents_of(WanPipeline.from_pretrained(str(tmp_path)), SETTINGS), merged)
+
+
+def test_a_lora_trained_here_loads_there(wan: Folder, tmp_path: Path) -> None:
+    ours, theirs = open_both(wan)
+    draw_adapter(ours.transformer, EVERYWHERE, 3)
+    made = make(ours)
+    theirs.load_lora_weights(str(write_lora(VideoPipeline, ours.transformer, tmp_path / "by pipeline")))
+    # PEFT's own scale is alpha / r; without metadata diffusers takes alpha = r
+    again = VideoPipeline.from_pretrained(wan[0])
+    again.load_lora_weights(str(tmp_path / "by pipeline"))
+    assert_same_latents(make(again), latents_of(theirs, SETTINGS))
+    ours.transformer.save_lora_adapter(str(tmp_path / "by model"))
+    other = open_both(wan)[1]
+    file = "pytorch_lora_weights.safetensors"
+    other.transformer.load_lora_adapter(str(tmp_path / "by model"), prefix=None, weight_name=file)
+    assert_same_latents(made, latents_of(other, SETTINGS))
+
+
+def test_a_lora_in_wan_s_own_names_loads_as_there(wan: Folder, tmp_path: Path) -> None:
+    """As the community's trainers write them, with an alpha."""
+    d, ffn = 36, 40
+    sizes = {f"self_attn.{x}": (d, d) for x in "qkvo"} | {f"cross_attn.{x}": (d, d) for x in "qkvo"}
+    sizes |= {"ffn.0": (d, ffn), "ffn.2": (ffn, d)}
+    weights: dict[str, Tensor] = {}
+    for i in range(2):
+        for name, (n_in, n_out) in sizes.items():
+            place = f"diffusion_model.blocks.{i}.{name}"
+            weights[f"{place}.lora_down.weight"] = 0.3 * torch.randn(2, n_in)
+            weights[f"{place}.lora_up.weight"] = 0.3 * torch.randn(n_out, 2)
+            weights[f"{place}.alpha"] = torch.tensor(1.0)
+    save_file(weights, tmp_path / "lora.safetensors")
+    both = open_both(wan)
+    for one in both:
+        one.load_lora_weights(str(tmp_path / "lora.safetensors"))
+    wanted = latents_of(both[1], SETTINGS)
+    assert_same_latents(make(both[0]), wanted)
+    assert (wanted - latents_of(wan[1], SETTINGS)).abs().max() > 0.01
+
+
+def test_a_lora_for_text_models_loads_into_one_that_sees_images(loras: list[Path], tmp_path: Path) -> None:
+    theirs = save("I2V 2.1", tmp_path)
+    ours = VideoPipeline.from_pretrained(tmp_path)
+    for one in (ours, theirs):
+        one.load_lora_weights(str(loras[0]))
+    images = images_for("I2V 2.1")
+    (made,) = ours.sample([Job(PROMPT, 5, images)], SETTINGS)
+    assert_same_latents(made, latents_of(theirs, SETTINGS, images))
+
+
+def test_the_second_expert_takes_a_lora_of_its_own(loras: list[Path], tmp_path: Path) -> None:
+    theirs = save("T2V A14B", tmp_path)
+    ours = VideoPipeline.from_pretrained(tmp_path)
+    plain = make(ours)
+    for one in (ours, theirs):
+        one.load_lora_weights(str(loras[0]), adapter_name="high")
+        one.load_lora_weights(str(loras[1]), adapter_name="low", load_into_transformer_2=True)
+    wanted = latents_of(theirs, SETTINGS)
+    assert_same_latents(make(ours), wanted)
+    assert (wanted - plain).abs().max() > 0.01
+
+
+def test_the_command_puts_loras_beside_the_weights(
+    wan: Folder, loras: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [PROMPT, "--model", str(wan[0]), "--seed", "5", "--size", "32x64", "--frames", "9", "--steps", "4"]
+    words += ["--guidance", "4", "--negative", SETTINGS.negative, "--save-latents"]
+    loaded = ["--lora", f"{loras[0]}=0.7", str(loras[1])]
+    assert sample([*words, "--out", str(tmp_path / "a.mp4"), *loaded]) == 0
+    theirs = open_both(wan)[1]
+    for i, path in enumerate(loras):
+        theirs.load_lora_weights(str(path), adapter_name=f"n{i}")
+    theirs.set_adapters(["n0", "n1"], [0.7, 1.0])
+    assert_same_latents(load_file(tmp_path / "a.safetensors")["latent"], latents_of(theirs, SETTINGS))
+    assert sample(["--from", str(tmp_path / "a.mp4"), "--model", str(wan[0]), "--out", str(tmp_path / "b.mp4")]) == 0
+    assert (tmp_path / "a.mp4").read_bytes() == (tmp_path / "b.mp4").read_bytes()
+    assert sample([*words, "--out", str(tmp_path / "c.mp4"), "--lora", "nowhere.safetensors=2"]) == 2
+    assert "there is no LoRA nowhere.safetensors; give" in capsys.readouterr().err

@@ -1,0 +1,412 @@
+"""The line on folders of diffusers' Wan pipelines: the same frames as that pipeline makes, and back."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DiffusionPipeline, WanPipeline
+from diffusers.pipelines.wan import pipeline_wan, pipeline_wan_i2v
+from diffusers.utils import is_ftfy_available
+from PIL import Image
+from safetensors.torch import load_file
+from torch import Tensor
+
+from tests.conftest import seeded, tiny_dit
+from tests.wan_folders import KINDS, make_parts, save
+from videogen.cli import sample
+from videogen.config import SampleConfig, read_defaults
+from videogen.pipeline import Job, VideoPipeline
+from videogen.plain import to_mapping
+from videogen.sampling import DIFFUSERS
+from videogen.sweep.packs import Packer
+from videogen.sweep.plan import Run
+from videogen.text import clean_as_wan, embed_prompts, load_text, pad_texts
+from videogen.wan_folder import SAMPLER_OF
+from videogen.wan_image import Images
+
+PROMPT, NEGATIVE = "a cat and  dog walk &amp; rain\n in the caf&eacute;", "blurry, worst quality"
+SETTINGS = SampleConfig(
+    size="32x64", frames=9, steps=4, sampler="unipc", shift=3.0, guidance=4.0, cfg_zero=False, negative=NEGATIVE
+)
+
+
+@pytest.fixture(autouse=True)
+def without_ftfy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where ftfy is missing, diffusers' image-to-video pipeline fails by name; let it leave the text as it is."""
+    if not is_ftfy_available():
+        monkeypatch.setattr(pipeline_wan_i2v, "ftfy", SimpleNamespace(fix_text=str), raising=False)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, DiffusionPipeline]]:
+    """A folder of every kind, and the pipeline that it is of; read only."""
+    root = tmp_path_factory.mktemp("wan")
+    return {kind: (root / kind, save(kind, root / kind)) for kind in KINDS}
+
+
+def draw_image(seed: int) -> Image.Image:
+    pixels = torch.randint(0, 256, (5, 7, 3), generator=seeded(seed), dtype=torch.uint8).numpy()
+    return Image.fromarray(pixels).resize((70, 50), Image.Resampling.BICUBIC)
+
+
+def images_for(kind: str) -> Images | None:
+    if KINDS[kind][0] is WanPipeline:
+        return None
+    return Images(draw_image(0), draw_image(1) if kind.startswith("FLF") else None)
+
+
+@torch.no_grad()
+def ask_diffusers(theirs: DiffusionPipeline, config: SampleConfig, seed: int, images: Images | None) -> Tensor:
+    """What the pipeline makes of one prompt, (t, h, w, 3) in [0, 1]."""
+    given = {} if images is None else {"image": images.first, "last_image": images.last}
+    made = theirs(
+        prompt=PROMPT,
+        negative_prompt=config.negative,
+        height=config.height,
+        width=config.width,
+        num_frames=config.frames,
+        num_inference_steps=config.steps,
+        guidance_scale=config.guidance,
+        guidance_scale_2=config.guidance_2,
+        generator=torch.Generator().manual_seed(seed),
+        **given,
+    )
+    return torch.from_numpy(np.asarray(made.frames[0]))
+
+
+def assert_same_frames(ours: Tensor, theirs: Tensor) -> None:
+    """Every pixel within 1/255: half of that is rounding to whole numbers."""
+    assert ours.shape == theirs.shape
+    assert theirs.std() > 0.02, "a picture of nothing proves nothing"
+    assert (ours.float() / 255 - theirs).abs().max() <= 1 / 255
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_folder_makes_the_frames_that_diffusers_makes(
+    kind: str, folders: dict[str, tuple[Path, DiffusionPipeline]]
+) -> None:
+    folder, theirs = folders[kind]
+    ours, images = VideoPipeline.from_pretrained(folder), images_for(kind)
+    config = replace(SETTINGS, guidance_2=2.0 if "A14B" in kind else None)
+    clips = ours([PROMPT, PROMPT], config, seeds=[5, 6], images=images)
+    for clip, seed in zip(clips, (5, 6), strict=True):
+        assert_same_frames(clip, ask_diffusers(theirs, config, seed, images))
+
+
+def latents_of(theirs: DiffusionPipeline, config: SampleConfig, images: Images | None = None, **more: object) -> Tensor:
+    """What the pipeline makes of one prompt and seed 5 before decoding, (c, t, h, w)."""
+    given = {} if images is None else {"image": images.first, "last_image": images.last}
+    made = theirs(
+        **{"prompt": PROMPT, "negative_prompt": config.negative} | more,
+        height=config.height,
+        width=config.width,
+        num_frames=config.frames,
+        num_inference_steps=config.steps,
+        guidance_scale=config.guidance,
+        guidance_scale_2=config.guidance_2,
+        generator=torch.Generator().manual_seed(5),
+        output_type="latent",
+        **given,
+    )
+    return made.frames[0]
+
+
+def assert_same_latents(ours: Tensor, theirs: Tensor) -> None:
+    """Float32 rounding of two orders of sums, grown over the steps of a solver that extrapolates."""
+    torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)
+
+
+RUNS: dict[str, tuple[str, dict[str, object]]] = {
+    "one step": ("T2V 2.1", {"steps": 1}),
+    "more steps than noise levels differ": ("T2V 2.1", {"steps": 40, "shift": 12.0, "frames": 1}),
+    "no guidance": ("T2V 2.1", {"guidance": 1.0}),
+    "nothing to avoid": ("T2V 2.1", {"negative": "", "guidance": 7.5}),
+    "an image": ("T2V 2.1", {"frames": 1, "size": "96x16"}),
+    "tall and long": ("T2V 2.1", {"frames": 21, "size": "16x48"}),
+    "experts of one guidance": ("T2V A14B", {"guidance": 3.0, "steps": 9}),
+    "experts with and without": ("T2V A14B", {"guidance": 3.0, "guidance_2": 1.0, "steps": 9}),
+    "experts of two": ("I2V A14B", {"guidance": 3.0, "guidance_2": 5.0, "steps": 9}),
+    "one image in": ("I2V 2.1", {"frames": 1}),
+    "a known frame and no guidance": ("TI2V 5B, image", {"guidance": 1.0, "frames": 5}),
+}
+
+
+@pytest.mark.parametrize(("kind", "changes"), RUNS.values(), ids=RUNS)
+def test_every_setting_means_what_it_does_there(
+    kind: str, changes: dict[str, object], folders: dict[str, tuple[Path, DiffusionPipeline]]
+) -> None:
+    config = replace(SETTINGS, **changes)  # type: ignore[arg-type]
+    folder, theirs = folders[kind]
+    theirs.scheduler = type(theirs.scheduler).from_config(theirs.scheduler.config, flow_shift=config.shift)
+    (ours,) = VideoPipeline.from_pretrained(folder).sample([Job(PROMPT, 5, images_for(kind))], config)
+    assert_same_latents(ours, latents_of(theirs, config, images_for(kind)))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"solver_order": 3}, {"solver_order": 1}, {"disable_corrector": [0, 1, 2]}, {"final_sigmas_type": "sigma_min"}],
+    ids=lambda options: next(iter(options)),
+)
+def test_the_folder_s_own_scheduler_is_run(options: dict[str, object], tmp_path: Path) -> None:
+    theirs = make_parts("T2V 2.1")
+    theirs.scheduler = type(theirs.scheduler).from_config(theirs.scheduler.config, **options)
+    theirs.save_pretrained(str(tmp_path))
+    config = replace(SETTINGS, steps=9)
+    (ours,) = VideoPipeline.from_pretrained(tmp_path).sample([Job(PROMPT, 5)], config)
+    assert_same_latents(ours, latents_of(theirs, config))
+    plain = latents_of(make_parts("T2V 2.1"), config)
+    assert (ours - plain).abs().max() > 1e-3
+
+
+def test_an_euler_scheduler_is_run_too(tmp_path: Path) -> None:
+    theirs = save("T2V 2.1", tmp_path, scheduler="euler", shift=7.0)
+    defaults = read_defaults(tmp_path)
+    assert (defaults.sampler, defaults.shift) == ("flow_euler", 7.0)
+    config = replace(SETTINGS, sampler=defaults.sampler, shift=defaults.shift)
+    (ours,) = VideoPipeline.from_pretrained(tmp_path).sample([Job(PROMPT, 5)], config)
+    assert_same_latents(ours, latents_of(theirs, config))
+
+
+def test_timesteps_are_whole_and_it_shows(folders: dict[str, tuple[Path, DiffusionPipeline]]) -> None:
+    ours = VideoPipeline.from_pretrained(folders["T2V 2.1"][0])
+    told: list[float] = []
+    hook = ours.transformer.register_forward_pre_hook(lambda _, args: told.extend((1000 * args[1].values).tolist()))
+    ours.sample([Job(PROMPT, 5)], SETTINGS)
+    hook.remove()
+    theirs = folders["T2V 2.1"][1].scheduler
+    theirs = type(theirs).from_config(theirs.config, flow_shift=SETTINGS.shift)
+    theirs.set_timesteps(SETTINGS.steps)
+    assert told == theirs.timesteps.tolist()
+    assert any(abs(1000 * sigma - t) > 0.1 for sigma, t in zip(theirs.sigmas.tolist(), told, strict=False))
+
+
+def test_each_expert_answers_on_its_side_of_the_boundary(folders: dict[str, tuple[Path, DiffusionPipeline]]) -> None:
+    ours = VideoPipeline.from_pretrained(folders["T2V A14B"][0])
+    heard: list[tuple[int, float]] = []
+    for i, expert in enumerate(ours.experts):
+        expert.register_forward_pre_hook(lambda _, args, i=i: heard.append((i, 1000 * args[1].values.max().item())))
+    ours.sample([Job(PROMPT, 5)], replace(SETTINGS, steps=9))
+    assert {i for i, _ in heard} == {0, 1}
+    assert all((t >= 875) == (i == 0) for i, t in heard)
+
+
+# --- text
+
+TEXTS = (
+    PROMPT, "", "  ", "cat", "cat " * 700, "&lt;b&gt; &amp;amp;lt; x", "tab\there\u00a0there\u2003end",
+    "a\x1cb\x85c\u200bd", "caf\u00e9 and d\u00f6g", "<>&;#39; &#39;", "A Cat",
+)  # fmt: skip
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("text", TEXTS, ids=lambda text: repr(text)[:24])
+def test_a_prompt_is_cleaned_and_read_as_there(text: str, folders: dict[str, tuple[Path, DiffusionPipeline]]) -> None:
+    folder, theirs = folders["T2V 2.1"]
+    assert clean_as_wan(text) == pipeline_wan.prompt_clean(text)
+    padded = theirs._get_t5_prompt_embeds(text, max_sequence_length=512)[0]
+    (rows,) = embed_prompts([text], load_text(folder)[0], theirs.text_encoder)
+    packed = pad_texts([rows], 512)
+    torch.testing.assert_close(packed.tokens[: len(rows)], padded[: len(rows)], atol=1e-5, rtol=0)  # order of sums
+    assert not padded[len(rows) :].any()
+    assert packed.weights.sum() == 512
+    assert len(packed.tokens) == min(512, len(rows) + 1)
+
+
+# --- settings
+
+
+def test_a_folder_brings_the_settings_of_its_model(folders: dict[str, tuple[Path, DiffusionPipeline]]) -> None:
+    defaults = {kind: read_defaults(folder) for kind, (folder, _) in folders.items()}
+    assert all(one.sampler == "unipc" and one.shift == 3.0 and not one.cfg_zero for one in defaults.values())
+    common = ("832x480", 81, 16.0)
+    for kind, one in defaults.items():
+        assert (one.size, one.frames, one.fps) == (("1280x704", 121, 24.0) if "5B" in kind else common)
+    guidance = {kind: (one.guidance, one.guidance_2, one.steps) for kind, one in defaults.items()}
+    assert guidance["T2V 2.1"] == (5.0, None, 50)
+    assert guidance["T2V A14B"] == (4.0, 3.0, 40)
+    assert guidance["I2V A14B"] == (3.5, None, 40)
+    assert VideoPipeline.from_pretrained(folders["TI2V 5B"][0]).defaults == defaults["TI2V 5B"]
+
+
+def test_names_of_schedulers_are_those_of_the_samplers() -> None:
+    known = {name: sampler for sampler, (name, _) in DIFFUSERS.items()}
+    assert {name: sampler for name, (sampler, _) in SAMPLER_OF.items()} == known
+
+
+# --- the command
+
+
+def test_the_command_writes_the_frames_that_diffusers_makes(
+    folders: dict[str, tuple[Path, DiffusionPipeline]], tmp_path: Path
+) -> None:
+    folder, theirs = folders["T2V 2.1"]
+    words = [PROMPT, "--model", str(folder), "--seed", "5", "--size", "48x32", "--frames", "1", "--steps", "3"]
+    assert sample([*words, "--negative", NEGATIVE, "--out", str(tmp_path / "a.png")]) == 0
+    config = replace(SETTINGS, size="48x32", frames=1, steps=3, guidance=5.0)
+    made = torch.from_numpy(np.array(Image.open(tmp_path / "a.png").convert("RGB")))[None]
+    theirs.scheduler = type(theirs.scheduler).from_config(theirs.scheduler.config, flow_shift=3.0)
+    assert_same_frames(made, ask_diffusers(theirs, config, 5, None))
+
+
+def test_the_command_takes_an_image_and_from_takes_it_again(
+    folders: dict[str, tuple[Path, DiffusionPipeline]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, theirs = folders["TI2V 5B, image"]
+    draw_image(0).save(tmp_path / "first.png")
+    words = [PROMPT, "--model", str(folder), "--seed", "5", "--size", "64x32", "--frames", "5", "--steps", "2"]
+    words += ["--image", str(tmp_path / "first.png")]
+    assert sample([*words, "--out", str(tmp_path / "a.mp4"), "--save-latents"]) == 0
+    config = replace(SETTINGS, size="64x32", frames=5, steps=2, guidance=5.0, negative="")
+    made = load_file(tmp_path / "a.safetensors")["latent"]
+    assert_same_latents(made, latents_of(theirs, config, images_for("TI2V 5B, image")))
+    again = ["--from", str(tmp_path / "a.mp4"), "--model", str(folder), "--out", str(tmp_path / "b.mp4")]
+    assert sample(again) == 0
+    assert (tmp_path / "a.mp4").read_bytes() == (tmp_path / "b.mp4").read_bytes()
+    assert capsys.readouterr().err.count("error") == 0
+    (tmp_path / "words.png").write_text("not an image")
+    refused = [*words[:-1], str(tmp_path / "words.png"), "--out", str(tmp_path / "c.mp4")]
+    assert sample(refused) == 2
+    assert "give a .png or .jpg" in capsys.readouterr().err
+    assert sample([*words[:-2], "--last-image", str(tmp_path / "first.png"), "--out", str(tmp_path / "c.mp4")]) == 2
+    assert "goes with a first; give both" in capsys.readouterr().err
+
+
+# --- back
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_folder_saved_here_opens_there_and_makes_the_same(
+    kind: str, folders: dict[str, tuple[Path, DiffusionPipeline]], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder, theirs = folders[kind]
+    settings = replace(SETTINGS, guidance_2=2.0 if "A14B" in kind else None)
+    ours = VideoPipeline.from_pretrained(folder)
+    ours.register_to_config(defaults=to_mapping(settings))
+    with torch.no_grad():
+        for expert in ours.experts:
+            expert.proj_out.bias.add_(0.1)  # as training would
+    ours.save_pretrained(tmp_path)
+    caplog.clear()
+    opened = type(theirs).from_pretrained(str(tmp_path))
+    assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == []
+    opened.set_progress_bar_config(disable=True)
+    assert {name: type(part) for name, part in opened.components.items()} == {
+        name: type(part) for name, part in theirs.components.items()
+    }
+    (made,) = ours.sample([Job(PROMPT, 5, images_for(kind))], settings)
+    wanted = latents_of(opened, settings, images_for(kind))
+    assert_same_latents(made, wanted)
+    assert (wanted - latents_of(theirs, settings, images_for(kind))).abs().max() > 1e-3
+    again = VideoPipeline.from_pretrained(tmp_path)
+    assert again.defaults == settings
+    assert torch.equal(again.sample([Job(PROMPT, 5, images_for(kind))], settings)[0], made)
+    VideoPipeline.load(tmp_path)
+
+
+def test_a_model_made_here_of_wan_s_parts_opens_there(
+    folders: dict[str, tuple[Path, DiffusionPipeline]], tmp_path: Path
+) -> None:
+    """Its own transformer, no scheduler: saved, it has one that says the same."""
+    ours = VideoPipeline.from_pretrained(folders["T2V 2.1"][0])
+    dit = tiny_dit(text_dim=16, num_attention_heads=3)
+    made = VideoPipeline(dit, ours.vae, ours.text_encoder, ours.tokenizer, defaults=to_mapping(SETTINGS))
+    made.save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "model_index.json").read_text())["_class_name"] == "WanPipeline"
+    theirs = WanPipeline.from_pretrained(str(tmp_path))
+    assert_same_latents(made.sample([Job(PROMPT, 5)], SETTINGS)[0], latents_of(theirs, SETTINGS))
+
+
+def test_what_diffusers_could_not_run_stays_a_folder_of_ours(
+    folders: dict[str, tuple[Path, DiffusionPipeline]], tmp_path: Path
+) -> None:
+    ours = VideoPipeline.from_pretrained(folders["T2V 2.1"][0])
+    dit = tiny_dit(text_dim=16, prediction="clean")
+    VideoPipeline(dit, ours.vae, ours.text_encoder, ours.tokenizer).save_pretrained(tmp_path)
+    index = json.loads((tmp_path / "model_index.json").read_text())
+    assert (index["_class_name"], index["vae"]) == ("VideoPipeline", ["videogen.wan_vae", "WanVAE"])
+    assert VideoPipeline.load(tmp_path).transformer.config["prediction"] == "clean"
+
+
+# --- what does not fit
+
+
+@pytest.mark.parametrize(
+    ("kind", "images", "message"),
+    [
+        ("T2V 2.1", Images(draw_image(0)), "makes clips from prompts alone; leave the image out"),
+        ("I2V 2.1", None, r"begins with an image; give one for every clip \(--image\)"),
+        ("FLF2V 2.1", Images(draw_image(0)), "reads 20 rows of a first and a last image a clip, got 10; give it both"),
+        ("TI2V 5B", Images(draw_image(0), draw_image(1)), "cannot be told the last; leave the last image out"),
+    ],
+)
+def test_an_image_of_the_wrong_kind_is_refused(
+    kind: str, images: Images | None, message: str, folders: dict[str, tuple[Path, DiffusionPipeline]]
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        VideoPipeline.from_pretrained(folders[kind][0]).sample([Job(PROMPT, 5, images)], SETTINGS)
+
+
+def test_a_sweep_of_a_model_that_begins_with_an_image_says_so(
+    folders: dict[str, tuple[Path, DiffusionPipeline]],
+) -> None:
+    (made,) = Packer(VideoPipeline.from_pretrained(folders["I2V A14B"][0])).make([Run(PROMPT, 5, SETTINGS)])
+    assert made.error == "this model begins with an image; give one for every clip (--image)"
+
+
+def test_a_sweep_makes_the_clips_of_two_experts(folders: dict[str, tuple[Path, DiffusionPipeline]]) -> None:
+    ours = VideoPipeline.from_pretrained(folders["T2V A14B"][0])
+    configs = [replace(SETTINGS, guidance_2=guidance) for guidance in (None, 1.0, 2.0)]
+    runs = [Run(PROMPT, 5, config) for config in configs]
+    for run, made in zip(runs, Packer(ours).make(runs), strict=True):
+        assert made.latent is not None, made.error
+        assert_same_latents(made.latent, ours.sample([Job(PROMPT, 5)], run.config)[0])
+
+
+def test_a_size_off_the_stride_is_refused(folders: dict[str, tuple[Path, DiffusionPipeline]]) -> None:
+    with pytest.raises(ValueError, match="multiples of 32, got 48x32; try 32x32 or 64x32"):
+        VideoPipeline.from_pretrained(folders["TI2V 5B"][0]).sample([Job(PROMPT, 5)], replace(SETTINGS, size="48x32"))
+    assert sample([PROMPT, "--model", str(folders["TI2V 5B"][0]), "--size", "48x32", "--dry-run"]) == 2
+
+
+BROKEN: list[tuple[str, object, str]] = [
+    ("_class_name", "StableDiffusionPipeline", "holds a StableDiffusionPipeline; what runs here is a VideoPipeline, "),
+    ("vae", ["diffusers", "AutoencoderKL"], "vae is a AutoencoderKL; what runs here is one of "),
+    ("transformer", ["diffusers", "LTXVideoTransformer3DModel"], "transformer is a LTXVideoTransformer3DModel; what"),
+]
+
+
+@pytest.mark.parametrize(("key", "value", "message"), BROKEN, ids=["family", "vae", "transformer"])
+def test_a_folder_of_another_family_is_refused_with_what_it_is(
+    key: str, value: object, message: str, folders: dict[str, tuple[Path, DiffusionPipeline]], tmp_path: Path
+) -> None:
+    own = Path(shutil.copytree(folders["T2V 2.1"][0], tmp_path / "own"))
+    index = json.loads((own / "model_index.json").read_text()) | {key: value}
+    (own / "model_index.json").write_text(json.dumps(index))
+    for way in (VideoPipeline.load, VideoPipeline.from_pretrained, read_defaults):
+        with pytest.raises(ValueError, match=message):
+            way(own)
+
+
+def test_a_missing_shard_is_named(folders: dict[str, tuple[Path, DiffusionPipeline]], tmp_path: Path) -> None:
+    folders["T2V 2.1"][1].save_pretrained(str(tmp_path), max_shard_size="20KB")
+    shards = sorted((tmp_path / "transformer").glob("*-of-*.safetensors"))
+    assert len(shards) > 1
+    VideoPipeline.load(tmp_path)
+    shards[1].unlink()
+    with pytest.raises(ValueError, match=f"transformer lacks {shards[1].name}, one of the files of its weights"):
+        VideoPipeline.load(tmp_path)
+
+
+def test_an_unknown_scheduler_is_refused(folders: dict[str, tuple[Path, DiffusionPipeline]], tmp_path: Path) -> None:
+    own = Path(shutil.copytree(folders["T2V 2.1"][0], tmp_path / "own"))
+    path = own / "scheduler" / "scheduler_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"_class_name": "DDIMScheduler"}))
+    with pytest.raises(ValueError, match="the scheduler is a DDIMScheduler; what runs here is one of UniPC"):
+        read_defaults(own)

@@ -1,0 +1,76 @@
+"""A checkpoint folder, checked before it is loaded: every weight there, none too many, each of its shape.
+
+folder  ->  nothing, or a ValueError that names the first thing that is wrong
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import cast
+
+import torch
+from diffusers.models.modeling_utils import ModelMixin
+from safetensors import SafetensorError, safe_open
+
+from videogen.dit import VideoDiT
+from videogen.vae import VideoVAE
+from videogen.wan_folder import CLASSES, PARTS, check_family, class_of, read_json
+from videogen.wan_vae import WanVAE
+
+KINDS: dict[str, type[ModelMixin]] = {kind.__name__: kind for kind in (VideoDiT, VideoVAE, WanVAE)}
+
+
+def check_checkpoint(folder: Path) -> None:
+    """Refuse a folder of another family, or one whose networks are not whole."""
+    index = read_json(folder / "model_index.json")
+    check_family(index, folder)
+    for part in PARTS:
+        if (name := class_of(index, part)) is not None:
+            check_weights(KINDS[CLASSES[name][1]], folder / part)
+
+
+def check_weights(kind: type[ModelMixin], folder: Path) -> None:
+    """Refuse a model folder whose weights are not exactly those that its config asks for."""
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"{folder} has no config.json; the checkpoint is not complete")
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise ValueError(f"{folder} holds no .safetensors weights; the checkpoint is not complete")
+    missing = sorted(name for name in _files_of_index(folder) if not (folder / name).is_file())
+    if missing:
+        raise ValueError(f"{folder} lacks {missing[0]}, one of the files of its weights; download it again")
+    with torch.device("meta"):
+        config = kind.load_config(folder)  # type: ignore[attr-defined]
+        model = cast("torch.nn.Module", kind.from_config(config))  # type: ignore[attr-defined]
+    wanted = {name: tuple(p.shape) for name, p in model.state_dict().items()}
+    found: dict[str, tuple[int, ...]] = {}
+    for path in files:
+        try:
+            with safe_open(path, framework="pt") as file:
+                found |= {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+        except SafetensorError as error:
+            raise ValueError(f"{path} is not whole: {error}; download or save the checkpoint again") from None
+    ignored = kind._keys_to_ignore_on_load_unexpected or ()
+    surplus = {name for name in found.keys() - wanted.keys() if not any(key in name for key in ignored)}
+    for say, names in (("lacks", wanted.keys() - found.keys()), ("has an extra weight", surplus)):
+        if names:
+            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            raise ValueError(f"{folder} {say} {min(names)}{more}; its weights do not belong to its config.json")
+    for name, shape in wanted.items():
+        if found[name] != shape:
+            raise ValueError(f"{folder}: {name} is {found[name]} and its config.json asks for {shape}")
+
+
+def _files_of_index(folder: Path) -> set[str]:
+    """The files that the weights are spread over, where they are."""
+    paths = sorted(folder.glob("*.safetensors.index.json"))
+    return {str(name) for path in paths for name in cast("dict[str, str]", read_json(path)["weight_map"]).values()}
+
+
+def quiet_libraries() -> None:
+    """No progress bars of libraries: loading takes a moment and the command has a bar of its own."""
+    import diffusers
+    import transformers
+
+    diffusers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.disable_progress_bar()
