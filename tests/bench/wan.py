@@ -1,0 +1,339 @@
+"""Wan's line against diffusers' WanPipeline: the same random weights, one process, alternating, medians of ratios.
+
+    videogen bench wan  ->  assets/bench/wan.json
+
+A guided step at several widths and lengths beside what its products alone would take, each trick alone off, prompt to
+MP4 with the real VAE, and memory, of a new process each. Ten minutes on one core.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from datetime import date
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKLWan, WanPipeline, WanTransformer3DModel
+from diffusers.utils import export_to_video
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT))
+
+from tests.wan_folders import make_parts  # noqa: E402
+from videogen import attention, dit_layers, pipeline  # noqa: E402
+from videogen.config import SampleConfig  # noqa: E402
+from videogen.pipeline import Job, VideoPipeline  # noqa: E402
+from videogen.text import PackedText  # noqa: E402
+from videogen.video_io import write_video  # noqa: E402
+
+PROMPT, NEGATIVE = "a cat walks in the rain on the red grass", "blurry, worst quality"
+
+
+class Case(NamedTuple):
+    """A transformer and a clip: the VAE's stride is 8, the patch's side 2."""
+
+    width: int
+    layers: int
+    heads: int
+    size: str
+    frames: int
+    steps: int
+    rounds: int
+
+    @property
+    def config(self) -> SampleConfig:
+        """The settings, as WanPipeline's."""
+        return SampleConfig(
+            size=self.size, frames=self.frames, steps=self.steps, sampler="unipc", shift=3.0, guidance=5.0,
+            cfg_zero=False, negative=NEGATIVE,
+        )  # fmt: skip
+
+
+CASES = {
+    "width 256 x 12, 80 tokens": Case(256, 12, 4, "64x64", 17, 4, 7),
+    "width 256 x 12, 320 tokens": Case(256, 12, 4, "128x128", 17, 4, 5),
+    "width 256 x 12, 3,960 tokens": Case(256, 12, 4, "352x320", 69, 1, 3),
+    "width 768 x 8, 80 tokens": Case(768, 8, 12, "64x64", 17, 2, 5),
+    "width 768 x 8, 320 tokens": Case(768, 8, 12, "128x128", 17, 2, 3),
+}
+SMALL = CASES["width 256 x 12, 80 tokens"]
+
+
+def make_pair(case: Case, *, real_vae: bool = False) -> tuple[WanPipeline, VideoPipeline]:
+    """Theirs with random weights and ours with the same; the VAE of 2.1 where it counts."""
+    theirs = make_parts("T2V 2.1")
+    torch.manual_seed(0)
+    channels = 16 if real_vae else 4
+    theirs.transformer = WanTransformer3DModel(
+        num_attention_heads=case.heads, attention_head_dim=case.width // case.heads, ffn_dim=4 * case.width,
+        num_layers=case.layers, text_dim=16, in_channels=channels, out_channels=channels,
+    ).eval()  # fmt: skip
+    if real_vae:
+        theirs.vae = AutoencoderKLWan().eval()
+    with tempfile.TemporaryDirectory() as folder:
+        theirs.save_pretrained(folder)
+        ours = VideoPipeline.load(Path(folder))
+    for part in (theirs.transformer, theirs.vae, theirs.text_encoder, ours.transformer, ours.vae):
+        part.requires_grad_(False)
+    return theirs, ours
+
+
+def ask_theirs(theirs: WanPipeline, config: SampleConfig, *, output: str = "latent") -> Tensor:
+    """Their latents (c, t, h, w), or frames."""
+    made = theirs(
+        prompt=PROMPT, negative_prompt=config.negative, height=config.height, width=config.width,
+        num_frames=config.frames, num_inference_steps=config.steps, guidance_scale=config.guidance,
+        generator=torch.Generator().manual_seed(0), output_type=output,
+    )  # fmt: skip
+    return made.frames[0]
+
+
+def ask_ours(ours: VideoPipeline, config: SampleConfig) -> Tensor:
+    """Our latents (c, t, h, w)."""
+    return ours.sample([Job(PROMPT, 0)], config)[0]
+
+
+def seconds(work: Callable[[], object]) -> float:
+    """How long a call takes."""
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
+
+
+def products(case: Case, tokens: int) -> Callable[[], None]:
+    """The linear layers of a guided step that cannot be saved, as bare products: both branches in one."""
+    n, d = 2 * tokens, case.width
+    x, hidden = torch.randn(n, d), torch.randn(n, 4 * d)
+    square, wide, narrow = torch.randn(d, d), torch.randn(d, 4 * d), torch.randn(4 * d, d)
+
+    def run() -> None:
+        for _ in range(case.layers):
+            for _ in range(6):
+                torch.mm(x, square)
+            torch.mm(x, wide)
+            torch.mm(hidden, narrow)
+
+    return run
+
+
+def step(case: Case) -> dict[str, float]:
+    """A guided step of each, alternating, after a round that is not counted, and of the products alone."""
+    theirs, ours = make_pair(case)
+    _, t, h, w = ours.latent_shape(case.config)
+    tokens = t * h * w // 4
+    bare = products(case, tokens)
+    times: list[tuple[float, float, float]] = []
+    for _ in range(case.rounds + 1):
+        a = seconds(lambda: ask_theirs(theirs, case.config)) / case.steps
+        times.append((a, seconds(lambda: ask_ours(ours, case.config)) / case.steps, seconds(bare)))
+    with FlopCounterMode(display=False) as theirs_flop:
+        wanted = ask_theirs(theirs, case.config)
+    with FlopCounterMode(display=False) as ours_flop:
+        made = ask_ours(ours, case.config)
+    return {
+        "tokens": tokens,
+        "diffusers_ms": round(1000 * statistics.median(a for a, _, _ in times[1:]), 1),
+        "videogen_ms": round(1000 * statistics.median(b for _, b, _ in times[1:]), 1),
+        "times_faster": round(statistics.median(a / b for a, b, _ in times[1:]), 2),
+        "products_ms": round(1000 * statistics.median(c for _, _, c in times[1:]), 1),
+        "products_share": round(statistics.median(c / b for _, b, c in times[1:]), 3),
+        "diffusers_gflop": round(theirs_flop.get_total_flops() / case.steps / 1e9, 2),
+        "videogen_gflop": round(ours_flop.get_total_flops() / case.steps / 1e9, 2),
+        "max_difference": float(f"{(wanted - made).abs().max().item():.1e}"),
+    }
+
+
+# --- each trick off
+
+
+@contextmanager
+def replaced(place: object, name: str, by: object) -> Iterator[None]:
+    """Another value for a while."""
+    kept = getattr(place, name)
+    setattr(place, name, by)
+    try:
+        yield
+    finally:
+        setattr(place, name, kept)
+
+
+def pad_in_full(texts: list[Tensor], num_rows: int) -> PackedText:
+    """All of Wan's rows of zeros."""
+    rows = [torch.cat([text, text.new_zeros(num_rows - len(text), text.shape[1])]) for text in texts]
+    tokens = torch.cat(rows)
+    return PackedText(tokens, (num_rows,) * len(texts), torch.ones(len(tokens)))
+
+
+def rotate_in_parts(x: Tensor, table: attention.Rotary) -> Tensor:
+    """Cosines and sines one by one."""
+    even, odd = x.unflatten(-1, (-1, 2)).unbind(-1)
+    turned = torch.stack((even * table.cos - odd * table.sin, even * table.sin + odd * table.cos), dim=-1)
+    return turned.flatten(-2)
+
+
+def modulate_in_steps(norm: dit_layers.Norm, x: Tensor, scale: Tensor, shift: Tensor, index: Tensor) -> Tensor:
+    """Norm, scale and shift one after the other."""
+    return norm(x) * (1 + scale) + shift
+
+
+def gate_in_steps(x: Tensor, update: Tensor, gate: Tensor, index: Tensor) -> Tensor:
+    """Gate and sum one after the other."""
+    return x + update * gate
+
+
+def reading_each_step(ours: VideoPipeline) -> AbstractContextManager[None]:
+    """Keys and values of the texts computed again at every step."""
+    velocity = ours.velocity
+
+    def anew(video: object, context: object, *rest: object) -> Callable[[Tensor, Tensor], Tensor]:
+        texts = [PROMPT, NEGATIVE] if len(context.keys.rows) == 2 else [PROMPT]  # type: ignore[attr-defined]
+        return lambda x, sigma: velocity(video, ours.read(texts), *rest)(x, sigma)  # type: ignore[arg-type]
+
+    return replaced(ours, "velocity", anew)
+
+
+def tricks_off(ours: VideoPipeline) -> dict[str, Callable[[], AbstractContextManager[None]]]:
+    """Each trick's absence."""
+    return {
+        "nothing": nullcontext,
+        "one row for all of the padding": lambda: replaced(pipeline, "pad_texts", pad_in_full),
+        "both prompts in one call": lambda: replaced(pipeline, "TOKENS_AT_ONCE", 0),
+        "texts read once": lambda: reading_each_step(ours),
+        "turning by complex numbers": lambda: replaced(dit_layers, "rotate", rotate_in_parts),
+        "norm, scale and shift in one": lambda: replaced(dit_layers, "modulate", modulate_in_steps),
+        "gate and sum in one": lambda: replaced(dit_layers, "add_gated", gate_in_steps),
+        "gelu by a sigmoid": lambda: replaced(
+            dit_layers, "gelu_in_place", lambda x: F.gelu(x, approximate="tanh")
+        ),
+    }  # fmt: skip
+
+
+def tricks(case: Case) -> dict[str, dict[str, float]]:
+    """A step without each trick: time against with it, alternating, FLOPs, and what it changes."""
+    _, ours = make_pair(case)
+    off, times = tricks_off(ours), dict[str, list[float]]()
+    made: dict[str, Tensor] = {}
+    flop: dict[str, float] = {}
+    for turn in range(case.rounds + 1):
+        for name, without in off.items():
+            with without():
+                times.setdefault(name, []).append(seconds(lambda name=name: made.update({name: _latent(ours, case)})))
+                if turn == 0:
+                    with FlopCounterMode(display=False) as counter:
+                        ask_ours(ours, case.config)
+                    flop[name] = counter.get_total_flops() / case.steps / 1e9
+    ratios = {
+        name: [b / a for a, b in zip(times["nothing"][1:], some[1:], strict=True)] for name, some in times.items()
+    }
+    return {
+        name: {
+            "times_slower_without": round(statistics.median(ratios[name]), 3),
+            "gflop": round(flop[name], 2),
+            "max_difference": float(f"{(made[name] - made['nothing']).abs().max().item():.1e}"),
+        }
+        for name in off
+    }
+
+
+def _latent(ours: VideoPipeline, case: Case) -> Tensor:
+    return ask_ours(ours, case.config)
+
+
+# --- the whole, and memory
+
+
+def line(case: Case) -> dict[str, float]:
+    """Prompt to MP4 with Wan 2.1's VAE at its real width, alternating."""
+    theirs, ours = make_pair(case, real_vae=True)
+    times: list[tuple[float, float]] = []
+    with tempfile.TemporaryDirectory() as out:
+
+        def make_theirs() -> None:
+            export_to_video(list(ask_theirs(theirs, case.config, output="np")), f"{out}/a.mp4", fps=16)
+
+        def make_ours() -> None:
+            frames = ours.frames(ask_ours(ours, case.config))
+            write_video(Path(out) / "b.mp4", frames, fps=16, overwrite=True)
+
+        for _ in range(case.rounds + 1):
+            times.append((seconds(make_theirs), seconds(make_ours)))
+    return {
+        "diffusers_seconds": round(statistics.median(a for a, _ in times[1:]), 2),
+        "videogen_seconds": round(statistics.median(b for _, b in times[1:]), 2),
+        "times_faster": round(statistics.median(a / b for a, b in times[1:]), 2),
+    }
+
+
+PEAK = """
+import sys
+sys.path[:0] = [{root!r}]
+import torch
+from tests.bench.wan import CASES, ask_ours, ask_theirs, make_pair
+from videogen.sweep.packs import forget_peak, peak_memory_gb
+case = CASES[{name!r}]
+theirs, ours = make_pair(case)
+cpu = torch.device("cpu")
+forget_peak(cpu)
+before = peak_memory_gb(cpu)
+{call}
+print(1000 * (peak_memory_gb(cpu) - before))
+"""
+
+
+def memory(name: str) -> dict[str, float]:
+    """How far a run of each raises the peak of a new process, in MB."""
+    calls = {"diffusers_mb": "ask_theirs(theirs, case.config)", "videogen_mb": "ask_ours(ours, case.config)"}
+    peaks = {}
+    for who, call in calls.items():
+        code = PEAK.format(root=str(ROOT), name=name, call=call)
+        done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+        peaks[who] = round(float(done.stdout.split()[-1]), 1)
+    return peaks
+
+
+def table(rows: dict[str, dict[str, float]]) -> str:
+    """Rows and columns."""
+    columns = list(next(iter(rows.values())))
+    lines = [f"{'':32}" + "".join(f"{column:>22}" for column in columns)]
+    lines += [f"{name:32}" + "".join(f"{row[column]:>22}" for column in columns) for name, row in rows.items()]
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Measure everything, print it and write assets/bench/wan.json."""
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)))
+    info = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines() if Path("/proc/cpuinfo").exists() else []
+    cpu = next((row for row in info if row.startswith("model name")), platform.processor())
+    sections = {
+        "guided_step": {name: step(case) for name, case in CASES.items()},
+        "without": tricks(SMALL),
+        "prompt_to_mp4": {"17 frames of 64x64, 10 steps": line(SMALL._replace(steps=10, rounds=3))},
+        "memory": {name: memory(name) for name in ("width 256 x 12, 80 tokens", "width 256 x 12, 3,960 tokens")},
+    }
+    for name, rows in sections.items():
+        print(name, table(rows), sep="\n")
+    threads = torch.get_num_threads()
+    result = {
+        "machine": f"{cpu.split(':')[-1].strip()}, {threads} of {os.cpu_count()} cores, torch {torch.__version__}",
+        "date": date.today().isoformat(),
+        **sections,
+    }
+    path = ROOT / "assets" / "bench" / "wan.json"
+    path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
