@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,11 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from tests.conftest import CHANNELS, draw_texts, seeded, tiny_dit
+from videogen.attention import rotary
 from videogen.dit import VideoDiT
 from videogen.flow import (
+    FlowTask,
     draw_levels,
     draw_sigmas,
+    draw_task,
     drop_captions,
+    flow_error,
     flow_loss,
     interpolate,
     power_gamma,
@@ -131,6 +136,75 @@ def test_the_loss_and_gradient_of_a_pack_are_the_weighted_means_of_its_clips(wit
     for i, total in enumerate(gradient):
         mean = sum(w * parts[i] for w, parts in zip(weights / weights.sum(), own, strict=True))
         torch.testing.assert_close(total, mean, atol=1e-5, rtol=1e-4)  # float32, only the order of sums differs
+
+
+@pytest.fixture
+def in_float64(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """`.float()` leaves float64 alone, so that the whole model runs in it."""
+    monkeypatch.setattr(Tensor, "float", lambda x: x.to(torch.promote_types(x.dtype, torch.float32)))
+    rotary.cache_clear()
+    yield
+    rotary.cache_clear()
+
+
+def exact_task() -> tuple[VideoDiT, FlowTask, list[torch.nn.Parameter]]:
+    """An image, short and long clips, captions of several lengths, some tokens known, all in float64."""
+    dit, clean, text = tiny_dit().double(), clean_pack(), draw_texts((3, 1, 5, 3))
+    clean, text = clean._replace(tokens=clean.tokens.double()), text._replace(tokens=text.tokens.double())
+    levels = draw_levels(
+        clean, {"per_frame": 0.5, "first_frame": 0.5}, base_tokens=BASE, uniform=0.1, generator=seeded(4)
+    )
+    task = draw_task(clean, text, levels, base_tokens=BASE, generator=seeded())
+    weight = task.weight.double()
+    task = task._replace(weight=weight, total=weight.sum())
+    return dit, task, [p for p in dit.parameters() if p.requires_grad]
+
+
+GROUPINGS = ([4], [1, 3], [2, 2], [3, 1], [2, 1, 1], [1, 1, 1, 1])
+
+
+@pytest.mark.usefixtures("in_float64")
+@pytest.mark.parametrize("sizes", GROUPINGS, ids=str)
+def test_the_gradient_of_a_pack_is_the_weighted_sum_of_its_clips_for_any_grouping(sizes: list[int]) -> None:
+    dit, task, params = exact_task()
+    together = torch.autograd.grad(flow_error(dit, task), params)
+    clips = list(task.parts(1))
+    assert len(clips) == 4
+    places, total, summed = list(range(4)), task.total, [torch.zeros_like(p) for p in params]
+    for size in sizes:
+        own, places = [clips[place] for place in places[:size]], places[size:]
+        weight = sum(part.weight.sum() for part in own)
+        group = joined(own)._replace(total=weight)  # as a pack of its own, which knows of no other
+        for one, part in zip(summed, torch.autograd.grad(flow_error(dit, group), params), strict=True):
+            one += part * weight / total
+    for one, both in zip(summed, together, strict=True):
+        torch.testing.assert_close(one, both, atol=1e-13, rtol=1e-10)  # float64, only the order of sums differs
+
+
+def joined(parts: list[FlowTask]) -> FlowTask:
+    """Clips of a pack as one pack."""
+    tokens, noise, weight, index = (
+        torch.cat(x) for x in zip(*((p.clean.tokens, p.noise, p.weight, p.levels.index) for p in parts), strict=True)
+    )
+    clean = PackedVideo(tokens, tuple(grid for p in parts for grid in p.clean.grids), parts[0].clean.patch)
+    text = pack_texts([p.text.tokens for p in parts])
+    return FlowTask(clean, noise, NoiseLevels(parts[0].levels.values, index), text, weight, parts[0].total)
+
+
+@pytest.mark.usefixtures("in_float64")
+@pytest.mark.parametrize("most_tokens", [1, 30, 60, 10_000])
+def test_parts_of_a_pack_add_up_to_its_loss_and_gradient(most_tokens: int) -> None:
+    dit, task, params = exact_task()
+    whole = flow_error(dit, task)
+    parts = list(task.parts(most_tokens))
+    lengths = [part.clean.lengths for part in parts]
+    assert sum(lengths, ()) == task.clean.lengths
+    assert all(sum(own) <= most_tokens or len(own) == 1 for own in lengths)
+    errors = [flow_error(dit, part) for part in parts]
+    torch.testing.assert_close(sum(errors), whole, atol=1e-14, rtol=1e-12)  # float64, only the order of sums differs
+    summed = torch.autograd.grad(torch.stack(errors).sum(), params)
+    for one, both in zip(summed, torch.autograd.grad(whole, params), strict=True):
+        torch.testing.assert_close(one, both, atol=1e-13, rtol=1e-10)
 
 
 def test_a_clip_weighs_by_the_root_of_its_tokens() -> None:

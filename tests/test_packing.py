@@ -7,7 +7,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from videogen.packing import Patch, pack, patchify, per_clip, per_frame, plan_packs, positions, shared_level, unpack
+from videogen.packing import (
+    Patch,
+    fullest,
+    pack,
+    patchify,
+    per_clip,
+    per_frame,
+    plan_packs,
+    positions,
+    shared_level,
+    unpack,
+)
 
 RAGGED = [(3, 1, 4, 8), (3, 5, 8, 4), (3, 1, 4, 4), (3, 4, 12, 4), (3, 6, 4, 20)]
 PATCHES: list[Patch] = [(1, 2, 2), (1, 4, 4), (1, 1, 1), (1, 2, 4)]
@@ -102,9 +113,19 @@ def realistic_lengths(num: int, seed: int = 0) -> list[int]:
     return [draw.choice(buckets) for _ in range(num)]
 
 
-@pytest.mark.parametrize("budget", [512, 1024, 2048, 2560])
-def test_a_plan_loses_nothing_and_fits_the_budget(budget: int) -> None:
-    lengths = realistic_lengths(1500)
+def any_lengths(num: int, seed: int = 0) -> list[int]:
+    """No two sizes need be alike: 12 to 400 tokens."""
+    draw = random.Random(seed)
+    return [draw.randint(12, 400) for _ in range(num)]
+
+
+MIXES = {"35 sizes": realistic_lengths, "any size": any_lengths}
+
+
+@pytest.mark.parametrize("mix", MIXES)
+@pytest.mark.parametrize("budget", [512, 1024, 2048, 2560, 65536])
+def test_a_plan_loses_nothing_and_fits_the_budget(budget: int, mix: str) -> None:
+    lengths = MIXES[mix](1500)
     packs = plan_packs(lengths, budget=budget)
     assert sorted(i for packed in packs for i in packed) == list(range(len(lengths)))
     assert max(sum(lengths[i] for i in packed) for packed in packs) <= budget
@@ -129,6 +150,88 @@ def test_a_plan_is_a_pure_function_of_its_arguments() -> None:
     assert first != plan_packs(lengths, budget=700, order=order[::-1])
 
 
+def tokens_of(packs: list[list[int]], lengths: list[int]) -> list[int]:
+    return [sum(lengths[i] for i in packed) for packed in packs]
+
+
+@pytest.mark.parametrize("mix", MIXES)
+@pytest.mark.parametrize("multiple", [3, 4, 8])
+def test_packs_are_as_few_as_can_be_where_the_budget_is_a_few_times_the_longest_clip(multiple: int, mix: str) -> None:
+    """Which is more than 99% full as soon as an epoch has a hundred of them; no plan has fewer."""
+    lengths = MIXES[mix](3000)
+    budget = multiple * max(lengths)
+    packs = plan_packs(lengths, budget=budget)
+    assert len(packs) == -(-sum(lengths) // budget)
+    assert len(packs) < 100 or sum(lengths) / (budget * len(packs)) > 0.99
+
+
+@pytest.mark.parametrize("budget", [8192, 65536])
+def test_a_budget_of_hundreds_of_clips_is_filled_too(budget: int) -> None:
+    """More clips than the window holds."""
+    lengths = realistic_lengths(200 * budget // 80)
+    packs = plan_packs(lengths, budget=budget)
+    assert sum(lengths) / (budget * len(packs)) > 0.99
+
+
+@pytest.mark.parametrize("mix", MIXES)
+@pytest.mark.parametrize("num_ranks", [2, 3, 8, 64])
+def test_ranks_have_equal_work_in_every_step(num_ranks: int, mix: str) -> None:
+    """Each takes every num_ranks-th pack; the last pack of an epoch is as large as the others."""
+    lengths = MIXES[mix](4000)
+    stream = [n for _ in range(3) for n in tokens_of(plan_packs(lengths, budget=1280), lengths)]
+    for start in range(0, len(stream) - num_ranks, num_ranks):
+        step = stream[start : start + num_ranks]
+        assert max(step) <= 1.02 * sum(step) / num_ranks
+    shares = [sum(stream[rank : len(stream) // num_ranks * num_ranks : num_ranks]) for rank in range(num_ranks)]
+    assert max(shares) <= 1.01 * sum(shares) / num_ranks
+
+
+@pytest.mark.parametrize("num_clips", [9, 40, 300])
+def test_the_last_pack_of_a_small_folder_is_not_a_rest(num_clips: int) -> None:
+    lengths = any_lengths(num_clips, seed=3)
+    tokens = tokens_of(plan_packs(lengths, budget=1600), lengths)
+    assert min(tokens) > 0.9 * max(tokens)
+
+
+def test_images_short_and_long_clips_share_a_pack() -> None:
+    image, short, long = 12, 80, 324
+    order = random.Random(0).sample(range(900), 900)
+    lengths = [(image, short, long)[i % 3] for i in range(900)]
+    kinds = [{lengths[i] for i in packed} for packed in plan_packs(lengths, budget=2560, order=order)]
+    assert kinds.count({image, short, long}) > 0.8 * len(kinds)
+
+
+@pytest.mark.parametrize("mix", MIXES)
+@pytest.mark.parametrize("window", [8, 64])
+def test_a_clip_that_was_passed_over_goes_before_any_that_came_later(window: int, mix: str) -> None:
+    """Ageing: each pack opens with the oldest, so a clip waits for at most as many packs as the window has places."""
+    lengths = MIXES[mix](2000)
+    turn = {i: number for number, packed in enumerate(plan_packs(lengths, budget=1280, window=window)) for i in packed}
+    first_seen = {}
+    for number in range(max(turn.values()) + 1):
+        waiting = [i for i in range(len(lengths)) if turn[i] >= number]
+        assert turn[waiting[0]] == number
+        for i in [i for i in waiting if turn[i] == number]:
+            first_seen.setdefault(i, number)
+        for i in waiting[:window]:
+            first_seen.setdefault(i, number)
+    assert max(turn[i] - first_seen[i] for i in turn) <= window
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_the_fullest_choice_is_the_best_of_all_choices(seed: int) -> None:
+    draw = random.Random(seed)
+    lengths = [draw.randint(1, 40) for _ in range(9)]
+    room = draw.randint(0, 120)
+    chosen = fullest(lengths, room)
+    sums = {sum(n for n, taken in zip(lengths, choice, strict=True) if taken) for choice in product((0, 1), repeat=9)}
+    assert sum(lengths[place] for place in chosen) == max(total for total in sums if total <= room)
+
+
+def test_there_is_no_choice_where_there_is_no_room() -> None:
+    assert fullest([3, 4], 2) == fullest([3, 4], -5) == fullest([], 9) == set()
+
+
 def test_no_clip_waits_long() -> None:
     """A pack opens with the oldest clip that waits: small ones do not starve among large ones."""
     lengths = [300] * 500 + [13] * 3 + [300] * 500
@@ -145,8 +248,10 @@ def test_clips_of_equal_length_stand_together_in_a_pack() -> None:
 
 
 def test_a_clip_longer_than_the_budget_is_refused() -> None:
-    with pytest.raises(ValueError, match="token_budget must hold the longest clip of 500 tokens, got 400"):
+    with pytest.raises(ValueError, match="token_budget must hold the longest clip of 500 tokens, got 400") as refusal:
         plan_packs([10, 500, 20], budget=400)
+    assert "--data.token-budget 500 or more" in str(refusal.value)
+    assert "--data.max-tokens 400" in str(refusal.value)
 
 
 def test_no_clips_are_no_packs() -> None:

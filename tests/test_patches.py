@@ -11,8 +11,8 @@ from transformers import BertModel, PreTrainedTokenizerFast
 from tests.conftest import tiny_dit
 from videogen.cli import sample
 from videogen.config import SampleConfig
-from videogen.packing import PackedVideo, Patch, pack, unpack
-from videogen.patches import check_patches, draft, known_patches, mean_share, parse_patches, patch_at, recut
+from videogen.packing import PackedVideo, Patch, pack, recut, unpack
+from videogen.patches import check_patches, draft, known_patches, mean_share, parse_patches, patch_at
 from videogen.pipeline import Job, VideoPipeline
 from videogen.sampling import sigma_schedule
 from videogen.sweep.packs import Packer

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tests.conftest import CHANNELS, tiny_dit
+from videogen import storage
 from videogen.config import SampleConfig
 from videogen.pipeline import Job, VideoPipeline, to_uint8
 from videogen.plain import to_mapping
@@ -199,6 +200,23 @@ def test_a_checkpoint_has_a_name_and_a_hash_that_change_with_it(own_checkpoint: 
     assert first["sha256"] == checkpoint_id(own_checkpoint)["sha256"]
     edit(own_checkpoint / "vae" / WEIGHTS, lambda weights: weights["mask_token"].add_(1e-3))
     assert checkpoint_id(own_checkpoint)["sha256"] != first["sha256"]
+
+
+def test_a_large_file_is_known_again_by_samples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storage, "HASHED_WHOLE", 1000)
+    monkeypatch.setattr(storage, "SAMPLE_BYTES", 16)
+    path = tmp_path / "model.safetensors"
+    content = bytearray(torch.randint(256, (100_000,), generator=torch.Generator().manual_seed(0)).byte().numpy())
+    path.write_bytes(content)
+    found = storage.file_digest(path)
+    assert found == storage.file_digest(path)
+    for place in (0, 15, 99_999):  # the header and the end are always read
+        other = content.copy()
+        other[place] ^= 1
+        path.write_bytes(other)
+        assert storage.file_digest(path) != found
+    path.write_bytes(content + b"x")
+    assert storage.file_digest(path) != found
 
 
 def edit(path: Path, change: object) -> None:

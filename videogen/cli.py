@@ -1,4 +1,4 @@
-"""The command line: videogen sample | train | toybox | bench, and the scripts sample.py and train.py.
+"""The command line: videogen sample | train | toybox | judge | bench, and the scripts sample.py and train.py.
 
 Exit status: 0 done; 1 failure; 2 wrong input, one sentence on stderr; 130 after Ctrl-C, with nothing half-written.
 Imports that cost time (torch, diffusers) stand where they are used, so that --help answers at once.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -30,8 +30,8 @@ def train(argv: Sequence[str] | None = None) -> int:
 def _train(argv: Sequence[str]) -> int:
     short = {"--data": "--data.folder", "--run": "--run.dir"}
     words = [short.get(flag, flag) + equals + rest for flag, equals, rest in (word.partition("=") for word in argv)]
-    as_json = "--json" in words
-    words = [word for word in words if word != "--json"]
+    as_json, dry_run = ("--json" in words), ("--dry-run" in words)
+    words = [word for word in words if word not in ("--json", "--dry-run")]
     if not words or words[0].startswith("-"):
         if "--help" in words or "-h" in words:
             words = [word for word in words if word not in ("--help", "-h")]
@@ -40,6 +40,12 @@ def _train(argv: Sequence[str]) -> int:
     config = load_toml(TrainConfig, Path(words[0]))
     config = parse(TrainConfig, words[1:], default=config, prog=f"train.py {words[0]}", description=train_help())
     offline()
+    if dry_run:
+        from videogen.plan import plan_folder, tell
+
+        plan = plan_folder(config)
+        print(json.dumps(asdict(plan)) if as_json else tell(plan, config))
+        return 0
     from videogen.stages import make_stage
     from videogen.training import Trainer
 
@@ -57,7 +63,10 @@ def _train(argv: Sequence[str]) -> int:
 
 def train_help() -> str:
     """What --help says of training."""
-    return "Train from a recipe. The same command again resumes; SIGTERM and Ctrl-C save first."
+    return (
+        "Train from a recipe. The same command again resumes; SIGTERM and Ctrl-C save first. --dry-run says what the "
+        "clips become: sizes, tokens, packs, steps an epoch, memory and time; --json says it for a program."
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,25 +139,34 @@ def sample(argv: Sequence[str] | None = None) -> int:
 class BenchArgs:
     """Measure what the README claims; the result goes to assets/bench/NAME.json."""
 
-    name: tyro.conf.Positional[Literal["line", "sweep"]]
+    name: tyro.conf.Positional[Literal["line", "packing", "sweep", "wan", "wan_vae"]]
     """Which measurement."""
 
 
 def _bench(argv: Sequence[str]) -> int:
     import runpy
 
-    args = parse(BenchArgs, argv, prog="videogen bench", description=BenchArgs.__doc__)
+    args = parse(BenchArgs, argv[:1], prog="videogen bench", description=BenchArgs.__doc__)
     script = ROOT / "tests" / "bench" / f"{args.name}.py"
     if not script.is_file():
         raise ValueError(f"the measurements are run from a checkout of the source: there is no {script}")
+    sys.argv, sys.path = [str(script), *argv[1:]], [str(ROOT), *sys.path]
     runpy.run_path(str(script), run_name="__main__")
     return 0
+
+
+def _judge(argv: Sequence[str]) -> int:
+    offline()
+    from videogen.judging import run_judge
+
+    return run_judge(argv)
 
 
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "sample": _sample,
     "train": _train,
     "toybox": _toybox,
+    "judge": _judge,
     "bench": _bench,
 }
 

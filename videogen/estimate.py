@@ -38,6 +38,18 @@ def count_weights(path: Path) -> int:
     return sum(math.prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")
 
 
+def training_memory(config: dict[str, int], tokens: int, weights: int, *, averages: int = 2, recompute: bool) -> float:
+    """GB that training takes with packs of so many tokens: weights, gradients, AdamW, averages and activations.
+
+    A block keeps 28 values a channel and 2 a feed-forward channel of every token for its gradient (counted over its
+    saved tensors, float32); recomputing keeps only each block's input, and one block whole at a time.
+    """
+    d, layers = config["num_attention_heads"] * config["attention_head_dim"], config["num_layers"]
+    block = 28 * d + 2 * config["ffn_dim"]
+    kept = block + layers * d if recompute else layers * block
+    return 4 * (weights * (4 + averages) + tokens * kept) / 1e9 + 0.6
+
+
 @functools.cache
 def matmul_flops(seconds: float = 0.2) -> float:
     """Floating point operations a second of a 1024 x 1024 product, measured now."""

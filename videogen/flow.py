@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Generator, Tensor, nn
@@ -68,6 +69,70 @@ def draw_levels(
     return NoiseLevels(values, index)
 
 
+class FlowTask(NamedTuple):
+    """A pack and all that is drawn for it: what a step asks of the network, at once or in parts."""
+
+    clean: PackedVideo
+    noise: Tensor  # as clean.tokens
+    levels: NoiseLevels
+    text: PackedText
+    weight: Tensor  # (n,) what each token's error counts for; 0 where it is known
+    total: Tensor  # the sum of the whole pack's weights
+
+    def parts(self, most_tokens: int) -> Iterator[FlowTask]:
+        """The same task in runs of clips of at most so many tokens, a longer clip alone; their losses add up."""
+        lengths = self.clean.lengths
+        if sum(lengths) <= most_tokens:
+            yield self
+            return
+        tensors = (self.clean.tokens, self.noise, self.levels.index, self.weight)
+        clips = list(zip(self.clean.grids, *(x.split(lengths) for x in tensors), strict=True))
+        texts = list(zip(*(x.split(self.text.lengths) for x in (self.text.tokens, self.text.weights)), strict=True))
+        first, room = 0, most_tokens
+        for last, length in enumerate((*lengths, most_tokens + 1)):
+            if length > room and last > first:
+                grids, clean, noise, index, weight = zip(*clips[first:last], strict=True)
+                rows, row_weights = zip(*texts[first:last], strict=True)
+                yield FlowTask(
+                    self.clean._replace(tokens=torch.cat(clean), grids=grids),
+                    torch.cat(noise),
+                    self.levels._replace(index=torch.cat(index)),
+                    PackedText(torch.cat(rows), tuple(map(len, rows)), torch.cat(row_weights)),
+                    torch.cat(weight),
+                    self.total,
+                )
+                first, room = last, most_tokens
+            room -= length
+
+
+def draw_task(
+    clean: PackedVideo, text: PackedText, levels: NoiseLevels, *, base_tokens: float, generator: Generator
+) -> FlowTask:
+    """Draw a pack's noise and weigh its tokens: the free ones, by (n / base)^-1/2 of their clip of n tokens."""
+    device = clean.tokens.device
+    noise = torch.randn(clean.tokens.shape, generator=generator).to(clean.tokens)
+    levels = NoiseLevels(*(part.to(device) for part in levels))
+    clip = torch.tensor(clean.lengths).repeat_interleave(torch.tensor(clean.lengths))
+    weight = (clip / base_tokens).rsqrt().to(device) * (levels.per_token()[:, 0] > 0)
+    return FlowTask(clean, noise, levels, text, weight, weight.sum())
+
+
+def flow_error(dit: nn.Module, task: FlowTask) -> Tensor:
+    """How far the predicted velocity is from the true one: the mean over a pack's noised tokens, weighted by clip.
+
+    Of a part of a pack it is the part's share of that mean, whatever the other clips are.
+    """
+    clean, sigma = task.clean.tokens, task.levels.per_token()
+    out = dit(task.clean._replace(tokens=interpolate(clean, task.noise, sigma)), task.levels, task.text)
+    out = out.to(torch.promote_types(out.dtype, torch.float32))
+    model = getattr(dit, "module", dit)  # DDP wraps it
+    if model.config["prediction"] == "clean":  # type: ignore[index]
+        error = (out - clean) / sigma.clamp(min=SIGMA_MIN)
+    else:
+        error = out - (task.noise - clean)
+    return (error.square().mean(dim=-1) * task.weight).sum() / task.total
+
+
 def flow_loss(
     dit: nn.Module,
     clean: PackedVideo,
@@ -77,21 +142,8 @@ def flow_loss(
     base_tokens: float,
     generator: Generator,
 ) -> Tensor:
-    """How far the predicted velocity is from the true one: the mean over noised tokens, weighted by clip."""
-    device = clean.tokens.device
-    noise = torch.randn(clean.tokens.shape, generator=generator).to(device)
-    levels = NoiseLevels(*(part.to(device) for part in levels))
-    sigma = levels.per_token()
-    noised = interpolate(clean.tokens, noise, sigma)
-    out = dit(clean._replace(tokens=noised), levels, text).float()
-    model = getattr(dit, "module", dit)  # DDP wraps it
-    if model.config["prediction"] == "clean":  # type: ignore[index]
-        error = (out - clean.tokens) / sigma.clamp(min=SIGMA_MIN)
-    else:
-        error = out - (noise - clean.tokens)
-    clip = torch.tensor(clean.lengths).repeat_interleave(torch.tensor(clean.lengths))
-    weight = (clip / base_tokens).rsqrt().to(device) * (sigma[:, 0] > 0)
-    return (error.square().mean(dim=-1) * weight).sum() / weight.sum()
+    """The flow error of a pack at noise drawn now."""
+    return flow_error(dit, draw_task(clean, text, levels, base_tokens=base_tokens, generator=generator))
 
 
 def drop_captions(captions: Sequence[str], share: float, generator: Generator) -> list[str]:

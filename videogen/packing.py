@@ -8,7 +8,9 @@ A pack has no padding and no order of its own: a clip's tokens stay together, an
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import NamedTuple
 
 import torch
@@ -79,6 +81,11 @@ def unpack(video: PackedVideo) -> list[Tensor]:
     return [unpatchify(tokens, grid, video.patch) for tokens, grid in zip(clips, video.grids, strict=True)]
 
 
+def recut(video: PackedVideo, patch: Patch) -> PackedVideo:
+    """The same clips in patches of another size; a ValueError where a latent is no multiple of them."""
+    return video if video.patch == patch else pack(unpack(video), patch)
+
+
 def positions(grids: Sequence[Grid], patch: Patch, base: Patch = (1, 2, 2)) -> Tensor:
     """Patch centres in base-cell units, (n, 3) float64: a base patch at grid place (f, r, c) is at (f, r, c).
 
@@ -114,29 +121,55 @@ def shared_level(values: Tensor, num_tokens: int) -> NoiseLevels:
     return NoiseLevels(values.float(), torch.zeros(num_tokens, dtype=torch.long, device=values.device))
 
 
+def check_budget(lengths: Sequence[int], budget: int) -> None:
+    """Refuse a budget that is smaller than the longest clip."""
+    if (longest := max(lengths, default=0)) > budget:
+        raise ValueError(
+            f"token_budget must hold the longest clip of {longest} tokens, got {budget}; give --data.token-budget "
+            f"{longest} or more, or a folder's clips scaled down to fit with --data.max-tokens {budget}"
+        )
+
+
 def plan_packs(
     lengths: Sequence[int], *, budget: int, order: Sequence[int] | None = None, window: int = 64
 ) -> list[list[int]]:
     """Group clips into packs of at most budget tokens, each in exactly one; a pure function of its arguments.
 
-    Best fit within a window of the coming clips, oldest first (techniques 3.4): a pack opens with the oldest clip that
-    waits, so none starves, and is filled with the largest that still fit. Inside a pack clips of equal length stand
+    The packs are as few as the budget allows and share the tokens evenly, so that every step, and every process in it,
+    has the same work and no step has a few clips alone. A pack opens with the clips that have waited longest, so none
+    starves; its last part is the fullest choice among the next window clips. Inside a pack clips of equal length stand
     together, so that attention runs over few groups.
     """
-    longest = max(lengths, default=0)
-    if longest > budget:
-        raise ValueError(f"token_budget must hold the longest clip of {longest} tokens, got {budget}")
-    clips = list(order if order is not None else range(len(lengths)))  # a clip may stand in the order several times
-    num_seen, waiting, packs = 0, list[int](), list[list[int]]()
-    while waiting or num_seen < len(clips):
-        seen = min(len(clips), num_seen + window - len(waiting))
-        waiting, num_seen = [*waiting, *range(num_seen, seen)], seen
-        packed = [waiting[0]]
-        room = budget - lengths[clips[waiting[0]]]
-        for place in sorted(waiting[1:], key=lambda place: -lengths[clips[place]]):
-            if lengths[clips[place]] <= room:
-                packed.append(place)
-                room -= lengths[clips[place]]
-        waiting = sorted(set(waiting) - set(packed))
-        packs.append(sorted((clips[place] for place in packed), key=lambda i: -lengths[i]))
+    check_budget(lengths, budget)
+    line = deque(order if order is not None else range(len(lengths)))  # a clip may stand in it several times
+    left, packs = sum(lengths[clip] for clip in line), list[list[int]]()
+    spare = 2 * max((lengths[clip] for clip in line), default=0)  # what is left to choose: enough for an exact fit
+    while line:
+        packed = [line.popleft()]
+        room = -(-left // -(-left // budget)) - lengths[packed[0]]
+        while line and lengths[line[0]] + spare <= room:
+            packed.append(line.popleft())
+            room -= lengths[packed[-1]]
+        near = [line.popleft() for _ in range(min(window, len(line)))]
+        chosen = fullest([lengths[clip] for clip in near], room)
+        packed += [near[place] for place in chosen]
+        line.extendleft(near[place] for place in reversed(range(len(near))) if place not in chosen)
+        left -= sum(lengths[clip] for clip in packed)
+        packs.append(sorted(packed, key=lambda clip: -lengths[clip]))
     return packs
+
+
+def fullest(lengths: Sequence[int], room: int) -> set[int]:
+    """The places of lengths whose sum is the largest within room; of equal sums, one with long clips.
+
+    Bit s of a number says whether the sum s can be reached with the clips so far: a subset sum in whole-number shifts.
+    """
+    places = sorted(range(len(lengths)), key=lambda place: lengths[place])
+    within = (1 << max(0, room) + 1) - 1
+    reached = list(accumulate(places, lambda sums, place: (sums | sums << lengths[place]) & within, initial=1))
+    chosen, total = set[int](), reached.pop().bit_length() - 1
+    for place, sums in zip(reversed(places), reversed(reached), strict=True):  # long ones first: short ones fill gaps
+        if lengths[place] <= total and sums >> total - lengths[place] & 1:
+            chosen.add(place)
+            total -= lengths[place]
+    return chosen

@@ -16,8 +16,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from videogen.config import SampleConfig
-from videogen.packing import PackedVideo, Patch, pack, unpack
 
+Patch = tuple[int, int, int]
 Schedule = Sequence[tuple[Patch, float]]
 Cut = Callable[[float], Patch]
 """The patch size at a noise level."""
@@ -105,8 +105,3 @@ def draft(config: SampleConfig, known: Sequence[Patch]) -> SampleConfig:
         steps=steps,
         patch=config.patch if largest == base else f"{patch_name(largest)}:{DRAFT_SHARE},{patch_name(base)}",
     )
-
-
-def recut(video: PackedVideo, patch: Patch) -> PackedVideo:
-    """The same clips in patches of another size; a ValueError where a latent is no multiple of them."""
-    return video if video.patch == patch else pack(unpack(video), patch)

@@ -25,8 +25,8 @@ from videogen.checkpoint import check_checkpoint, quiet_libraries
 from videogen.config import SampleConfig, check_size, read_defaults, resolve_frames
 from videogen.dit import TextContext, VideoDiT
 from videogen.flow import velocity_of
-from videogen.packing import Lengths, PackedVideo, pack, unpack
-from videogen.patches import Cut, coarsest, cut_by, recut
+from videogen.packing import Lengths, PackedVideo, pack, recut, unpack
+from videogen.patches import Cut, coarsest, cut_by
 from videogen.plain import from_mapping, to_mapping
 from videogen.sampling import Scheduler, Velocity, denoise, guide, make_scheduler, seeded_noise, zero_star
 from videogen.text import PackedText, embed_prompts, load_encoder, num_rows_of, pad_texts

@@ -19,20 +19,20 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from videogen.config import DataConfig, TrainConfig
-from videogen.data import Entry, LatentCache, VideoFolder, busy_crops, epoch_order
+from videogen.config import TrainConfig
+from videogen.data import LatentCache, busy_crops, epoch_order
 from videogen.dit import VideoDiT
-from videogen.drawn import DrawnClips, DrawnEntry
-from videogen.flow import draw_levels, drop_captions, flow_loss, step_generator
+from videogen.flow import FlowTask, draw_levels, draw_task, drop_captions, flow_error, step_generator
 from videogen.known import check_mixture
-from videogen.packing import Patch, pack, plan_packs
+from videogen.packing import Patch, check_budget, pack, plan_packs
 from videogen.pipeline import VideoPipeline, quiet_libraries, to_uint8
 from videogen.plain import to_mapping
+from videogen.plan import dit_options, epoch_packs, num_tokens, open_clips, packed_lengths
 from videogen.sampling import check_sampler
 from videogen.storage import whole_folder
 from videogen.text import PackedText, embed_prompts, load_text, pack_texts
 from videogen.training import saved_steps
-from videogen.vae import SPACE_STRIDE, TIME_STRIDE, VideoVAE, to_patches
+from videogen.vae import SPACE_STRIDE, VideoVAE, to_patches
 from videogen.vae_loss import busyness, psnr, vae_loss
 from videogen.video_io import write_video
 
@@ -125,6 +125,12 @@ class VaeStage:
                 sums[name] = sums.get(name, torch.zeros(())) + term * (group.numel() / total)
         return sums
 
+    def losses(self, model: nn.Module, batch: Crops, step: int, most_tokens: int) -> Iterator[dict[str, Tensor]]:
+        """The VAE's crops are a choice of their own: fewer of them take less memory."""
+        vae = self.config.vae
+        given = f"vae.batch_clips = {vae.batch_clips} and vae.crops = {vae.crops}"
+        raise ValueError(f"out of memory with {given}; the last checkpoint is whole: lower one of them and go on")
+
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
         """PSNR in dB, whole clips and their busy pixels alone."""
@@ -190,6 +196,7 @@ class DitStage:
         self.tokenizer, self.text_encoder = load_text(config.dit.text)
         self.model = self._new_model()
         self.folder = open_clips(config.data, self.model.base_patch, self.seed)
+        check_budget(packed_lengths(self.folder.entries, *[self.model.base_patch] * 2), config.data.token_budget)
         self.train, self.val = self.folder.split()
         self.cache = LatentCache(self.folder, encoder_id(self.vae), self._encode, config.run.dir / "latents")
         self.texts: dict[str, Tensor] = {}
@@ -209,18 +216,8 @@ class DitStage:
             return load_part(VideoDiT, dit.init, "transformer")
         channels = self.vae.config["latent_channels"]
         torch.manual_seed(self.seed)  # the first weights; everything later draws from its own generators
-        model = VideoDiT(
-            patch_size=dit.patch_size,
-            num_attention_heads=dit.num_attention_heads,
-            attention_head_dim=dit.attention_head_dim,
-            in_channels=channels,
-            out_channels=channels,
-            text_dim=self.text_encoder.config.hidden_size,
-            ffn_dim=dit.ffn_dim,
-            num_layers=dit.num_layers,
-            prediction=dit.prediction,
-            extra_patch_sizes=[dit.coarse_patch] if dit.coarse_patch else [],
-        )
+        options = dit_options(dit, channels=channels, text_dim=self.text_encoder.config.hidden_size)
+        model = VideoDiT(**options)  # type: ignore[arg-type]
         model.init_weights()
         return model
 
@@ -235,15 +232,11 @@ class DitStage:
 
     def packs(self, patch: Patch) -> Iterator[tuple[int, list[int]]]:
         """All packs of a patch size, epoch by epoch: in each, every clip that it divides stands exactly once."""
-        lengths = [num_tokens(entry, patch) for entry in self.folder.entries]
-        if patch != self.model.base_patch:  # an image is a handful of coarse tokens, and cheap enough in fine ones
-            lengths = [0 if entry.frames == 1 else n for n, entry in zip(lengths, self.folder.entries, strict=True)]
-        usable = [index for index in self.train if lengths[index]]
-        if not usable:
+        lengths = packed_lengths(self.folder.entries, patch, self.model.base_patch)
+        if not any(lengths[index] for index in self.train):
             raise ValueError(f"no clip's size is a multiple of the patch {patch} of {SPACE_STRIDE}-pixel cells")
         for epoch in count():
-            order = epoch_order(usable * self.config.data.repeats, self.seed, epoch)
-            for indices in plan_packs(lengths, budget=self.config.data.token_budget, order=order):
+            for indices in epoch_packs(lengths, self.train, self.config.data, self.seed, epoch):
                 yield epoch, indices
 
     def batches(self, start: int, every: int = 1) -> Iterator[Pack]:
@@ -278,7 +271,7 @@ class DitStage:
             self.texts |= {caption: tokens.half().cpu() for caption, tokens in zip(new, made, strict=True)}
         return pack_texts([self.texts[caption].float().to(self.model.device) for caption in captions])
 
-    def _loss(self, model: nn.Module, batch: Pack, captions: list[str], generator: torch.Generator) -> Tensor:
+    def _task(self, batch: Pack, captions: list[str], generator: torch.Generator) -> FlowTask:
         dit = self.config.dit
         clean = pack([latent.to(self.model.device) for latent in batch.latents], batch.patch)
         coarse = batch.patch != self.model.base_patch
@@ -291,17 +284,21 @@ class DitStage:
             generator=generator,
             least=dit.coarse_from if coarse else 0.0,
         )
-        return flow_loss(model, clean, self.embed(captions), levels, base_tokens=base_tokens, generator=generator)
+        return draw_task(clean, self.embed(captions), levels, base_tokens=base_tokens, generator=generator)
+
+    def losses(self, model: nn.Module, batch: Pack, step: int, most_tokens: int) -> Iterator[dict[str, Tensor]]:
+        """The flow loss of a pack, some captions dropped, in parts of at most so many tokens that add up to it."""
+        generator = step_generator(self.seed, step)
+        task = self._task(batch, drop_captions(batch.captions, self.config.dit.caption_dropout, generator), generator)
+        for part in task.parts(most_tokens):
+            tokens = torch.tensor(float(len(part.weight)))
+            shown = {"tokens": tokens, "fill": tokens / self.config.data.token_budget}
+            clips = torch.tensor(float(len(part.clean.grids)))
+            yield {"loss": flow_error(model, part), "weight": part.weight.sum(), "clips": clips} | shown
 
     def loss(self, model: nn.Module, batch: Pack, step: int) -> dict[str, Tensor]:
-        """The flow loss of a pack, some captions dropped."""
-        generator = step_generator(self.seed, step)
-        captions = drop_captions(batch.captions, self.config.dit.caption_dropout, generator)
-        loss = self._loss(model, batch, captions, generator)
-        tokens = sum(latent[0].numel() for latent in batch.latents) / math.prod(batch.patch)
-        fill = torch.tensor(tokens / self.config.data.token_budget)
-        clips = torch.tensor(float(len(batch.latents)))
-        return {"loss": loss, "tokens": torch.tensor(tokens), "fill": fill, "clips": clips}
+        """The flow loss of a pack as a whole."""
+        return next(self.losses(model, batch, step, sum(latent.numel() for latent in batch.latents)))
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
@@ -313,7 +310,8 @@ class DitStage:
             losses = []
             for number, indices in enumerate(plan_packs(lengths, budget=self.config.data.token_budget, order=usable)):
                 batch = self.read(indices, epoch=0)._replace(patch=patch)
-                losses.append(self._loss(self.model, batch, batch.captions, step_generator(-1, number)).item())
+                task = self._task(batch, batch.captions, step_generator(-1, number))
+                losses.append(flow_error(self.model, task).item())
             if losses:
                 found["loss" if patch == self.model.base_patch else "loss_coarse"] = sum(losses) / len(losses)
         return found
@@ -346,19 +344,6 @@ class DitStage:
         """Write the whole checkpoint folder."""
         with whole_folder(out_dir) as part:
             self.pipeline().save_pretrained(part)
-
-
-def open_clips(config: DataConfig, patch: Patch, seed: int) -> VideoFolder | DrawnClips:
-    """The clips that a recipe names: a folder's, or drawn ones."""
-    return DrawnClips(config, patch, seed=seed) if config.toybox else VideoFolder(config, patch, seed=seed)
-
-
-def num_tokens(entry: Entry | DrawnEntry, patch: Patch) -> int:
-    """Tokens of a clip in patches of a size; 0 where its latent is no multiple of them."""
-    latent = (1 + (entry.frames - 1) // TIME_STRIDE, entry.height // SPACE_STRIDE, entry.width // SPACE_STRIDE)
-    if any(side % cut for side, cut in zip(latent, patch, strict=True)):
-        return 0
-    return math.prod(latent) // math.prod(patch)
 
 
 def encoder_id(vae: VideoVAE) -> str:

@@ -49,7 +49,14 @@ class Stage(Protocol[Batch]):
         ...
 
     def loss(self, model: nn.Module, batch: Batch, step: int) -> dict[str, Tensor]:
-        """The loss of a step under "loss", and what else to log; "tokens" and "fill" are shown."""
+        """The loss of a step under "loss", and what else to log; "tokens" and "fill" are shown, "weight" is not.
+
+        The weight is what the loss counts for beside those of other processes.
+        """
+        ...
+
+    def losses(self, model: nn.Module, batch: Batch, step: int, most_tokens: int) -> Iterator[dict[str, Tensor]]:
+        """The same loss in parts that add up to it, each of at most so many tokens or of one clip."""
         ...
 
     def validate(self) -> dict[str, float]:
@@ -149,6 +156,12 @@ def load_step(run_dir: Path, step: int, model: nn.Module, ema: PowerEMA, optimiz
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out: torch has a class for it on CUDA, and words elsewhere."""
+    words = ("out of memory", "not enough memory", "can't allocate memory", "Cannot allocate memory")
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(word in str(error) for word in words)
+
+
 class StopRequest:
     """Ctrl-C and SIGTERM ask the loop to save and stop; a second Ctrl-C stops at once."""
 
@@ -233,6 +246,7 @@ class Trainer(Generic[Batch]):
         stage.place(self.accelerator.device)
         self.optimizer = make_optimizer(stage.model, config.optim)
         self.ema = PowerEMA(stage.model, config.optim.ema)
+        self.pass_tokens = config.data.token_budget  # most tokens computed at once; less once memory ran out
         self.run.dir.mkdir(parents=True, exist_ok=True)
         steps = saved_steps(self.run.dir)
         self.step = steps[-1] if steps else 0
@@ -257,11 +271,9 @@ class Trainer(Generic[Batch]):
         rate = learning_rate(step, self.run.steps, self.config.optim)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        number = step * self.accelerator.num_processes + self.accelerator.process_index
-        losses = self.stage.loss(self.model, batch, number)
-        self.accelerator.backward(losses["loss"])
+        values = self.gradient(batch, step * self.accelerator.num_processes + self.accelerator.process_index)
         norm = torch.as_tensor(self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.optim.grad_clip))
-        values = {name: value.item() for name, value in losses.items()} | {"grad_norm": norm.item(), "lr": rate}
+        values |= {"grad_norm": norm.item(), "lr": rate}
         if not math.isfinite(values["loss"]) or not math.isfinite(values["grad_norm"]):
             raise FloatingPointError(
                 f"the loss is {values['loss']} at step {step}; the last checkpoint is whole: lower optim.lr and go on"
@@ -270,6 +282,49 @@ class Trainer(Generic[Batch]):
         self.optimizer.zero_grad()
         self.ema.update(step + 1)
         return values
+
+    def gradient(self, batch: Batch, number: int) -> dict[str, float]:
+        """Add up the gradient of a batch; where memory runs out, once more from the start in parts that fit.
+
+        A batch's random draws depend on its number alone and are made for all of it, so the parts change nothing.
+        """
+        before = self.pass_tokens
+        while (values := self.backward(batch, number)) is None:
+            self.optimizer.zero_grad()
+            torch.cuda.empty_cache()  # nothing where there is no CUDA
+            if self.accelerator.num_processes > 1:  # the others wait for this one's gradient and cannot begin anew
+                raise RuntimeError(f"out of memory; the last checkpoint is whole: lower data.token_budget = {before}")
+            if self.pass_tokens == 1:
+                raise RuntimeError("no memory for one clip; lower data.max_tokens or set dit.gradient_checkpointing")
+            self.pass_tokens //= 2
+        if self.pass_tokens < before:
+            said = "out of memory: from now on packs are computed %d tokens at a time, to the same result"
+            logger.warning(said, self.pass_tokens)
+        return values
+
+    def backward(self, batch: Batch, number: int) -> dict[str, float] | None:
+        """The numbers of a batch whose gradient is now added up; None where memory ran out."""
+        sums: dict[str, float] = {}
+        try:
+            if self.pass_tokens < self.config.data.token_budget:
+                parts = self.stage.losses(self.model, batch, number, self.pass_tokens)
+            else:
+                parts = iter([self.stage.loss(self.model, batch, number)])
+            for losses in parts:
+                self.accelerator.backward(losses["loss"] * self.share(losses.pop("weight", None)))
+                for name, value in losses.items():
+                    sums[name] = sums.get(name, 0.0) + value.item()
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error):
+                raise
+            return None  # and with it goes the traceback, which holds on to what the step had computed
+        return sums
+
+    def share(self, weight: Tensor | None) -> Tensor | float:
+        """What this process's loss counts for in the mean over all processes: as much as its clips weigh."""
+        if weight is None or self.accelerator.num_processes == 1:
+            return 1.0
+        return weight / torch.as_tensor(self.accelerator.reduce(weight, reduction="mean"))
 
     def fit(self) -> bool:
         """Train to the end or to the session's limit; True when the run is complete."""

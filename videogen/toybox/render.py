@@ -23,7 +23,7 @@ def window(centre: np.ndarray, span: int, length: int) -> np.ndarray:
 
 
 def layers(scene: Scene, pose: Pose, span: int) -> Iterator[tuple[tuple[np.ndarray, ...], np.ndarray]]:
-    """Each thing from back to front: a span of pixels around it in every frame, and what it shows there (t, s, s, 4)."""
+    """Each thing from back to front: a span of pixels around it in every frame, and what it shows (t, s, s, 4)."""
     frame = rearrange(np.arange(scene.num_frames), "t -> t 1 1")
     for i, thing in enumerate(scene.things):
         x, y, radius, angle, opacity = (rearrange(part[:, i].astype(np.float32), "t -> t 1 1") for part in pose)

@@ -1,0 +1,410 @@
+"""One mixed folder, three loaders: packed, padded with a mask, and buckets, in turn on the same small model.
+
+    videogen bench packing [--minutes 3]  ->  assets/bench/packing.json
+
+The loaders are told apart by their plans alone (tests/bench/packing_plans.py): model, first weights, optimiser, noise
+levels, loss, latents and the memory of a batch are the same, and so is the data of an optimiser step: a loader whose
+batches hold less adds up the gradient of several. They take turns of a few seconds, counted in processor time, so that
+whatever else the machine does hits all alike; rates are medians over the turns, and their ratios are what to compare.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import platform
+import random
+import statistics
+import time
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import date
+from itertools import count
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor
+
+from tests.bench.packing_plans import (
+    Plan,
+    Shape,
+    best_buckets,
+    bucketed,
+    facts,
+    kept,
+    mixed_sources,
+    native,
+    packed,
+    padded,
+    simulate,
+)
+from videogen import attention
+from videogen.attention import Rotary, attend, rotary
+from videogen.data import cover
+from videogen.dit import VideoDiT
+from videogen.flow import FlowTask, draw_levels, draw_task, drop_captions, flow_error, step_generator
+from videogen.packing import Lengths, NoiseLevels, PackedVideo, pack
+from videogen.text import embed_prompts, load_text, pack_texts
+from videogen.toybox import caption, draw_scene, render
+from videogen.vae import VideoVAE, to_patches
+
+Facts = dict[str, object]
+ROOT = Path(__file__).parents[2]
+BUDGET, MAX_TOKENS, CHANNELS, BASE_TOKENS, LR = 2560, 400, 16, 20, 1e-3
+
+
+@dataclass
+class Folder:
+    """Clips at their own sizes, and their latents at those they are trained at."""
+
+    sources: list[Shape]
+    seeds: list[int]
+    vae: VideoVAE | None = None
+    latents: dict[tuple[int, Shape], Tensor] = field(default_factory=dict)
+
+    def scene(self, i: int):  # noqa: ANN201
+        """What is in a clip."""
+        width, height, frames = self.sources[i]
+        return draw_scene(self.seeds[i], sizes=((width, height),), lengths=(frames,))
+
+    @torch.no_grad()
+    def encode(self, i: int, shapes: Collection[Shape]) -> None:
+        """Make a clip's latents at some shapes, before the clock runs."""
+        assert self.vae is not None
+        drawn = torch.from_numpy(np.ascontiguousarray(render(self.scene(i))))
+        for shape in shapes:
+            video = cover(drawn[: shape.frames], shape.width, shape.height)
+            self.latents[i, shape] = self.vae.encode(video[None])[0]
+
+
+def draw_folder(num: int) -> Folder:
+    """Toybox clips of mixed sizes, and a linear encoder made for them."""
+    folder = Folder(mixed_sources(num), list(range(num)))
+    some = []
+    for i in range(0, num, max(1, num // 60)):
+        shape = native(folder.sources[i], 48)
+        drawn = torch.from_numpy(np.ascontiguousarray(render(folder.scene(i))))[: shape.frames]
+        some.append(cover(drawn, shape.width, shape.height))
+    padded_clips = (torch.cat([clip[:, :1].expand(-1, 3, -1, -1), clip], dim=1) for clip in some)
+    patches = [to_patches(rearrange(clip, "c t h w -> 1 t c h w")) for clip in padded_clips]
+    folder.vae = vae = VideoVAE(CHANNELS, width=8, linear_encoder=True).eval()
+    vae.init_weights(torch.cat([rearrange(x, "1 t p h w -> (t h w) p") for x in patches]), step_generator(0, -1))
+    with torch.no_grad():
+        values = torch.cat([vae.posterior(clip[None]).mean[0].flatten(1) for clip in some], dim=1)
+    vae.register_to_config(latents_mean=values.mean(1).tolist(), latents_std=values.std(1).tolist())
+    return folder
+
+
+# --- the padded batch, on the same network
+
+
+class PaddedVideo(PackedVideo):
+    """Clips whose tokens are followed by zeros up to the longest one's."""
+
+    @property
+    def lengths(self) -> Lengths:
+        """All alike."""
+        own = super().lengths
+        return (max(own),) * len(own)
+
+
+def places(own: Lengths) -> Tensor:
+    """For every place of a padded batch, (b * longest): the row it has in the pack, or one past the end."""
+    starts = torch.tensor((0, *own[:-1])).cumsum(0)
+    steps, lengths = torch.arange(max(own)), torch.tensor(own)
+    return torch.where(steps < lengths[:, None], starts[:, None] + steps, sum(own)).flatten()
+
+
+def pad_rows(x: Tensor, rows: Tensor) -> Tensor:
+    """Rows of a pack as those of a padded batch, zeros past a clip's end."""
+    return torch.cat([x, x.new_zeros(1, *x.shape[1:])])[rows]
+
+
+def pad_task(task: FlowTask) -> FlowTask:
+    """The same task as a padded batch; what is padding has no weight in the loss."""
+    rows = places(task.clean.lengths)
+    return FlowTask(
+        PaddedVideo(pad_rows(task.clean.tokens, rows), task.clean.grids, task.clean.patch),
+        pad_rows(task.noise, rows),
+        NoiseLevels(task.levels.values, pad_rows(task.levels.index, rows)),
+        task.text,
+        pad_rows(task.weight, rows),
+        task.total,
+    )
+
+
+@contextlib.contextmanager
+def masked(own: Lengths) -> Iterator[None]:
+    """The network sees a padded batch: one attention call under a key mask, rotary tables with rows for the padding."""
+    rows = places(own)
+    mask = rearrange(rows < sum(own), "(b n) -> b 1 1 n", b=len(own))
+
+    def attend_masked(q: Tensor, k: Tensor, v: Tensor, lengths: Lengths) -> Tensor:
+        batch = (rearrange(x, "(b n) heads e -> b heads n e", b=len(lengths)) for x in (q, k, v))
+        return rearrange(F.scaled_dot_product_attention(*batch, attn_mask=mask), "b heads n e -> (b n) heads e")
+
+    def padded_rotary(*args: object, **options: object) -> Rotary:
+        return Rotary(*(pad_rows(x, rows) for x in rotary(*args, **options)))  # type: ignore[arg-type]
+
+    with (
+        mock.patch.dict(attention.SELF_KERNELS, {"runs": attend_masked}),
+        mock.patch("videogen.dit.rotary", padded_rotary),
+    ):
+        yield
+
+
+def error_of(dit: VideoDiT, task: FlowTask, *, padded: bool) -> Tensor:
+    """The loss of a task, as a pack or as a padded batch."""
+    if not padded:
+        return flow_error(dit, task)
+    with masked(task.clean.lengths):
+        return flow_error(dit, pad_task(task))
+
+
+# --- the race
+
+
+class Runner:
+    """A loader with a model of its own: trains in turns and keeps count."""
+
+    def __init__(self, name: str, plan: Callable[[int], Plan], folder: Folder, texts: Sequence[Tensor]) -> None:
+        self.name, self.plan, self.folder, self.texts = name, plan, folder, texts
+        self.model = new_model(texts[0].shape[1])
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=LR, betas=(0.9, 0.99), fused=True)
+        self.batches = self.stream()
+        self.step, self.num_batches, self.in_gradient, self.seconds = 0, 0, 0, 0.0
+        self.rates: list[tuple[float, float]] = []
+
+    def stream(self) -> Iterator[tuple[Plan, list[int]]]:
+        """Batches without end, epoch by epoch."""
+        for epoch in count():
+            plan = self.plan(epoch)
+            if not plan.batches:
+                raise ValueError(f"{self.name} leave nothing of so small a folder; give more --clips")
+            for batch in plan.batches:
+                yield plan, batch
+
+    def task(self, plan: Plan, batch: list[int], step: int, drop: float = 0.1) -> FlowTask:
+        """A batch with its noise: what all three loaders ask of the network, in the same words."""
+        generator = step_generator(0, step)
+        clean = pack([self.folder.latents[i, plan.shapes[i]] for i in batch], (1, 2, 2))
+        words = drop_captions([str(i) for i in batch], drop, generator)
+        text = pack_texts([self.texts[int(word) if word else -1] for word in words])
+        levels = draw_levels(clean, {"nothing": 1.0}, base_tokens=BASE_TOKENS, uniform=0.1, generator=generator)
+        return draw_task(clean, text, levels, base_tokens=BASE_TOKENS, generator=generator)
+
+    def turn(self, seconds: float) -> None:
+        """Train for some seconds; keep the useful tokens and the source pixels of each of them."""
+        began, tokens, pixels = time.process_time(), 0, 0.0
+        self.model.train()
+        while (elapsed := time.process_time() - began) < seconds:
+            plan, batch = next(self.batches)
+            task = self.task(plan, batch, self.num_batches)
+            (error_of(self.model, task, padded=plan.padded) * (plan.useful(batch) / BUDGET)).backward()
+            self.num_batches += 1
+            self.in_gradient += plan.useful(batch)
+            if self.in_gradient > 0.9 * BUDGET:
+                self.update()
+            tokens += plan.useful(batch)
+            pixels += sum(kept(self.folder.sources[i], plan.shapes[i]) for i in batch)
+        self.seconds += elapsed
+        self.rates.append((tokens / elapsed, pixels / elapsed))
+
+    def update(self) -> None:
+        """An optimiser step on what has come together."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = LR * min(1.0, (self.step + 1) / 20)
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.step, self.in_gradient = self.step + 1, 0
+
+    @torch.no_grad()
+    def held_out_loss(self, plan: Plan) -> float:
+        """The flow loss on clips that no loader has trained on, at the same noise for every loader."""
+        self.model.eval()
+        tasks = (self.task(plan, batch, -1 - number, drop=0.0) for number, batch in enumerate(plan.batches))
+        losses = [flow_error(self.model, task) for task in tasks]
+        weights = [plan.useful(batch) for batch in plan.batches]
+        return sum(loss.item() * weight for loss, weight in zip(losses, weights, strict=True)) / sum(weights)
+
+
+def new_model(text_dim: int) -> VideoDiT:
+    """Four blocks as wide as the default checkpoint's, from the same first weights each time."""
+    torch.manual_seed(0)
+    model = VideoDiT(
+        num_attention_heads=4, attention_head_dim=64, in_channels=CHANNELS, out_channels=CHANNELS,
+        text_dim=text_dim, ffn_dim=1024, num_layers=4, prediction="clean",
+    )  # fmt: skip
+    model.init_weights()
+    return model
+
+
+def race(folder: Folder, num_held: int, minutes: float, turn_seconds: float = 6.0) -> dict[str, object]:
+    """Give each loader its share of the minutes, a turn at a time, and tell what came of it."""
+    tokenizer, encoder = load_text(ROOT / "assets" / "mini")
+    words = [caption(folder.scene(i), folder.seeds[i]) for i in range(len(folder.sources))]
+    texts = embed_prompts([*words, ""], tokenizer, encoder)
+    num = len(folder.sources) - num_held
+    sources = folder.sources[:num]
+    shapes = [native(source, MAX_TOKENS // (1 + (source.frames - 1) // 4)) for source in folder.sources]
+    area = round(statistics.mean(shape.width * shape.height for shape in shapes))
+    buckets = best_buckets(sources, area, budget=BUDGET)
+    options = {"budget": BUDGET, "ranks": 1}
+    plans: dict[str, Callable[[int], Plan]] = {
+        "packed": lambda seed: packed(shapes[:num], seed=seed, **options),
+        "padded": lambda seed: padded(shapes[:num], seed=seed, **options),
+        "buckets": lambda seed: bucketed(sources, buckets, seed=seed, **options),
+    }
+    runners = [Runner(name, plan, folder, texts) for name, plan in plans.items()]
+    in_buckets = [buckets.shape_of(source) or shape for source, shape in zip(folder.sources, shapes, strict=True)]
+    for i, both in enumerate(zip(shapes, in_buckets, strict=True)):
+        folder.encode(i, set(both))
+    check_padding(runners[0], plans["padded"](0))
+    held = range(num, len(folder.sources))
+    tests = {"native": few_at_a_time(shapes, held), "in_buckets": few_at_a_time(in_buckets, held)}
+    for _ in range(max(2, round(60 * minutes / turn_seconds / len(runners)))):
+        for runner in runners:
+            runner.turn(turn_seconds)
+    rows = {}
+    for runner in runners:
+        tokens, pixels = map(statistics.median, zip(*runner.rates[1:], strict=True))  # the first turn warms up
+        losses = {f"held_out_loss_{name}": round(runner.held_out_loss(plan), 4) for name, plan in tests.items()}
+        rows[runner.name] = {
+            **facts(runner.plan(0), sources, 1, BUDGET),
+            "useful_tokens_per_second": round(tokens),
+            "source_pixels_per_second": round(pixels),
+            "steps": runner.step,
+            "seconds": round(runner.seconds, 1),
+            **losses,
+        }
+    return {
+        "clips": num,
+        "held_out": num_held,
+        "sizes_and_lengths": len(set(sources)),
+        "shapes_trained_on": len(set(shapes[:num])),
+        "tokens_a_clip": [min(s.tokens for s in shapes[:num]), max(s.tokens for s in shapes[:num])],
+        "token_budget": BUDGET,
+        "bucket_frames": buckets.frames,
+        "bucket_sizes": sorted({tuple(s[:2]) for s in map(buckets.shape_of, sources) if s}),
+        "loaders": rows,
+        "ratios": ratios(runners),
+    }
+
+
+def few_at_a_time(shapes: Sequence[Shape], clips: Sequence[int]) -> Plan:
+    """Clips in small batches of their own order: the noise of each is the same for every loader."""
+    return Plan(list(shapes), [list(clips[i : i + 4]) for i in range(0, len(clips), 4)])
+
+
+def ratios(runners: Sequence[Runner]) -> dict[str, float]:
+    """Packed against the others: the median over the turns of the ratio of neighbouring turns."""
+    ours, others = runners[0], runners[1:]
+    found = {}
+    for other in others:
+        for place, what in enumerate(("useful_tokens", "source_pixels")):
+            pairs = zip(ours.rates[1:], other.rates[1:], strict=True)
+            found[f"{what}_over_{other.name}"] = round(statistics.median(a[place] / b[place] for a, b in pairs), 3)
+    return found
+
+
+def check_padding(runner: Runner, plan: Plan) -> None:
+    """The padded batch must be the same mathematics: its loss is the pack's."""
+    model = runner.model
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.add_(0.02 * torch.randn(weight.shape, generator=step_generator(0, weight.numel())))
+        task = runner.task(plan, plan.batches[0], 0)
+        one, other = (error_of(model, task, padded=padded).item() for padded in (False, True))
+    assert abs(one - other) < 1e-4 * one, f"padded {other}, packed {one}"
+    model.load_state_dict(new_model(runner.texts[0].shape[1]).state_dict())
+
+
+# --- attention alone
+
+
+def grouped_attention(rounds: int = 30) -> dict[str, float]:
+    """Forward and backward of attend on a pack, against one equal-length batch of the same clips or the same work."""
+    draw = random.Random(0)
+    shapes = [native(source, MAX_TOKENS // (1 + (source.frames - 1) // 4)) for source in mixed_sources(300)]
+    plan = packed(shapes, budget=BUDGET, ranks=1, seed=0)
+    packs = {"equal": [80] * 32, "a_pack_of_the_folder": plan.lengths(plan.batches[0])}
+    packs["all_different"] = sorted((draw.randint(12, 400) for _ in range(13)), reverse=True)
+    found = {}
+    for name, lengths in packs.items():
+        alike = round(sum(n * n for n in lengths) / sum(lengths))  # a batch of this length has the same work a token
+        num, same = sum(lengths), alike * round(sum(lengths) / alike)
+        ways = {
+            "pack": (num, lambda *qkv, n=tuple(lengths): attend(*qkv, n)),
+            "batch": (same, lambda *qkv, n=alike: batch_attention(*qkv, n)),
+        }
+        pairs = []
+        for turn in range(rounds):
+            order = ("pack", "batch") if turn % 2 else ("batch", "pack")
+            taken = {way: timed(ways[way][1], ways[way][0]) / ways[way][0] for way in order}
+            pairs.append(taken["pack"] / taken["batch"])
+        found[name] = round(statistics.median(pairs[3:]), 3)
+    return found
+
+
+def batch_attention(q: Tensor, k: Tensor, v: Tensor, length: int) -> Tensor:
+    """One call for a batch of equally long clips, as any transformer makes it."""
+    batch = (rearrange(x, "(b n) heads e -> b heads n e", n=length) for x in (q, k, v))
+    return rearrange(F.scaled_dot_product_attention(*batch), "b heads n e -> (b n) heads e")
+
+
+def timed(work: Callable[[Tensor, Tensor, Tensor], Tensor], num: int) -> float:
+    """Seconds of a forward and a backward pass on so many tokens, four heads of 64."""
+    q, k, v = (torch.randn(num, 4, 64, requires_grad=True) for _ in range(3))
+    began = time.process_time()
+    work(q, k, v).sum().backward()
+    return time.process_time() - began
+
+
+ROWS = ("fill", "padding", "dropped", "pixels_lost", "useful_tokens_per_second", "source_pixels_per_second")
+ROWS += ("held_out_loss_native", "held_out_loss_in_buckets")
+
+
+def table(race: Facts, attention_ratios: Facts, simulated: Sequence[Facts]) -> str:
+    """What came of it: the race, a column a loader; fill and balance of the packs on 64 ranks."""
+    loaders: dict[str, Facts] = race["loaders"]  # type: ignore[assignment]
+    lines = [f"{'':26}" + "".join(f"{name:>12}" for name in loaders)]
+    for name in ROWS:
+        values = [row[name] for row in loaders.values()]
+        form = ",.0f" if "second" in name else ".4f" if "loss" in name else ".1%"
+        lines.append(f"{name:26}" + "".join(f"{value:>12{form}}" for value in values))
+    lines += [f"packed over the others, {name}: {value}" for name, value in race["ratios"].items()]  # type: ignore[union-attr]
+    lines += [f"attention over an equal batch, {name}: {value}" for name, value in attention_ratios.items()]
+    for row in simulated:
+        if row["ranks"] == 64 and row["loader"] == "packed":
+            where = f"{row['data']:7} {row['budget']:>6} tokens, 64 ranks"
+            lines.append(f"{where}: fill {row['fill']:.1%}, balance {row['balance_tokens']:.1%}")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Measure everything and write assets/bench/packing.json."""
+    parser = argparse.ArgumentParser(prog="videogen bench packing", description=__doc__.split("\n")[0])
+    parser.add_argument("--minutes", type=float, default=3.0, help="of training in all, for the three loaders together")
+    parser.add_argument("--clips", type=int, default=1200, help="in the folder, 60 of them held out")
+    args = parser.parse_args()
+    threads = f"{torch.get_num_threads()} thread{'s' if torch.get_num_threads() > 1 else ''}"
+    alone, raced, simulated = grouped_attention(), race(draw_folder(args.clips), 60, args.minutes), simulate()
+    print(table(raced, alone, simulated))
+    result = {
+        "machine": f"{platform.machine()}, {threads}, torch {torch.__version__}",
+        "date": date.today().isoformat(),
+        "grouped_attention": alone,
+        "race": raced,
+        "simulated": simulated,
+    }
+    (ROOT / "assets" / "bench" / "packing.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,180 @@
+"""What a recipe makes of its clips, known before anything is loaded: sizes, tokens, packs, memory and time a step.
+
+TrainConfig  ->  FolderPlan  ->  what train.py RECIPE --dry-run says
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from videogen.config import DataConfig, DitConfig, TrainConfig
+from videogen.data import Entry, VideoFolder, epoch_order
+from videogen.drawn import DrawnClips, DrawnEntry
+from videogen.estimate import dit_flop, matmul_flops, training_memory
+from videogen.packing import Patch, check_budget, plan_packs
+from videogen.vae import SPACE_STRIDE, TIME_STRIDE
+
+ROWS = 16  # of the table; the rest is one row
+
+
+def open_clips(config: DataConfig, patch: Patch, seed: int) -> VideoFolder | DrawnClips:
+    """The clips that a recipe names: a folder's, or drawn ones."""
+    return DrawnClips(config, patch, seed=seed) if config.toybox else VideoFolder(config, patch, seed=seed)
+
+
+def num_tokens(entry: Entry | DrawnEntry, patch: Patch) -> int:
+    """Tokens of a clip in patches of a size; 0 where its latent is no multiple of them."""
+    latent = (1 + (entry.frames - 1) // TIME_STRIDE, entry.height // SPACE_STRIDE, entry.width // SPACE_STRIDE)
+    if any(side % cut for side, cut in zip(latent, patch, strict=True)):
+        return 0
+    return math.prod(latent) // math.prod(patch)
+
+
+def packed_lengths(entries: Sequence[Entry | DrawnEntry], patch: Patch, base: Patch) -> list[int]:
+    """The tokens of every clip in patches of a size; 0 for those that are not trained in it."""
+    lengths = [num_tokens(entry, patch) for entry in entries]
+    if patch != base:  # an image is a handful of coarse tokens, and cheap enough in fine ones
+        lengths = [0 if entry.frames == 1 else n for n, entry in zip(lengths, entries, strict=True)]
+    return lengths
+
+
+def epoch_packs(
+    lengths: Sequence[int], train: Sequence[int], data: DataConfig, seed: int, epoch: int
+) -> list[list[int]]:
+    """The packs of one epoch: every clip to train on that has tokens, as often as data.repeats says."""
+    usable = [index for index in train if lengths[index]]
+    order = epoch_order(usable * data.repeats, seed, epoch)
+    return plan_packs(lengths, budget=data.token_budget, order=order)
+
+
+def network_config(dit: DitConfig) -> dict[str, object] | None:
+    """The config of the DiT that a recipe trains; None while the checkpoints that decide it are not there."""
+    if dit.init is not None:
+        return _read(dit.init / "transformer" / "config.json")
+    vae, text = _read(dit.vae / "vae" / "config.json"), _read(dit.text / "text_encoder" / "config.json")
+    if vae is None or text is None:
+        return None
+    return dit_options(dit, channels=vae["latent_channels"], text_dim=text.get("hidden_size", text.get("d_model")))
+
+
+def dit_options(dit: DitConfig, *, channels: object, text_dim: object) -> dict[str, object]:
+    """What a new VideoDiT is made of."""
+    return {
+        "patch_size": dit.patch_size,
+        "num_attention_heads": dit.num_attention_heads,
+        "attention_head_dim": dit.attention_head_dim,
+        "in_channels": channels,
+        "out_channels": channels,
+        "text_dim": text_dim,
+        "ffn_dim": dit.ffn_dim,
+        "num_layers": dit.num_layers,
+        "prediction": dit.prediction,
+        "extra_patch_sizes": [dit.coarse_patch] if dit.coarse_patch else [],
+    }
+
+
+def _read(path: Path) -> dict[str, object] | None:
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class FolderPlan:
+    """What a folder becomes."""
+
+    clips: list[dict[str, object]]
+    """For each size and length: width, height, frames, tokens, and how many clips have it."""
+    unusable: int
+    """Files that cannot be read, each named before."""
+    held_out: int
+    """Clips kept for the validation loss."""
+    tokens: int
+    """Video tokens of all clips to train on."""
+    fill: float | None
+    """Share of the token budget that the packs of an epoch use; none for the VAE, which is not trained on packs."""
+    steps_per_epoch: int
+    """Optimiser steps in which every clip is seen data.repeats times."""
+    coarse_steps: int = 0
+    """As many more in which those that the coarse patch divides are seen in it too."""
+    memory_gb: float | None = None
+    """Weights, optimiser, averages and the activations of a pack; none where it is not known."""
+    seconds_per_step: float | None = None
+    """On this machine's processor."""
+
+
+def plan_folder(config: TrainConfig) -> FolderPlan:
+    """Look at the clips of a recipe and pack the first epoch of them."""
+    data, seed = config.data, config.run.seed
+    network = network_config(config.dit) if config.stage == "dit" else None
+    pt, ph, pw = network["patch_size"] if network else config.dit.patch_size  # type: ignore[misc]
+    patch: Patch = (pt, ph, pw)
+    folder = open_clips(data, patch, seed)
+    train, held = folder.split()
+    lengths = packed_lengths(folder.entries, patch, patch)
+    sizes = Counter((e.width, e.height, e.frames, n) for e, n in zip(folder.entries, lengths, strict=True))
+    names = ("width", "height", "frames", "tokens")
+    clips = [dict(zip(names, size, strict=True)) | {"clips": num} for size, num in sorted(sizes.items())]
+    tokens = sum(lengths[index] for index in train)
+    common = {"clips": clips, "unusable": len(getattr(folder, "problems", ())), "held_out": len(held), "tokens": tokens}
+    if config.stage == "vae":
+        return FolderPlan(**common, fill=None, steps_per_epoch=math.ceil(len(train) / config.vae.batch_clips))  # type: ignore[arg-type]
+    check_budget(lengths, data.token_budget)
+    packs = epoch_packs(lengths, train, data, seed, epoch=0)
+    fill = sum(lengths[index] for packed in packs for index in packed) / (len(packs) * data.token_budget)
+    rough = packed_lengths(folder.entries, config.dit.coarse_patch, patch) if config.dit.coarse_patch else []
+    coarse = len(epoch_packs(rough, train, data, seed, epoch=0)) if rough else 0
+    plan = FolderPlan(**common, fill=fill, steps_per_epoch=len(packs), coarse_steps=coarse)  # type: ignore[arg-type]
+    return plan if network is None else _with_cost(plan, config, network, [lengths[i] for p in packs for i in p])
+
+
+def _with_cost(plan: FolderPlan, config: TrainConfig, network: dict[str, object], lengths: Sequence[int]) -> FolderPlan:
+    import torch
+
+    from videogen.dit import VideoDiT
+
+    with torch.device("meta"):
+        weights = sum(weight.numel() for weight in VideoDiT.from_config(network).parameters())  # type: ignore[union-attr]
+    sizes = {name: value for name, value in network.items() if isinstance(value, int)}
+    recompute = config.dit.gradient_checkpointing
+    memory = training_memory(
+        sizes, config.data.token_budget, weights, averages=len(config.optim.ema), recompute=recompute
+    )
+    forward = sum(dit_flop(sizes, length) for length in lengths) / plan.steps_per_epoch
+    flop = forward * (4 if recompute else 3)  # the gradient costs twice the way forward
+    seconds = None if torch.cuda.is_available() else flop / (0.6 * matmul_flops())
+    return replace(plan, memory_gb=round(memory, 2), seconds_per_step=seconds)
+
+
+def tell(plan: FolderPlan, config: TrainConfig) -> str:
+    """The plan as a table and a few lines."""
+    shown = sorted(plan.clips, key=lambda row: -row["clips"])[:ROWS]  # type: ignore[operator]
+    rest = [row for row in plan.clips if row not in shown]
+    lines = [f"{'size':>9}  {'frames':>6}  {'tokens':>6}  {'clips':>7}"]
+    for row in sorted(shown, key=lambda row: row["tokens"]):  # type: ignore[arg-type,return-value]
+        size = f"{row['width']}x{row['height']}"
+        lines.append(f"{size:>9}  {row['frames']:>6}  {row['tokens']:>6}  {row['clips']:>7,}")
+    if rest:
+        num = sum(row["clips"] for row in rest)  # type: ignore[misc]
+        tokens = [row["tokens"] for row in rest]
+        span = f"{min(tokens)}-{max(tokens)}"  # type: ignore[type-var]
+        lines.append(f"{len(rest):>3} more".rjust(9) + f"  {'':>6}  {span:>6}  {num:>7,}")
+    num_clips = sum(row["clips"] for row in plan.clips)  # type: ignore[misc]
+    lines.append(f"{num_clips:,} clips, {plan.held_out} of them held out, {plan.unusable} files not usable")
+    if plan.fill is None:
+        return "\n".join([*lines, f"{plan.steps_per_epoch:,} steps an epoch of {config.vae.batch_clips} clips each"])
+    budget = config.data.token_budget
+    packs = f"{plan.steps_per_epoch:,} packs of at most {budget:,} tokens, {plan.fill:.1%} full"
+    lines.append(f"{plan.tokens:,} tokens to train on: an epoch is {packs}, a step each on one device")
+    if plan.coarse_steps:
+        lines.append(f"the coarse patch goes through the clips that it divides in {plan.coarse_steps:,} packs")
+    if plan.memory_gb is None:
+        lines.append(f"memory and time are not known before {config.dit.init or config.dit.vae} is there")
+    else:
+        seconds = plan.seconds_per_step
+        time = "" if seconds is None else f", about {seconds:.2g} seconds a step on this processor"
+        lines.append(f"about {plan.memory_gb:.1f} GB of memory{time}")
+    return "\n".join(lines)
