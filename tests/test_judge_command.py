@@ -1,0 +1,93 @@
+"""videogen judge: what it prints, writes and refuses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from videogen.cli import main
+from videogen.toybox import write_folder
+
+QUICK = ["--steps", "2", "--size", "48x48", "--frames", "5"]
+
+
+def test_the_worlds_own_clips_are_judged_and_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out, report = tmp_path / "scores.json", tmp_path / "deep" / "report.html"
+    assert main(["judge", "--clips", "3", "--out", str(out), "--report", str(report)]) == 0
+    assert "all, " in capsys.readouterr().out
+    scores = json.loads(out.read_text(encoding="utf-8"))["scores"]
+    assert set(scores) == {"the world's own", "shuffled captions"}
+    assert scores["the world's own"]["all"]["right"] == 3
+    assert scores["shuffled captions"]["all"]["right"] == 0
+    page = report.read_text(encoding="utf-8")
+    assert page.count("<article") == 3
+    assert page.count("data:image/webp;base64,") == 3
+    assert "<!-- " not in page
+
+
+def test_a_checkpoint_is_judged_beside_its_ceilings_and_floor(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["judge", str(checkpoint), "--clips", "1", "--seeds", "2", "--json", *QUICK]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert list(result["scores"]) == ["clips", "the world's own", "after the VAE", "shuffled captions"]
+    assert result["scores"]["clips"]["all"]["clips"] == 2
+    assert result["scores"]["the world's own"]["all"]["clips"] == 1
+    assert result["checkpoint"]["name"] == checkpoint.name
+
+
+def test_a_vae_has_its_ceiling_without_a_model(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    size = ["--size", "48x48", "--frames", "1"]
+    assert main(["judge", "--vae", str(checkpoint), "--clips", "2", "--json", *size]) == 0
+    assert list(json.loads(capsys.readouterr().out)["scores"])[:2] == ["the world's own", "after the VAE"]
+
+
+def test_prompts_of_ones_own_bring_their_clauses(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prompts = tmp_path / "own.jsonl"
+    row = {"prompt": "a crimson disk goes east", "kind": "circle", "colour": "red", "motion": "right"}
+    prompts.write_text(json.dumps(row) + "\n", encoding="utf-8")
+    assert main(["judge", str(checkpoint), "--captions", str(prompts), "--seeds", "1", "--json", *QUICK]) == 0
+    scores = json.loads(capsys.readouterr().out)["scores"]
+    assert set(scores["clips"]) == {"present", "count", "class", "colour", "motion", "all", "all, one thing"}
+    assert "the world's own" not in scores  # it cannot draw what it has no scene of
+
+
+def test_a_folder_of_clips_is_judged_by_its_captions(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "clips"
+    write_folder(folder, num_clips=3, seed=0, sizes=((64, 64),), lengths=(9,))
+    with (folder / "metadata.csv").open("a", encoding="utf-8") as file:
+        file.write("clips/other.mp4,a zebra gallops\n")
+    assert main(["judge", str(folder), "--json"]) == 0
+    scores = json.loads(capsys.readouterr().out)["scores"]
+    assert scores["clips"]["background"]["share"] == 1
+    assert scores["clips"]["all"]["clips"] == 3
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["nowhere"], "no folder"),
+        (["--clips", "0"], "at least 1"),
+        (["--out", "scores.txt"], "must end in .json"),
+        (["--vae", "nowhere"], "has no vae/config.json"),
+        (["--captions", "own.jsonl"], "name its folder"),
+        (["--clip", "3"], "did you mean"),
+    ],
+)
+def test_what_cannot_be_judged_is_refused(argv: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["judge", *argv]) == 2
+    said = capsys.readouterr()
+    assert words in said.err
+    assert said.out == ""
+
+
+def test_a_bad_line_of_captions_is_named(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    prompts = tmp_path / "own.jsonl"
+    rows = {"prompt": "a cat", "kind": "cat"}, {"prompt": "a cat", "kind": "cat", "hue": "red"}
+    prompts.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    assert main(["judge", str(checkpoint), "--captions", str(prompts), *QUICK]) == 2
+    assert "line 2: unknown key 'hue'" in capsys.readouterr().err
