@@ -14,6 +14,7 @@ from videogen.toybox.judge.found import Event, FoundThing
 from videogen.toybox.judge.synthesis import Canvas, Look, cut, shown_in
 from videogen.toybox.motions import Pose
 
+Shown = tuple[Look, Pose]
 SIDEWAYS = ("right", "left")
 TOUCHING = 1.25
 """Things touch at so many times the sum of their radii: the world's collide at 0.85 of it."""
@@ -71,25 +72,25 @@ def passes(mover: FoundThing, rester: FoundThing) -> bool:
 
 def is_behind(mover: FoundThing, rester: FoundThing, canvas: Canvas) -> bool:
     """Whether the frames are no worse explained with the first behind the second than before it."""
-    poses = [on_path(thing) for thing in (mover, rester)]
-    gap = np.hypot(poses[0].x - poses[1].x, poses[0].y - poses[1].y)
-    nearest = gap.argsort()[:NUM_LOOKS]
-    parts = [Pose(*(values[nearest] for values in pose)) for pose in poses]
-    part = Canvas(*(part[nearest] for part in canvas))
-    window = cut(part, parts[1].x, parts[1].y, float(parts[1].radius.max()) + 1)
-    back, front = (
-        shown_in(Look(thing.kind, thing.colour), pose, window)
-        for thing, pose in zip((mover, rester), parts, strict=True)
-    )
-    seen = window.rest + window.plate
-
-    def error(lower: np.ndarray, upper: np.ndarray) -> float:
-        below = window.plate * (1 - lower[..., 3:]) + lower[..., :3]
-        shown = below * (1 - upper[..., 3:]) + upper[..., :3]
-        return float((np.square(shown - seen).sum(-1) * window.weight).sum())
-
+    mover_shown, rester_shown = ((Look(thing.kind, thing.colour), on_path(thing)) for thing in (mover, rester))
     # Two white things show no order: as far as can be seen, either is in front.
-    return error(back, front) <= EQUAL * error(front, back) + 1e-3 * float(np.square(back).sum())
+    return layers_error(mover_shown, rester_shown, canvas) <= EQUAL * layers_error(rester_shown, mover_shown, canvas)
+
+
+def layers_error(lower: Shown, upper: Shown, canvas: Canvas) -> float:
+    """Squared error of one thing under another, in the frames in which they are nearest."""
+    poses = lower[1], upper[1]
+    nearest = np.hypot(poses[0].x - poses[1].x, poses[0].y - poses[1].y).argsort()[:NUM_LOOKS]
+    part = Canvas(*(part[nearest] for part in canvas))
+    below, above = (Pose(*(values[nearest] for values in pose)) for pose in poses)
+    # About both, so that either order is asked of the same pixels.
+    middle, reach = (below.x + above.x) / 2, float((below.radius + above.radius).max())
+    window = cut(part, middle, (below.y + above.y) / 2, reach)
+    picture = window.plate
+    for look, pose in ((lower[0], below), (upper[0], above)):
+        shown = shown_in(look, pose, window)
+        picture = picture * (1 - shown[..., 3:]) + shown[..., :3]
+    return float((np.square(picture - window.rest - window.plate).sum(-1) * window.weight).sum())
 
 
 def on_path(thing: FoundThing) -> Pose:

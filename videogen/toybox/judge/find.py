@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
+from einops import rearrange
 
 from videogen.toybox.judge.refine import hide, settle
 from videogen.toybox.judge.sight import halve
@@ -23,8 +24,8 @@ LEAST_QUALITY = 0.3
 """Share of its own energy that a thing has to explain: a cluster of stars is no ghost."""
 LEAST_CONTRAST = 10.0
 """Seen distance to the background: a thing explains at least that over half of its disc."""
-NUM_CANDIDATES = 6
-"""So many looks of each thing are settled at full size; at half size the right one is hardly ever farther down."""
+NUM_KINDS, NUM_COLOURS = 7, 3
+"""So many kinds, and colours of the likeliest, are settled at full size; the right one is hardly ever farther down."""
 HOPEFUL = 0.5
 """Share of what the best look explains at half size, below which another is not worth settling."""
 MOST_THINGS = 6
@@ -81,8 +82,8 @@ def find(canvas: Canvas) -> list[list[Candidate]]:
         settled.sort(key=lambda one: -one.gain)
         if is_there(settled[0], min(canvas.weight.shape[1:])):
             found.append(settled)
-            canvas = hide(canvas, settled[0].look, pose_of(settled[0]))
-        clear(gains, radii, peak)
+            canvas = hide(canvas, settled[0].look, pose_of(settled[0]), wholly=True)
+        clear(gains, radii, peak, max(radii[peak.size], settled[0].radius / 2))
     return found
 
 
@@ -126,25 +127,30 @@ def highest(gains: np.ndarray, quality: np.ndarray, radii: np.ndarray) -> Peak |
 
 
 def looks_near(gains: np.ndarray, peak: Peak) -> list[tuple[Look, Peak]]:
-    """The best looks about a place, each where it is best itself."""
-    first = [max(0, peak.size - 1), max(0, peak.row - NEAR), max(0, peak.column - NEAR)]
-    around = gains[:, first[0] : peak.size + 2, first[1] : peak.row + NEAR + 1, first[2] : peak.column + NEAR + 1]
-    best = around.reshape(len(gains), -1)
-    top = best.max(1)
-    order = [i for i in top.argsort()[::-1][:NUM_CANDIDATES] if top[i] > HOPEFUL * top.max()]
-    places = [np.unravel_index(int(best[i].argmax()), around.shape[1:]) for i in order]
-    return [
-        (LOOKS[i], Peak(*(int(a + b) for a, b in zip(first, place, strict=True))))
-        for i, place in zip(order, places, strict=True)
-    ]
+    """The best looks about a place, each where it is best itself and of the radius that it is best in."""
+    top, left = max(0, peak.row - NEAR), max(0, peak.column - NEAR)
+    around = gains[:, :, top : peak.row + NEAR + 1, left : peak.column + NEAR + 1]
+    flat = rearrange(around, "looks radii h w -> looks (radii h w)")
+    best = flat.max(1)
+    ranked = [i for i in best.argsort()[::-1] if best[i] > HOPEFUL * best.max()]
+    of_kind: dict[str, list[int]] = {}
+    for i in ranked:
+        of_kind.setdefault(LOOKS[i].kind, []).append(int(i))
+    # Kinds are hard to tell at half size and colours are not, but for those of the likeliest kind.
+    first, *others = list(of_kind.values())[:NUM_KINDS]
+    found = []
+    for i in (*first[:NUM_COLOURS], *(looks[0] for looks in others)):
+        size, row, column = np.unravel_index(int(flat[i].argmax()), around.shape[1:])
+        found.append((LOOKS[i], Peak(int(size), int(row) + top, int(column) + left)))
+    return found
 
 
-def clear(gains: np.ndarray, radii: np.ndarray, peak: Peak) -> None:
-    """Take out every place where another thing would overlap one that is found."""
+def clear(gains: np.ndarray, radii: np.ndarray, place: Peak, radius: float) -> None:
+    """Take out every place where another thing would overlap one of a radius that is found."""
     row, column = np.ogrid[: gains.shape[2], : gains.shape[3]]
-    distance = np.hypot(row - peak.row, column - peak.column)
-    for i, radius in enumerate(radii):
-        gains[:, i, distance < APART * (radius + radii[peak.size])] = 0
+    distance = np.hypot(row - place.row, column - place.column)
+    for i, other in enumerate(radii):
+        gains[:, i, distance < APART * (other + radius)] = 0
 
 
 def settle_one(canvas: Canvas, look: Look, peak: Peak, radii: np.ndarray) -> Candidate:

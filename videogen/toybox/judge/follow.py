@@ -8,7 +8,7 @@ and what is followed hides what lies under it from the others.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -23,7 +23,6 @@ from videogen.toybox.judge.synthesis import (
     back,
     energy_of,
     gain,
-    likeness,
     slide_agreement,
     slide_energy,
     stamp,
@@ -52,8 +51,6 @@ MOSTLY = 0.8
 """Share of the frames of which that is asked."""
 SOFTEST = 0.3
 """A thing's picture is never so soft that it is less like the thing than this, where it was sighted."""
-HIDES = 0.08
-"""A thing hides others in frames in which it explains such a share of what all of it would change."""
 RIM = 1.0
 """Half pixels about a thing that should be empty: it is not a part of something larger."""
 FAINT = 0.1
@@ -61,10 +58,17 @@ FAINT = 0.1
 
 
 class Sighting(NamedTuple):
-    """A thing as it was seen in one frame."""
+    """A thing as it was seen in one frame, and perhaps once more in the last."""
 
     candidate: Candidate
     frame: int
+    again: Candidate | None = None
+
+
+def about(one: Candidate) -> tuple[slice, ...]:
+    """The half pixels next to a place, in padded maps."""
+    place = round((one.y - 1) / 2) + PAD, round((one.x - 1) / 2) + PAD
+    return tuple(slice(max(0, part - 1), part + 2) for part in place)
 
 
 def turns(look: Look) -> bool:
@@ -78,8 +82,9 @@ class Search:
     def __init__(self, sighting: Sighting, growth: Sequence[float], angles: Iterable[float], maps: Maps) -> None:
         one, angles = sighting.candidate, tuple(angles)
         self.frame, self.maps = sighting.frame, maps
-        start = round((one.y - 1) / 2) + PAD, round((one.x - 1) / 2) + PAD
-        self.near = tuple(slice(max(0, place - 1), place + 2) for place in start)
+        self.stops = {sighting.frame: about(one)}
+        if sighting.again is not None:
+            self.stops[-1] = about(sighting.again)
         self.options = np.array([(one.radius / 2 * times, angle) for times in growth for angle in angles])
         self.stamps = [stamp(one.look, float(radius), float(angle), maps.size) for radius, angle in self.options]
         self.energy = np.stack([slide_energy(template, maps) for template in self.stamps]).clip(1)
@@ -98,9 +103,9 @@ class Search:
         # The cosine between what is there and what the thing would change, squared; where the thing was sighted it is
         # as high as it gets in a soft picture, and half of that comes by chance.
         alike = agreement.clip(0) ** 2 / (energy * (weight / area).clip(1e-3) * present.clip(1))
-        best_alike = alike[self.frame][self.near].max().clip(SOFTEST, 1)
+        best_alike = alike[self.frame][self.stops[self.frame]].max().clip(SOFTEST, 1)
         alike = ((agreement / energy).clip(0, 1) * (2 * (alike / best_alike).clip(0, 1) - 1) - FAINT).clip(0)
-        rows, columns = smoothest(alike, self.frame, self.near)
+        rows, columns = smoothest(alike, self.stops)
         index = np.arange(len(rows))
         radius, angle = self.options[best[index, rows, columns]].T
         pose = Pose(2.0 * (columns - PAD) + 1, 2.0 * (rows - PAD) + 1, 2 * radius, angle, np.ones(len(rows)))
@@ -147,8 +152,8 @@ def goes_round(angle: np.ndarray, whole: float) -> bool:
     return bool(small.mean() >= MOSTLY and abs(steps[small].mean()) > np.deg2rad(LEAST_TURN)) if len(steps) else False
 
 
-def follow(sightings: Sequence[Sighting], canvas: Canvas, zoom: float = 1.0) -> tuple[list[Fit], Canvas]:
-    """Where each thing goes while the camera zooms so far, and the canvas with all of them hidden."""
+def follow(sightings: Sequence[Sighting], canvas: Canvas, zoom: float = 1.0) -> list[Fit]:
+    """Where each thing goes while the camera zooms so far."""
     everywhere = transform(endless(half(canvas)))
     left = {i: Hunt(sighting, everywhere, zoom) for i, sighting in enumerate(sightings)}
     found: dict[int, Fit] = {}
@@ -160,14 +165,8 @@ def follow(sightings: Sequence[Sighting], canvas: Canvas, zoom: float = 1.0) -> 
         turning = bool(way.angle.any())
         fit = settle(one.look, way, canvas, turning=turning)
         found[surest] = mend(one.look, fit, way, one.radius, canvas)
-        canvas = hide(canvas, one.look, seen_part(one.look, found[surest], canvas))
-    return [found[i] for i in range(len(sightings))], canvas
-
-
-def seen_part(look: Look, fit: Fit, canvas: Canvas) -> Pose:
-    """A pose without opacity where next to nothing is seen of a thing: there it hides nothing, but may be hidden."""
-    seen = likeness(fit.gain, energy_of(look, fit.pose, canvas)) > HIDES
-    return fit.pose._replace(opacity=fit.pose.opacity * seen)
+        canvas = hide(canvas, one.look, found[surest].pose)
+    return [found[i] for i in range(len(sightings))]
 
 
 def mend(look: Look, fit: Fit, way: Pose, radius: float, canvas: Canvas) -> Fit:
@@ -204,10 +203,11 @@ def endless(canvas: Canvas) -> Canvas:
     return Canvas(rest, plate, np.ones(plate.shape[:3], np.float32))
 
 
-def smoothest(maps: np.ndarray, frame: int, near: tuple[slice, ...]) -> tuple[np.ndarray, np.ndarray]:
-    """The way (t,), (t,) through maps (t, h, w) that collects most, less what its steps cost, by way of some place."""
+def smoothest(maps: np.ndarray, stops: Mapping[int, tuple[slice, ...]]) -> tuple[np.ndarray, np.ndarray]:
+    """The way (t,), (t,) through maps (t, h, w) that collects most, less what its steps cost, by way of some stops."""
     maps = maps.copy()
-    maps[frame][near] += len(maps)  # more than all other frames together
+    for frame, near in stops.items():
+        maps[frame][near] += len(maps)  # more than all other frames together
     span = np.arange(-REACH, REACH + 1)
     cost = INERTIA * (rearrange(span, "i -> i 1") ** 2 + span**2).ravel()
     total, steps = maps[0], []

@@ -16,7 +16,7 @@ from videogen.toybox.motions import AIRBORNE, GROUNDED
 
 JITTER = 0.35
 """Pixels by which a place is off at best: smaller errors say nothing."""
-REST = 1.2
+REST = 1.6
 """Pixels about its middle, at most, that a resting thing may seem to move (root of the mean square)."""
 COMPASS = ("right", "down right", "down", "down left", "left", "up left", "up", "up right")
 

@@ -5,7 +5,9 @@ frames (t, h, w, 3) uint8  ->  Found
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from math import sqrt
+from typing import NamedTuple
 
 import numpy as np
 
@@ -13,12 +15,12 @@ from videogen.toybox.judge.behind import look_behind
 from videogen.toybox.judge.camera import THING, Camera, look_at_camera
 from videogen.toybox.judge.events import find_events
 from videogen.toybox.judge.find import LEAST_QUALITY, LEAST_SHARE, Candidate, find
-from videogen.toybox.judge.follow import Sighting, follow, seen_part
+from videogen.toybox.judge.follow import Sighting, follow
 from videogen.toybox.judge.found import Found, FoundThing
 from videogen.toybox.judge.motion import line_through, to_world, watch
 from videogen.toybox.judge.refine import Fit, hide, settle
 from videogen.toybox.judge.sight import length, see, specks
-from videogen.toybox.judge.synthesis import Canvas, Look, energy_of, likeness
+from videogen.toybox.judge.synthesis import Canvas, Look, energy_of, energy_there, likeness
 from videogen.toybox.motions import Pose
 from videogen.toybox.things import SIZES
 
@@ -29,7 +31,7 @@ PRESENT = 0.5
 LEAST_PRESENCE = 0.1
 """Share of the frames that a thing must be in: less is a flash."""
 LEFT, SURE = 0.1, 0.8
-"""Shares of its energy between which a thing, in the last frame, may have faded out and another be taken for it."""
+"""Shares between which a thing, in the last frame, may have faded out and another be taken for it."""
 SAME_PLACE = 0.7
 """Share of the larger radius within which two things are one that was seen twice: the world's keep apart from it."""
 AMONG_STARS = 0.5
@@ -54,7 +56,7 @@ def read(frames: np.ndarray) -> Found:
     weight = ~stars(rest, camera) if behind.name == "night sky" else np.ones(seen.shape[:3], bool)
     canvas = Canvas(rest, behind.plate, weight.astype(np.float32))
     least = AMONG_STARS if behind.name == "night sky" else LEAST_QUALITY
-    tracks = distinct([track for track in find_tracks(canvas, camera) if is_present(*track, canvas, least)], canvas)
+    tracks = distinct(find_tracks(canvas, camera, least), canvas)
     things = tuple(describe(i, tracks, camera, canvas) for i in range(len(tracks)))
     events = find_events(things, canvas)
     return Found(width, height, num_frames, behind.name, behind.misfit, camera, things, events)
@@ -69,42 +71,70 @@ def stars(rest: np.ndarray, camera: Camera) -> np.ndarray:
     return found
 
 
-def find_tracks(canvas: Canvas, camera: Camera) -> list[tuple[Look, Fit]]:
+class Track(NamedTuple):
+    """A thing through a clip: the looks it could have, the likeliest first, the frame they were told in, its poses."""
+
+    looks: list[Candidate]
+    frame: int
+    fit: Fit
+
+    @property
+    def look(self) -> Look:
+        """The likeliest."""
+        return self.looks[0].look
+
+
+def find_tracks(canvas: Canvas, camera: Camera, least: float) -> list[tuple[Look, Fit]]:
     """The things of the first frame, and those of the last that are none of them, followed through all frames."""
     zoom, last = float(camera.view(len(canvas.rest))[2][-1]), len(canvas.rest) - 1
-    found = find(frame_of(canvas, 0))
-    fits, rest = follow([Sighting(candidates[0], 0) for candidates in found], canvas, zoom)
+    tracks = pursue(find(frame_of(canvas, 0)), 0, canvas, zoom)
     if last:
-        again, late, rest = look_at_last(found, fits, canvas, rest)
-        late_fits, rest = follow([Sighting(candidates[0], last) for candidates in late], rest, zoom)
-        if late and again:
-            once_more, _ = follow([Sighting(found[i][0], 0) for i in again], rest, zoom)
-            fits = [once_more[again.index(i)] if i in again else fit for i, fit in enumerate(fits)]
-        found, fits = [*found, *late], [*fits, *late_fits]
-    return [vote(candidates, fit, canvas) for candidates, fit in zip(found, fits, strict=True)]
+        # What fades out may slip onto what fades in: that is found in the last frame, if it is left there to be seen.
+        loose = [track for track in tracks if is_doubtful(track, canvas)]
+        firm = [track for track in tracks if not any(track is one for one in loose)]
+        rest = without(firm, canvas)
+        late = [looks for looks in find(frame_of(rest, last)) if not any(is_same(looks[0], one) for one in loose)]
+        # No two things of a clip look the same: what looks like one of the first frame is that one.
+        back = {looks[0].look: looks[0] for looks in late if any(looks[0].look == one.look for one in loose)}
+        new = pursue([looks for looks in late if looks[0].look not in back], last, rest, zoom)
+        if late and loose:
+            loose = pursue([track.looks for track in loose], 0, without(new, rest), zoom, back)
+        tracks = [*firm, *loose, *new]
+    return [vote(track, canvas) for track in tracks if is_present(track, canvas, least)]
 
 
-def look_at_last(
-    found: list[list[Candidate]], fits: list[Fit], canvas: Canvas, rest: Canvas
-) -> tuple[list[int], list[list[Candidate]], Canvas]:
-    """Which things may have slipped onto others, what there is in the last frame but the rest of them, and a canvas."""
-    alike = [likeness(fit.gain, energy_of(one[0].look, fit.pose, canvas)) for one, fit in zip(found, fits, strict=True)]
-    doubtful = [i for i in range(len(fits)) if LEFT < alike[i][-1] < SURE]
-    if not doubtful:
-        return [], find(frame_of(rest, -1)), rest
-    rest = canvas
-    for i, fit in enumerate(fits):
-        rest = rest if i in doubtful else hide(rest, found[i][0].look, seen_part(found[i][0].look, fit, canvas))
-    late = find(frame_of(rest, -1))
-    # What looks like something else there must do so clearly, or a blurred thing would be two.
-    late = [one for one in late if not any(is_same(one[0], found[i][0], fits[i]) for i in doubtful)]
-    return doubtful, late, rest
+def pursue(
+    found: list[list[Candidate]], frame: int, canvas: Canvas, zoom: float, back: Mapping[Look, Candidate] | None = None
+) -> list[Track]:
+    """The tracks of things that were found in a frame, and some of them again in the last."""
+    again = [(back or {}).get(looks[0].look) for looks in found]
+    fits = follow([Sighting(looks[0], frame, late) for looks, late in zip(found, again, strict=True)], canvas, zoom)
+    return [Track(looks, frame, fit) for looks, fit in zip(found, fits, strict=True)]
 
 
-def is_same(seen: Candidate, other: Candidate, fit: Fit) -> bool:
-    """Whether what is seen in the last frame may be what another thing has become."""
-    near = np.hypot(seen.x - fit.pose.x[-1], seen.y - fit.pose.y[-1]) < fit.pose.radius[-1]
-    return bool(near) and (seen.look == other.look or seen.gain * SURE < fit.gain[-1])
+def without(tracks: list[Track], canvas: Canvas) -> Canvas:
+    """A canvas on which what some things cover does not count."""
+    for track in tracks:
+        canvas = hide(canvas, track.look, track.fit.pose)
+    return canvas
+
+
+def alike(track: Track, canvas: Canvas) -> np.ndarray:
+    """How like itself a thing is in each frame, (t,)."""
+    return likeness(track.fit.gain, energy_of(track.look, track.fit.pose, canvas))
+
+
+def is_doubtful(track: Track, canvas: Canvas) -> bool:
+    """Whether what is followed, if it is seen in the last frame, is not quite itself there, or half of something."""
+    itself, there = alike(track, canvas)[-1], energy_there(track.fit.pose, canvas)[-1]
+    return bool(itself > LEFT and (itself < SURE or track.fit.gain[-1] < SURE * there))
+
+
+def is_same(seen: Candidate, track: Track) -> bool:
+    """Whether what is seen in the last frame may be what a thing has become: it is not clearly more like another."""
+    pose = track.fit.pose
+    near = np.hypot(seen.x - pose.x[-1], seen.y - pose.y[-1]) < pose.radius[-1]
+    return bool(near) and (seen.look == track.look or seen.gain * SURE < track.fit.gain[-1])
 
 
 def frame_of(canvas: Canvas, frame: int) -> Canvas:
@@ -112,10 +142,10 @@ def frame_of(canvas: Canvas, frame: int) -> Canvas:
     return Canvas(*(part[frame][None] for part in canvas))
 
 
-def vote(candidates: list[Candidate], fit: Fit, canvas: Canvas) -> tuple[Look, Fit]:
+def vote(track: Track, canvas: Canvas) -> tuple[Look, Fit]:
     """Where another look was nearly as good in the first frame, the frames in which most is seen decide together."""
-    best = candidates[0]
-    rivals = [one for one in candidates if one.gain > CLOSE * best.gain]
+    best, fit = track.looks[0], track.fit
+    rivals = [one for one in track.looks if one.gain > CLOSE * best.gain]
     if len(rivals) == 1:
         return best.look, fit
     clearest = fit.gain.argsort()[::-1][:NUM_VOTERS]
@@ -138,11 +168,11 @@ def shifted(pose: Pose, seen: Candidate, other: Candidate, frames: np.ndarray) -
     return part._replace(x=x, y=y, radius=other.radius * scale)
 
 
-def is_present(look: Look, fit: Fit, canvas: Canvas, least_likeness: float) -> bool:
+def is_present(track: Track, canvas: Canvas, least_likeness: float) -> bool:
     """Whether a thing is there for more than a flash, and more than a speck."""
-    clear = likeness(fit.gain, energy_of(look, fit.pose, canvas)) > least_likeness
+    clear = alike(track, canvas) > least_likeness
     least = LEAST_SHARE * min(canvas.weight.shape[1:])
-    return bool(clear.sum() >= max(1, LEAST_PRESENCE * len(clear)) and fit.pose.radius[clear].max() > least)
+    return bool(clear.sum() >= max(1, LEAST_PRESENCE * len(clear)) and track.fit.pose.radius[clear].max() > least)
 
 
 def distinct(tracks: list[tuple[Look, Fit]], canvas: Canvas) -> list[tuple[Look, Fit]]:
@@ -167,7 +197,7 @@ def describe(number: int, tracks: list[tuple[Look, Fit]], camera: Camera, canvas
     alone = canvas
     for i, (other, hiding) in enumerate(tracks):
         if i != number and touch(fit.pose, hiding.pose):
-            alone = hide(alone, other, seen_part(other, hiding, canvas))
+            alone = hide(alone, other, hiding.pose)
     if alone is not canvas:
         fit = settle(look, fit.pose, alone, rounds=3, turning=bool(fit.pose.angle.any()))
     height, width = canvas.weight.shape[1:]
@@ -181,8 +211,8 @@ def describe(number: int, tracks: list[tuple[Look, Fit]], camera: Camera, canvas
         else weighted_median(world.radius, trust)
     )
     size = "small" if radius < MIDDLING * min(width, height) else "large"
-    alike = likeness(doing.fit.gain, whole)
-    return FoundThing(look.kind, look.colour, size, doing.motion, doing.sense, doing.fit.pose, alike, doing.path)
+    itself = likeness(doing.fit.gain, whole)
+    return FoundThing(look.kind, look.colour, size, doing.motion, doing.sense, doing.fit.pose, itself, doing.path)
 
 
 def touch(a: Pose, b: Pose) -> bool:

@@ -136,18 +136,27 @@ def choose(which: np.ndarray, a: Fit, b: Fit) -> Fit:
     return Fit(pose, np.where(which, a.agreement, b.agreement), np.where(which, a.energy, b.energy))
 
 
-def hide(canvas: Canvas, look: Look, pose: Pose) -> Canvas:
-    """A canvas in which what a thing covers no longer counts."""
+def hide(canvas: Canvas, look: Look, pose: Pose, *, wholly: bool = False) -> Canvas:
+    """A canvas in which what shows a thing no longer counts: where it explains a pixel, or wholly, where it covers one.
+
+    What another thing hides of it is not hidden by it: nobody has to say which of them is in front.
+    """
     border = ceil(float(pose.radius.max())) + MARGIN_OF_HIDING
-    weight = np.pad(canvas.weight, ((0, 0), (border, border), (border, border)))
-    window = cut(canvas, pose.x, pose.y, border - 1)
-    opacity = rearrange(pose.opacity.astype(np.float32), "t -> t 1 1")
-    cover = opacity * shown_in(look, pose._replace(radius=pose.radius + HALO), window)[..., 3]
-    # A window whose thing lies wholly outside waits in the border, where nothing counts.
-    rows, columns = (
-        np.clip(place + border, 0, size + 2 * border - 1)
-        for place, size in ((window.rows, canvas.weight.shape[1]), (window.columns, canvas.weight.shape[2]))
+    around = Canvas(
+        *(np.pad(part, ((0, 0), (border, border), (border, border), (0, 0))[: part.ndim]) for part in canvas)
     )
+    height, width = around.weight.shape[1:]
+    wider = pose._replace(x=pose.x + border, y=pose.y + border, radius=pose.radius + HALO)
+    window = cut(around, wider.x, wider.y, border - 1)
+    opacity = rearrange(pose.opacity.astype(np.float32), "t -> t 1 1")
+    shown = shown_in(look, wider, window)
+    left = window.rest - opacity[..., None] * change_of(shown, window)
+    explained = wholly | (np.square(left).sum(-1) < np.square(window.rest).sum(-1))
+    # A window whose thing lies wholly outside waits in the border, where nothing counts.
+    rows, columns = window.rows.clip(0, height - 1), window.columns.clip(0, width - 1)
     frame = rearrange(np.arange(len(rows)), "t -> t 1 1")
-    weight[frame, rearrange(rows, "t s -> t s 1"), rearrange(columns, "t s -> t 1 s")] *= 1 - cover
+    weight = around.weight.copy()
+    weight[frame, rearrange(rows, "t s -> t s 1"), rearrange(columns, "t s -> t 1 s")] *= (
+        1 - opacity * shown[..., 3] * explained
+    )
     return canvas._replace(weight=weight[:, border:-border, border:-border])

@@ -85,6 +85,15 @@ def energy_of(look: Look, pose: Pose, canvas: Canvas) -> np.ndarray:
     return np.einsum("thwc,thwc->t", change, change)
 
 
+def energy_there(pose: Pose, canvas: Canvas) -> np.ndarray:
+    """What there is to be explained in a thing's circle, (t,)."""
+    window = cut(canvas, pose.x, pose.y, float(pose.radius.max()))
+    x, y, radius = (rearrange(part, "t -> t 1 1") for part in pose[:3])
+    right = rearrange(window.columns, "t s -> t 1 s") + 0.5 - x
+    down = rearrange(window.rows, "t s -> t s 1") + 0.5 - y
+    return np.einsum("thwc,thwc,thw->t", window.rest, window.rest, window.weight * (np.hypot(right, down) < radius))
+
+
 def change_of(shown: np.ndarray, window: Window) -> np.ndarray:
     """What showing something (t, s, s, 4) would change in a window, at full opacity: e (t, s, s, 3)."""
     return shown[..., :3] - shown[..., 3:] * window.plate
