@@ -114,7 +114,7 @@ def vae(toybox_clips: list[Tensor], toybox_patches: Tensor) -> VideoVAE:
     """PCA and a little noise on every weight, so that the convolutions and their memories take part."""
     torch.manual_seed(2)
     model = VideoVAE(CHANNELS, width=8).eval().requires_grad_(False)
-    model.init_weights(toybox_patches, seeded())
+    model.init_weights(toybox_patches)
     for weight in model.parameters():
         weight.add_(0.02 * torch.randn(weight.shape))
     raw = torch.cat([model.posterior(clip[None]).mean[0].flatten(1) for clip in toybox_clips], dim=1)

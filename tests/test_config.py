@@ -118,7 +118,10 @@ WRONG: list[tuple[dict[str, object], str]] = [
     ({"data": {"fps": None}}, r"data\.fps must be of type float, got None"),
     ({"data": 3}, "data must be a table, got 3"),
     ({"stage": "gan"}, "stage must be one of 'vae', 'dit', got 'gan'"),
-    ({"dit": {"prediction": "noise"}}, r"dit\.prediction must be one of 'clean', 'velocity', got 'noise'"),
+    (
+        {"dit": {"prediction": "noise"}},
+        r"dit\.prediction must be one of 'preconditioned', 'clean', 'velocity', got 'noise'",
+    ),
     ({"dit": {"patch_size": [1, 2]}}, r"dit\.patch_size must have 3 values, got \[1, 2\]"),
     ({"dit": {"patch_size": [1, 2, 2.5]}}, r"dit\.patch_size must be of type int, got 2\.5"),
     ({"dit": {"patch_size": 2}}, r"dit\.patch_size must be .*, got 2"),

@@ -195,8 +195,9 @@ class DitConfig:
     """Share of the steps that train it."""
     coarse_from: float = 0.3
     """The least noise level that it is trained for."""
-    prediction: Literal["clean", "velocity"] = "clean"
-    """What the network puts out; the loss is on the velocity either way (Li & He 2025)."""
+    prediction: Literal["preconditioned", "clean", "velocity"] = "preconditioned"
+    """What the network puts out: what a channel's variance leaves open, the clean value (Li & He 2025) or the velocity;
+    the loss is on the velocity."""
     caption_dropout: float = 0.1
     """Share of clips trained without their caption, for guidance."""
     base_tokens: int = 80

@@ -3,7 +3,7 @@
     PackedVideo (n, c·pt·ph·pw), NoiseLevels, PackedText (m, text_dim)  ->  prediction (n, c·pt·ph·pw)
 
 Parameter names, shapes and config keys are those of diffusers' WanTransformer3DModel (Wan Team 2025), so its weights
-load here unchanged and ours open there. What goes beyond Wan, x-prediction and more patch sizes, is off by default.
+load here unchanged and ours open there. Beyond Wan, and off by default, are other predictions and more patch sizes.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from videogen.attention import TextKeys, rotary, text_keys
-from videogen.dit_layers import Block, ConditionEmbedder, Norm, Source, modulate
+from videogen.dit_layers import Block, ConditionEmbedder, Norm, Scales, Source, modulate, precondition
 from videogen.packing import NoiseLevels, PackedVideo, Patch
 from videogen.text import PackedText
 
@@ -61,7 +61,7 @@ class VideoDiT(ModelMixin, ConfigMixin, PeftAdapterMixin):
 
     _supports_gradient_checkpointing = True
     _skip_layerwise_casting_patterns = ["patch_embedding", "condition_embedder", "norm"]  # noqa: RUF012
-    _keep_in_fp32_modules = ["time_embedder", "scale_shift_table", "norm1", "norm2", "norm3"]  # noqa: RUF012
+    _keep_in_fp32_modules = ["time_embedder", "scale_shift_table", "norm1", "norm2", "norm3", "data_variance"]  # noqa: RUF012
     _keys_to_ignore_on_load_unexpected = ["norm_added_q"]  # noqa: RUF012
     _no_split_modules = ["Block"]  # noqa: RUF012
     _repeated_blocks = ["Block"]  # noqa: RUF012
@@ -85,7 +85,7 @@ class VideoDiT(ModelMixin, ConfigMixin, PeftAdapterMixin):
         added_kv_proj_dim: int | None = None,
         rope_max_seq_len: int = 1024,
         pos_embed_seq_len: int | None = None,
-        prediction: Literal["velocity", "clean"] = "velocity",
+        prediction: Literal["velocity", "clean", "preconditioned"] = "velocity",
         extra_patch_sizes: Sequence[Sequence[int]] = (),
     ) -> None:
         super().__init__()
@@ -95,6 +95,11 @@ class VideoDiT(ModelMixin, ConfigMixin, PeftAdapterMixin):
             raise ValueError(
                 f"image_dim and added_kv_proj_dim come together, got {image_dim} and {added_kv_proj_dim}; give both "
                 "(Wan 2.1 image-to-video) or neither"
+            )
+        if prediction == "preconditioned" and in_channels != (out_channels or in_channels):
+            raise ValueError(
+                f"prediction 'preconditioned' needs as many channels in as out, got {in_channels} and {out_channels}; "
+                "use 'velocity'"
             )
         d = num_attention_heads * attention_head_dim
         if added_kv_proj_dim not in (None, d):
@@ -116,12 +121,20 @@ class VideoDiT(ModelMixin, ConfigMixin, PeftAdapterMixin):
                 for patch in map(_as_patch, extra_patch_sizes)
             }
         )
+        self.data_variance: nn.Parameter | None = None  # of each latent channel: measured, not trained
+        if prediction == "preconditioned":
+            self.data_variance = nn.Parameter(torch.ones(self.out_channels), requires_grad=False)
         self.gradient_checkpointing = False
 
     @property
     def patches(self) -> list[Patch]:
         """The patch sizes that this model knows, the base first."""
         return [self.base_patch, *map(_as_patch, self.config["extra_patch_sizes"])]
+
+    @property
+    def is_wan(self) -> bool:
+        """Whether diffusers' class would say the same of a clip."""
+        return self.config["prediction"] == "velocity" and len(self.patches) == 1
 
     def read_text(self, text: PackedText, image: PackedText | None = None) -> TextContext:
         """Each block's keys and values of the texts, and where it reads any, of CLIP's rows of each clip's images.
@@ -158,6 +171,10 @@ class VideoDiT(ModelMixin, ConfigMixin, PeftAdapterMixin):
             raise ValueError("this model reads image embeddings beside the prompt; give it the image")
         table = rotary(video.grids, video.patch, self.head_size, video.tokens.device, base=self.base_patch)
 
+        scales = self.scales(video, levels)
+        noised = video.tokens
+        if scales is not None:
+            video = video._replace(tokens=noised * scales.enter)
         x, size_level = self.embed(video)
         time = self.condition_embedder.time(levels.values).to(x.dtype) + size_level
         modulation = rearrange(self.condition_embedder.time_proj(F.silu(time)), "u (six d) -> u six d", six=6)
@@ -168,7 +185,16 @@ class VideoDiT(ModelMixin, ConfigMixin, PeftAdapterMixin):
             else:
                 x = block(*args)
         shift, scale = (self.scale_shift_table + time[:, None]).unbind(1)
-        return self.unembed(modulate(self.norm_out, x, scale, shift, levels.index).to(x.dtype), video.patch)
+        out = self.unembed(modulate(self.norm_out, x, scale, shift, levels.index).to(x.dtype), video.patch)
+        return out if scales is None else scales.keep * noised + scales.put * out.float()
+
+    def scales(self, video: PackedVideo, levels: NoiseLevels) -> Scales | None:
+        """What preconditioning multiplies a pack's values by, each (n, c·pt·ph·pw); none for other predictions."""
+        if self.data_variance is None:
+            return None
+        each = precondition(self.data_variance, levels.values[:, None].to(self.data_variance.dtype))
+        cells = math.prod(video.patch)
+        return Scales(*(part.repeat_interleave(cells, dim=1)[levels.index] for part in each))
 
     def embed(self, video: PackedVideo) -> tuple[Tensor, Tensor | float]:
         """Tokens (n, d), and what the patch size adds to the time embedding."""

@@ -28,6 +28,26 @@ class Source(NamedTuple):
     keys: TextKeys
 
 
+class Scales(NamedTuple):
+    """What a noised value and a network's answer are multiplied by, so that the network meets unit variances alone."""
+
+    enter: Tensor
+    keep: Tensor
+    put: Tensor
+
+
+def precondition(variance: Tensor, sigma: Tensor) -> Scales:
+    """velocity = keep * z + put * network(enter * z), for data of variance (c,) at noise levels (u, 1): each (u, c).
+
+    What can be said of a value by itself, its linear estimate from z = (1 - s) x + s e, needs no network, which puts
+    out the rest at unit variance: the clean value where noise hides it and the noise where it does not. So little of a
+    narrow network goes into copying (Karras et al. 2022, Eq. 7, with a variance for each channel, for velocities).
+    """
+    total = (1 - sigma).square() * variance + sigma.square()
+    enter = total.rsqrt()
+    return Scales(enter, (sigma - (1 - sigma) * variance) / total, -variance.sqrt() * enter)
+
+
 def sinusoid(timestep: Tensor, size: int) -> Tensor:
     """Cosines and sines of a time (u,) at geometric frequencies, (u, size) (Vaswani et al. 2017)."""
     half = size // 2

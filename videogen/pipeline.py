@@ -154,7 +154,7 @@ class VideoPipeline(DiffusionPipeline, WanLoraLoaderMixin):
     @property
     def is_wan(self) -> bool:
         """Whether diffusers could run every part."""
-        plain = all(dit.config["prediction"] == "velocity" and len(dit.patches) == 1 for dit in self.experts)
+        plain = all(dit.is_wan for dit in self.experts)
         return plain and isinstance(self.vae, WanVAE) and num_rows_of(self.text_encoder) > 0
 
     @property

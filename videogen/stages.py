@@ -54,7 +54,7 @@ class VaeStage:
         torch.manual_seed(config.run.seed)  # the first weights; everything later draws from its own generators
         self.model = VideoVAE(config.vae.channels, config.vae.width, linear_encoder=config.vae.linear_encoder)
         if not saved_steps(config.run.dir):  # a resumed run has its weights already
-            self.model.init_weights(self.sample_patches(), step_generator(config.run.seed, -1))
+            self.model.init_weights(self.sample_patches())
         # 768 correlated inputs: a learning rate that suits the convolutions throws the linear transforms off at once.
         self.model.encoder.linear.requires_grad_(False)
         self.model.decoder.linear.requires_grad_(False)
@@ -163,7 +163,7 @@ class VaeStage:
 
     @torch.no_grad()
     def export(self, out_dir: Path) -> None:
-        """Measure the latents' mean and deviation on training clips and save the VAE with them."""
+        """Measure the latents' mean and their common deviation on training clips and save the VAE with them."""
         latents = []
         for clip in self.videos(epoch_order(self.train, self.config.run.seed, 0)[:200]):
             video = clip[None].to(self.model.device)
@@ -171,7 +171,8 @@ class VaeStage:
         values = torch.cat(latents, dim=1)
         self.model.register_to_config(
             latents_mean=[round(v, 6) for v in values.mean(1).tolist()],
-            latents_std=[round(v, 6) for v in values.std(1).tolist()],
+            latents_std=[round(values.var(1).mean().sqrt().item(), 6)]
+            * len(values),  # channels stay as unlike as they are
         )
         with whole_folder(out_dir / "vae") as part:
             self.model.save_pretrained(part)
@@ -200,6 +201,8 @@ class DitStage:
         self.train, self.val = self.folder.split()
         self.cache = LatentCache(self.folder, encoder_id(self.vae), self._encode, config.run.dir / "latents")
         self.texts: dict[str, Tensor] = {}
+        if self.model.data_variance is not None and config.dit.init is None and not saved_steps(config.run.dir):
+            self.model.data_variance.data = self._data_variance()
         if config.dit.gradient_checkpointing:
             self.model.enable_gradient_checkpointing()
         check_sampler(config.sample.sampler)  # not at the first preview, an hour later
@@ -224,6 +227,12 @@ class DitStage:
     @torch.no_grad()
     def _encode(self, video: Tensor) -> Tensor:
         return self.vae.encode(video[None].to(self.vae.device))[0].cpu()
+
+    def _data_variance(self, num_clips: int = 200) -> Tensor:
+        """The mean square of each latent channel (c,), over some training clips."""
+        order = epoch_order(self.train, self.seed, 0)[:num_clips]
+        values = torch.cat([latent.flatten(1) for latent in self.read(order, 0).latents], dim=1)
+        return values.square().mean(1)
 
     def patch_of(self, step: int) -> Patch:
         """The patch size of a step: the coarse one's share is spread evenly."""

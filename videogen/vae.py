@@ -160,22 +160,6 @@ class Decoder(nn.Module):
         return from_patches(per_frame(self.linear, latents)) + per_frame(self.leave, x)
 
 
-def share_variance(axes: Tensor, centred: Tensor) -> Tensor:
-    """Turn orthonormal axes (c, p) until the data varies equally along each: pair by pair (Schur and Horn)."""
-    spread = (centred @ axes.T).T.cov()
-    axes, mean = axes.clone(), spread.diagonal().mean()
-    for _ in range(len(axes) - 1):
-        i, j = int(spread.diagonal().argmin()), int(spread.diagonal().argmax())
-        a, b, both = spread[i, i] - mean, spread[j, j] - mean, spread[i, j]
-        tangent = (-both + (both.square() - a * b).clamp(min=0).sqrt()) / b.clamp(min=1e-12)
-        cosine = (1 + tangent.square()).rsqrt()
-        turn = torch.eye(len(axes))
-        turn[i, i] = turn[j, j] = cosine
-        turn[i, j], turn[j, i] = tangent * cosine, -tangent * cosine
-        axes, spread = turn @ axes, turn @ spread @ turn.T
-    return axes
-
-
 class VideoVAE(ModelMixin, ConfigMixin):
     """A causal autoencoder of 4 x 8 x 8 compression; latents come out normalised by the statistics in its config."""
 
@@ -251,7 +235,7 @@ class VideoVAE(ModelMixin, ConfigMixin):
             yield self.reconstruct(self.denormalise(part), state)
 
     def normalise(self, raw: Tensor) -> Tensor:
-        """Raw latents to mean 0 and deviation 1 a channel, by the config's statistics."""
+        """Raw latents to mean 0 and deviation about 1, by the config's statistics."""
         mean, std = self._statistics(raw)
         return ((raw.float() - mean) / std).to(raw.dtype)
 
@@ -268,21 +252,21 @@ class VideoVAE(ModelMixin, ConfigMixin):
         return rearrange(mean, "c -> 1 c 1 1 1"), rearrange(std, "c -> 1 c 1 1 1")
 
     @torch.no_grad()
-    def init_weights(self, patches: Tensor, generator: torch.Generator) -> None:
-        """Start from the best linear transform of sample patches (n, 768): PCA, turned at random.
+    def init_weights(self, patches: Tensor) -> None:
+        """Start from the best linear transform of sample patches (n, 768): PCA, its spectrum flattened by half.
 
-        The turn gives every channel the same share of the variance, so that normalising the channels one by one is one
-        common scale, and distance between latents is distance between pixels. Convolutions begin as no correction.
+        A channel's deviation is the root of what it is in pixels: the mean colour of a patch no longer has nearly all
+        of the variance, and fine detail does not count for as much as a shape, as it would if every channel had the
+        same. Convolutions begin as no correction.
         """
         channels = self.config["latent_channels"]
         centre = patches.mean(0)
         axes = torch.linalg.svd(patches - centre, full_matrices=False).Vh[:channels]
-        turn = torch.linalg.qr(torch.randn(channels, channels, generator=generator)).Q
-        axes = share_variance(turn @ axes, patches - centre)
-        scale = ((patches - centre) @ axes.T).std()
+        spread = ((patches - centre) @ axes.T).std(0)
+        scale = (spread * spread.mean()).sqrt()[:, None]  # the latents' mean variance is 1
         self.encoder.linear.weight.copy_(rearrange(axes / scale, "c p -> c p 1 1"))
-        self.encoder.linear.bias.copy_(-(axes @ centre) / scale)  # type: ignore[union-attr]
-        self.decoder.linear.weight.copy_(rearrange(axes.T * scale, "p c -> p c 1 1"))
+        self.encoder.linear.bias.copy_(-(axes / scale) @ centre)  # type: ignore[union-attr]
+        self.decoder.linear.weight.copy_(rearrange((axes * scale).T, "p c -> p c 1 1"))
         self.decoder.linear.bias.copy_(centre)  # type: ignore[union-attr]
         memories = [module.out for module in self.modules() if isinstance(module, Memory)]
         leaving = [self.encoder.leave] if isinstance(self.encoder, Encoder) else []

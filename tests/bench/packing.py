@@ -93,7 +93,7 @@ def draw_folder(num: int) -> Folder:
     padded_clips = (torch.cat([clip[:, :1].expand(-1, 3, -1, -1), clip], dim=1) for clip in some)
     patches = [to_patches(rearrange(clip, "c t h w -> 1 t c h w")) for clip in padded_clips]
     folder.vae = vae = VideoVAE(CHANNELS, width=8, linear_encoder=True).eval()
-    vae.init_weights(torch.cat([rearrange(x, "1 t p h w -> (t h w) p") for x in patches]), step_generator(0, -1))
+    vae.init_weights(torch.cat([rearrange(x, "1 t p h w -> (t h w) p") for x in patches]))
     with torch.no_grad():
         values = torch.cat([vae.posterior(clip[None]).mean[0].flatten(1) for clip in some], dim=1)
     vae.register_to_config(latents_mean=values.mean(1).tolist(), latents_std=values.std(1).tolist())
