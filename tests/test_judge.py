@@ -56,6 +56,16 @@ def test_every_motion_is_told(motion: str) -> None:
         assert found.things[0].sense == ("clockwise" if thing.speed > 0 else "counterclockwise")
 
 
+@pytest.mark.parametrize("kind", ["balloon", "rocket"])
+@pytest.mark.parametrize("sense", ["clockwise", "counterclockwise"])
+def test_what_is_lopsided_and_turns_in_a_short_clip_spins(kind: str, sense: str) -> None:
+    speed = 2.3 if sense == "clockwise" else -2.3
+    thing = Thing(kind=kind, colour="", size="large", motion="spin", radius=13.3, x=48, y=16, speed=speed)
+    scene = replace(SCENE, background="grass", num_frames=9, things=(thing,), camera="pan right", camera_speed=1.9)
+    found = read(render(scene))
+    assert [(one.kind, one.motion, one.sense) for one in found.things] == [(kind, "spin", sense)]
+
+
 @pytest.mark.parametrize("background", BACKGROUNDS)
 def test_every_background_is_told_also_when_blurred(background: str) -> None:
     for seed in range(3):
@@ -131,6 +141,14 @@ def test_a_path_that_jitters_keeps_its_name() -> None:
     line = np.stack([10 + 2 * step, 30 - 2 * step], axis=-1)
     assert classify(line + rng.normal(0, 0.7, line.shape), np.ones(17)).name == "up right"
     assert classify(np.full((17, 2), 30.0) + rng.normal(0, 0.5, (17, 2)), np.ones(17)).name == "still"
+
+
+@pytest.mark.parametrize("kind", ["star", "square", "heart", "diamond"])
+def test_a_small_soft_thing_that_spins_keeps_its_kind(kind: str) -> None:
+    thing = Thing(kind=kind, colour="blue", size="small", motion="spin", radius=6.5, x=50, y=20, speed=-1.4)
+    frames = render(replace(SCENE, width=96, height=48, background="grass", things=(thing,)))
+    found = read(blurred(blurred(frames)))
+    assert [(one.kind, one.motion) for one in found.things] == [(kind, "spin")]
 
 
 # --- judging

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from videogen.cli import main
-from videogen.toybox import write_folder
+from videogen.storage import save_tensors
+from videogen.toybox import features, write_folder
 
 QUICK = ["--steps", "2", "--size", "48x48", "--frames", "5"]
 
@@ -65,6 +66,45 @@ def test_a_folder_of_clips_is_judged_by_its_captions(tmp_path: Path, capsys: pyt
     scores = json.loads(capsys.readouterr().out)["scores"]
     assert scores["clips"]["background"]["share"] == 1
     assert scores["clips"]["all"]["clips"] == 3
+
+
+def test_the_distance_to_the_world_stands_beside_its_ceiling(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights, report = tmp_path / "features.safetensors", tmp_path / "report.html"
+    save_tensors({name: value.half() for name, value in features.Reader().state_dict().items()}, weights)
+    monkeypatch.setattr(features, "WEIGHTS", weights)
+    size = ["--size", "48x48", "--frames", "1", "--report", str(report)]
+    assert main(["judge", "--vae", str(checkpoint), "--clips", "3", "--json", *size]) == 0
+    distances = json.loads(capsys.readouterr().out)["distances"]
+    assert list(distances) == ["the world's own", "after the VAE"]
+    for one in distances.values():
+        assert one["interval"][0] <= one["mmd"] <= one["interval"][1]
+    assert report.read_text(encoding="utf-8").count("to other clips of the world") == 2
+
+
+@pytest.mark.parametrize(
+    ("clips", "trained", "words"), [(3, False, "weights are not there"), (2, True, "needs 3 clips")]
+)
+def test_without_a_distance_the_judge_says_so_and_goes_on(
+    *,
+    clips: int,
+    trained: bool,
+    words: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    weights = tmp_path / "features.safetensors"
+    monkeypatch.setattr(features, "WEIGHTS", weights)
+    if trained:
+        save_tensors(features.Reader().state_dict(), weights)
+    assert main(["judge", "--clips", str(clips), "--json", "--size", "48x48", "--frames", "1"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["distances"] == {}
+    assert result["scores"]["the world's own"]["all"]["clips"] == clips
+    assert words in caplog.text
 
 
 @pytest.mark.parametrize(

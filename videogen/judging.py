@@ -3,7 +3,7 @@
 argv  ->  cases (prompt, clauses)  ->  clips  ->  a table of clauses, scores.json, report.html
 
 Beside every score stand its ceilings, the same scenes drawn by the world itself and those after a VAE, and its floor,
-the same clips under the captions of others.
+the same clips under the captions of others. A small network tells how far each set is from other clips of the world.
 """
 
 from __future__ import annotations
@@ -27,14 +27,15 @@ from videogen.storage import checkpoint_id, save_text
 from videogen.toybox import Scene, caption, draw_scene, render
 from videogen.toybox.judge import Clauses, Said, judge, read
 from videogen.toybox.judge import parse as read_caption
-from videogen.toybox.judge.measures import MEANINGS, measure_quality
-from videogen.toybox.judge.page import percent
+from videogen.toybox.judge.measures import measure_quality
+from videogen.toybox.judge.page import percent, say_distances, say_means
 from videogen.toybox.judge.page import render as render_page
 from videogen.toybox.judge.tally import Case, Count, Judged, average, shuffled, tally
 from videogen.toybox.scenes import FRAME_SIZES, LENGTHS
 
 if TYPE_CHECKING:
     from videogen.pipeline import VideoPipeline
+    from videogen.toybox.features import Distance
     from videogen.vae import VideoVAE
     from videogen.wan_vae import WanVAE
 
@@ -102,13 +103,16 @@ def run_judge(argv: Sequence[str]) -> int:
     cases = list_cases(args)
     shown: list[tuple[Judged, np.ndarray]] = []
     columns: Columns = {}
+    frames: dict[str, list[np.ndarray]] = {}
     for name, clips, num in sources(args, cases, pipeline, vae):
         column = [(look(clip), clip.frames) for clip in with_bar(clips, num, name)]
-        columns[name] = tally([one for one, _ in column])
+        columns[name], frames[name] = tally([one for one, _ in column]), [clip for _, clip in column]
         shown = shown or column  # what was asked for comes first; the others are there to compare
     judged = [one for one, _ in shown]
     columns["shuffled captions"] = shuffled(judged)
-    publish(args, columns, average(judged), shown)
+    # Clips by captions of one's own are not meant to be as the world's are.
+    distances = {} if args.captions is not None else measure_distances(frames, new=args.held_out)
+    publish(args, columns, average(judged), distances, shown)
     return 0
 
 
@@ -298,6 +302,23 @@ def look(clip: Clip) -> Judged:
     return Judged(clip.case, clip.seed, found, holds, measure_quality(clip.frames, found))
 
 
+def measure_distances(frames: Mapping[str, Sequence[np.ndarray]], *, new: bool) -> dict[str, Distance]:
+    """How far each set of clips is from others of the world, of the sizes and lengths of the first."""
+    from videogen.toybox.features import LEAST_CLIPS, WEIGHTS, draw_others, load_reader, mmd, read_features
+
+    if not WEIGHTS.is_file():
+        logger.warning("no distance to the world: the network's weights are not there, %s", WEIGHTS)
+        return {}
+    enough = {name: clips for name, clips in frames.items() if len(clips) >= LEAST_CLIPS}
+    if len(enough) < len(frames):
+        logger.warning("no distance to the world: a set needs %d clips", LEAST_CLIPS)
+    if not enough:
+        return {}
+    reader = load_reader(WEIGHTS)
+    others = read_features(list(draw_others(next(iter(enough.values())), new=new)), reader)
+    return {name: mmd(read_features(clips, reader), others) for name, clips in enough.items()}
+
+
 def with_bar(clips: Iterator[Clip], num: int, name: str) -> Iterator[Clip]:
     """The same clips, counted on stderr."""
     from rich.console import Console
@@ -310,7 +331,11 @@ def with_bar(clips: Iterator[Clip], num: int, name: str) -> Iterator[Clip]:
 
 
 def publish(
-    args: JudgeArgs, columns: Columns, means: Mapping[str, float], judged: Sequence[tuple[Judged, np.ndarray]]
+    args: JudgeArgs,
+    columns: Columns,
+    means: Mapping[str, float],
+    distances: Mapping[str, Distance],
+    judged: Sequence[tuple[Judged, np.ndarray]],
 ) -> None:
     """Print the table and write the files asked for."""
     name = str(args.target or "the world's own clips")
@@ -319,15 +344,16 @@ def publish(
         **({"checkpoint": checkpoint_id(args.target)} if args.target and is_checkpoint(args.target) else {}),
         "scores": {column: {row: as_plain(one) for row, one in table.items()} for column, table in columns.items()},
         "measures": means,
+        "distances": {name: {"mmd": one.value, "interval": one.interval} for name, one in distances.items()},
     }
     if args.out is not None:
         write(args.out, json.dumps(result, indent=2) + "\n")
     if args.report is not None:
-        write(args.report, render_page(f"Judged: {name}", columns, means, judged, args.sample.fps))
+        write(args.report, render_page(f"Judged: {name}", columns, means, distances, judged, args.sample.fps))
     if args.json:
         sys.stdout.write(json.dumps(result) + "\n")
         return
-    print_table(columns, means)
+    print_table(columns, [*say_means(means), *say_distances(distances)])
 
 
 def write(path: Path, text: str) -> None:
@@ -346,7 +372,7 @@ def as_plain(one: Count) -> dict[str, object]:
     }
 
 
-def print_table(columns: Columns, means: Mapping[str, float]) -> None:
+def print_table(columns: Columns, measures: Sequence[tuple[str, str]]) -> None:
     """A row a clause, a column a source, and the measures below."""
     from rich.console import Console
     from rich.table import Table
@@ -358,5 +384,5 @@ def print_table(columns: Columns, means: Mapping[str, float]) -> None:
     # A pipe is no narrower than the table: it would be cut.
     console = Console(width=None if sys.stdout.isatty() else 140)
     console.print(table)
-    for measure, value in means.items():
-        console.print(f"{MEANINGS[measure]}: {value:.3g}", highlight=False)
+    for meaning, value in measures:
+        console.print(f"{meaning}: {value}", highlight=False)

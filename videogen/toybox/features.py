@@ -8,9 +8,11 @@ The network was trained on rendered clips alone, to tell backgrounds, cameras, e
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -19,7 +21,8 @@ from torch import Tensor, nn
 
 from videogen.toybox.events import EVENTS
 from videogen.toybox.motions import MOTIONS
-from videogen.toybox.scenes import CAMERAS, Scene
+from videogen.toybox.render import render
+from videogen.toybox.scenes import CAMERAS, Scene, draw_scene
 from videogen.toybox.things import BACKGROUNDS, COLOURS, KINDS, SIZES
 
 WEIGHTS = Path(__file__).resolve().parent.parent.parent / "assets" / "toybox" / "features.safetensors"
@@ -33,24 +36,33 @@ LABELS: dict[str, tuple[str, ...]] = {
     "motion": tuple(MOTIONS),
 }
 WIDTH = 256
+FIRST_SEED = 2 * 10**9  # of the clips that others are compared with, which are neither judged nor trained on
+LEAST_CLIPS = 3
+"""Of a set, so that one can be left out and there is still a distance."""
 
 
 class Reader(nn.Module):
     """Frames by themselves, then their changes in time; says of every label how sure it is that the clip shows it."""
 
+    middle: Tensor
+    spread: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.frame = nn.Sequential(
-            nn.Conv2d(3, 32, 4, stride=4), nn.SiLU(),
-            nn.Conv2d(32, 64, 3, stride=2, padding=1), nn.SiLU(),
-            nn.Conv2d(64, 64, 3, padding=1), nn.SiLU(),
+            nn.Conv2d(3, 32, 4, stride=4), nn.GroupNorm(4, 32), nn.SiLU(),
+            nn.Conv2d(32, 64, 3, stride=2, padding=1), nn.GroupNorm(4, 64), nn.SiLU(),
+            nn.Conv2d(64, 64, 3, padding=1), nn.GroupNorm(4, 64), nn.SiLU(),
         )  # fmt: skip
         self.change = nn.Sequential(
-            nn.Conv3d(64, 96, (3, 3, 3), padding=(1, 1, 1), stride=(1, 2, 2)), nn.SiLU(),
-            nn.Conv3d(96, 128, (3, 1, 1), padding=(1, 0, 0)), nn.SiLU(),
+            nn.Conv3d(64, 96, (3, 3, 3), padding=(1, 1, 1), stride=(1, 2, 2)), nn.GroupNorm(4, 96), nn.SiLU(),
+            nn.Conv3d(96, 128, (3, 1, 1), padding=(1, 0, 0)), nn.GroupNorm(4, 128), nn.SiLU(),
         )  # fmt: skip
         self.mix = nn.Linear(256, WIDTH)
         self.heads = nn.ModuleDict({name: nn.Linear(WIDTH, len(labels)) for name, labels in LABELS.items()})
+        # Of every feature over the world's clips: a distance counts them alike.
+        self.register_buffer("middle", torch.zeros(WIDTH))
+        self.register_buffer("spread", torch.ones(WIDTH))
 
     def features(self, video: Tensor) -> Tensor:
         """Clips (b, 3, t, h, w) in [-1, 1], sides multiples of 16, as (b, 256): means and peaks over time and space."""
@@ -83,22 +95,52 @@ def load_reader(weights: Path = WEIGHTS) -> Reader:
 
 
 @torch.no_grad()
-def read_features(clips: Sequence[Tensor], reader: Reader) -> Tensor:
-    """Features (n, 256) of clips (t, h, w, 3) uint8 of any sizes."""
-    return torch.cat([reader.features(rearrange(clip, "t h w c -> 1 c t h w").float() / 127.5 - 1) for clip in clips])
+def read_features(clips: Sequence[np.ndarray], reader: Reader) -> Tensor:
+    """Features (n, 256) of clips (t, h, w, 3) uint8 of any sizes, in deviations of the world's from their mean."""
+    videos = (rearrange(torch.from_numpy(clip), "t h w c -> 1 c t h w").float() / 127.5 - 1 for clip in clips)
+    return (torch.cat([reader.features(video) for video in videos]) - reader.middle) / reader.spread
 
 
-def mmd(a: Tensor, b: Tensor) -> float:
-    """Squared maximum mean discrepancy of features (n, d) and (m, d) under (x·y / d + 1)^3, without bias."""
-    if min(len(a), len(b)) < 2:
-        raise ValueError(f"a distance between sets needs two clips in each, got {len(a)} and {len(b)}")
+def draw_others(clips: Sequence[np.ndarray], *, new: bool = False) -> Iterator[np.ndarray]:
+    """For each clip (t, h, w, 3) another of the world's, of its size and length; new as in draw_scene."""
+    # Other scenes than those that were judged: what two sets share would bring them nearer than they are.
+    for seed, clip in enumerate(clips, start=FIRST_SEED):
+        num_frames, height, width, _ = clip.shape
+        yield render(draw_scene(seed, sizes=((width, height),), lengths=(num_frames,), new=new))
+
+
+class Distance(NamedTuple):
+    """A squared distance between two sets, 0 if they are of one kind, and its 95% interval."""
+
+    value: float
+    interval: tuple[float, float]
+
+
+def mmd(a: Tensor, b: Tensor) -> Distance:
+    """Squared maximum mean discrepancy of features (n, d) and (m, d) under (x·y / d + 1)^3, without bias.
+
+    The interval is the jackknife's: how far it moves when one clip is left out.
+    """
+    n, m = len(a), len(b)
+    if min(n, m) < LEAST_CLIPS:
+        raise ValueError(f"a distance between sets needs {LEAST_CLIPS} clips in each, got {n} and {m}")
     a, b = a.double(), b.double()
+    within_a, within_b, across = (kernel(x, y) for x, y in ((a, a), (b, b), (a, b)))
+    within_a.fill_diagonal_(0)
+    within_b.fill_diagonal_(0)
 
-    def kernel(x: Tensor, y: Tensor) -> Tensor:
-        return (x @ y.T / x.shape[1] + 1) ** 3
+    def estimate(sum_a: Tensor, n: int, sum_b: Tensor, m: int, both: Tensor) -> Tensor:
+        return sum_a / (n * (n - 1)) + sum_b / (m * (m - 1)) - 2 * both / (n * m)
 
-    def within(x: Tensor) -> Tensor:
-        gram = kernel(x, x)
-        return (gram.sum() - gram.trace()) / (len(x) * (len(x) - 1))
+    sums = within_a.sum(), within_b.sum(), across.sum()
+    value = float(estimate(sums[0], n, sums[1], m, sums[2]))
+    without_a = estimate(sums[0] - 2 * within_a.sum(1), n - 1, sums[1], m, sums[2] - across.sum(1))
+    without_b = estimate(sums[0], n, sums[1] - 2 * within_b.sum(1), m - 1, sums[2] - across.sum(0))
+    variance = (n - 1) * without_a.var(correction=0) + (m - 1) * without_b.var(correction=0)
+    half = 1.96 * float(variance.sqrt())
+    return Distance(value, (value - half, value + half))
 
-    return float(within(a) + within(b) - 2 * kernel(a, b).mean())
+
+def kernel(x: Tensor, y: Tensor) -> Tensor:
+    """The polynomial kernel of every pair, (n, d) and (m, d) to (n, m)."""
+    return (x @ y.T / x.shape[1] + 1) ** 3

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from videogen.toybox.judge.behind import Behind
-from videogen.toybox.judge.sight import length, spread
+from videogen.toybox.judge.sight import length, soften, spread
 from videogen.toybox.scenes import CAMERAS
 from videogen.toybox.things import TEXTURED
 
@@ -70,17 +70,6 @@ def refine(best: Camera, least: float, frames: np.ndarray, empty: np.ndarray, st
         if (found := difference(frames, empty, camera, steps)) < least:
             best, least = camera, found
     return best
-
-
-def soften(frames: np.ndarray) -> np.ndarray:
-    """Frames (t, h, w), each pixel mixed with its neighbours."""
-    for axis in (1, 2):
-        around = ((0, 0), *((1, 1) if i == axis else (0, 0) for i in (1, 2)))
-        before, here, after = np.moveaxis(
-            np.lib.stride_tricks.sliding_window_view(np.pad(frames, around, mode="edge"), 3, axis), -1, 0
-        )
-        frames = (before + 2 * here + after) / 4
-    return frames
 
 
 def things(seen: np.ndarray, behind: Behind) -> np.ndarray:

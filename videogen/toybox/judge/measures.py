@@ -2,7 +2,7 @@
 
 frames, Found  ->  Quality;  clips of one prompt  ->  their diversity
 
-A distance between distributions (Frechet, MMD) needs a network of its own and has its place here, beside diversity.
+A distance between sets of clips needs a network: it is in videogen/toybox/features.py.
 """
 
 from __future__ import annotations

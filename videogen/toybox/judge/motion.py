@@ -75,7 +75,7 @@ def watch(look: Look, fit: Fit, seen_share: np.ndarray, camera: Camera, canvas: 
     upright = not fit.pose.angle.any() and (fit.gain > LIKE_ITSELF * fit.energy).all()
     plainly_still = path.name == "still" and path.error < STEADY and upright
     if turns(look) and not plainly_still and spread.max(initial=0) < ABOUT_ITSELF * np.median(world.radius):
-        spun = spinning(look, fit, world, camera, canvas, path)
+        spun = spinning(look, fit, trust, world, camera, canvas, path)
         # What is lopsided and turns, followed as if it did not, seems to sway.
         if path.name == "still" or (spun.motion == "spin" and spun.fit.gain.sum() > NEARLY * fit.gain.sum()):
             return spun
@@ -120,11 +120,13 @@ def line_through(values: np.ndarray, trust: np.ndarray) -> tuple[float, float]:
     return float(start), float(start + slope * (len(values) - 1))
 
 
-def spinning(look: Look, fit: Fit, world: Pose, camera: Camera, canvas: Canvas, path: Path) -> Doing:
+def spinning(look: Look, fit: Fit, trust: np.ndarray, world: Pose, camera: Camera, canvas: Canvas, path: Path) -> Doing:
     """Whether a resting thing turns about itself, and in which sense."""
     height, width = canvas.weight.shape[1:]
-    step = np.arange(len(world.x))
-    x, y, radius = (np.full(len(step), np.median(part)) for part in world[:3])
+    step, quality = np.arange(len(world.x)), trust * fit.gain / np.maximum(fit.energy, 1.0)
+    # Where it is most like itself it is upright, or was turned rightly: elsewhere a lopsided thing seems to sway.
+    clearest = quality >= LIKE_ITSELF * quality.max()
+    x, y, radius = (np.full(len(step), np.median(part[clearest])) for part in world[:3])
     resting = to_screen(Pose(x, y, radius, np.zeros(len(step)), fit.pose.opacity), camera, width, height)
     speeds = (0.0, *SPINS, *-SPINS)
     tried = [settle(look, resting._replace(angle=speed * step), canvas, rounds=2, resting=True) for speed in speeds]

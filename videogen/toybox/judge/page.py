@@ -10,6 +10,7 @@ import html
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
@@ -19,6 +20,9 @@ from videogen.toybox.judge.found import Found, FoundThing
 from videogen.toybox.judge.measures import MEANINGS as OF_MEASURES
 from videogen.toybox.judge.tally import Count, Judged
 from videogen.toybox.judge.verdict import MEANINGS
+
+if TYPE_CHECKING:
+    from videogen.toybox.features import Distance
 
 TEMPLATE = Path(__file__).with_name("report.html")
 
@@ -74,9 +78,25 @@ def table(columns: Mapping[str, Mapping[str, Count]]) -> str:
     return f"<table><thead><tr><th>clause</th>{head}<th>clips</th></tr></thead><tbody>{rows}</tbody></table>"
 
 
-def measures(means: Mapping[str, float]) -> str:
+def say_means(means: Mapping[str, float]) -> list[tuple[str, str]]:
+    """What each measure is, and its mean."""
+    return [(OF_MEASURES[name], f"{value:.3g}") for name, value in means.items()]
+
+
+def say_distances(distances: Mapping[str, Distance]) -> list[tuple[str, str]]:
+    """Which clips are how far from the world's, with the interval."""
+    return [
+        (
+            f"distance of {name} to other clips of the world (MMD², 0 is none)",
+            f"{one.value:.3g} ({one.interval[0]:.3g} to {one.interval[1]:.3g})",
+        )
+        for name, one in distances.items()
+    ]
+
+
+def measures(said: Sequence[tuple[str, str]]) -> str:
     """The measures, a line each."""
-    rows = "".join(f"<div><dt>{OF_MEASURES[name]}</dt><dd>{value:.3g}</dd></div>" for name, value in means.items())
+    rows = "".join(f"<div><dt>{html.escape(meaning)}</dt><dd>{value}</dd></div>" for meaning, value in said)
     return f"<dl>{rows}</dl>"
 
 
@@ -100,6 +120,7 @@ def render(
     title: str,
     columns: Mapping[str, Mapping[str, Count]],
     means: Mapping[str, float],
+    distances: Mapping[str, Distance],
     clips: Sequence[tuple[Judged, np.ndarray]],
     fps: float,
 ) -> str:
@@ -109,7 +130,7 @@ def render(
     parts = {
         "<!-- title -->": html.escape(title),
         "<!-- table -->": table(columns),
-        "<!-- measures -->": measures(means),
+        "<!-- measures -->": measures([*say_means(means), *say_distances(distances)]),
         "<!-- options -->": f'<option value="">all clips ({len(clips)})</option>{options}',
         "<!-- clips -->": "\n".join(card(one, frames, fps) for one, frames in clips),
     }

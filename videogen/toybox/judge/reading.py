@@ -19,8 +19,19 @@ from videogen.toybox.judge.follow import Sighting, follow
 from videogen.toybox.judge.found import Found, FoundThing
 from videogen.toybox.judge.motion import line_through, to_world, watch
 from videogen.toybox.judge.refine import Fit, hide, settle
-from videogen.toybox.judge.sight import length, see, specks
-from videogen.toybox.judge.synthesis import Canvas, Look, energy_of, energy_there, likeness
+from videogen.toybox.judge.sight import length, see, soften, specks
+from videogen.toybox.judge.synthesis import (
+    Canvas,
+    Look,
+    change_of,
+    cut,
+    energy_of,
+    energy_there,
+    gain,
+    likeness,
+    measure,
+    shown_in,
+)
 from videogen.toybox.motions import Pose
 from videogen.toybox.things import SIZES
 
@@ -41,6 +52,8 @@ STAR = 3
 CLOSE = 0.9
 """Looks that explain such a share of what the best explains are asked about in more frames."""
 NUM_VOTERS = 5
+SOFTEST = 2
+"""Times that a look's picture is softened at most, to be as soft as a weak autoencoder's."""
 
 
 def read(frames: np.ndarray) -> Found:
@@ -150,14 +163,22 @@ def vote(track: Track, canvas: Canvas) -> tuple[Look, Fit]:
         return best.look, fit
     clearest = fit.gain.argsort()[::-1][:NUM_VOTERS]
     part = Canvas(*(part[clearest] for part in canvas))
-    polls = {
-        one.look: float(settle(one.look, shifted(fit.pose, best, one, clearest), part, rounds=4).gain.sum())
-        for one in rivals
-    }
+    polls = {one.look: poll(one.look, shifted(fit.pose, best, one, clearest), part) for one in rivals}
     chosen = max(rivals, key=lambda one: polls[one.look])
     if chosen is best:
         return best.look, fit
     return chosen.look, settle(chosen.look, shifted(fit.pose, best, chosen, np.arange(len(canvas.rest))), canvas)
+
+
+def poll(look: Look, pose: Pose, canvas: Canvas) -> float:
+    """What a look explains in some frames, as soft as suits it best: a blurred star is no square, its corners are."""
+    pose = settle(look, pose, canvas, rounds=4).pose
+    window = cut(canvas, pose.x, pose.y, float(pose.radius.max()) + SOFTEST)
+    shown, explained = shown_in(look, pose, window), list[float]()
+    for _ in range(SOFTEST + 1):
+        explained.append(float(gain(*measure(change_of(shown, window), window)).sum()))
+        shown = soften(shown)
+    return max(explained)
 
 
 def shifted(pose: Pose, seen: Candidate, other: Candidate, frames: np.ndarray) -> Pose:
@@ -185,7 +206,7 @@ def distinct(tracks: list[tuple[Look, Fit]], canvas: Canvas) -> list[tuple[Look,
         for j in kept:
             other = tracks[j][1].pose
             near = np.hypot(pose.x - other.x, pose.y - other.y) < SAME_PLACE * np.maximum(pose.radius, other.radius)
-            lies_on |= bool((seen[j] & near)[seen[i]].mean() > 0.5)
+            lies_on |= bool(2 * (seen[i] & seen[j] & near).sum() > seen[i].sum())
         if not lies_on:
             kept.append(i)
     return [tracks[i] for i in sorted(kept)]

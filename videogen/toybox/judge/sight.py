@@ -26,6 +26,16 @@ def halve(frames: np.ndarray) -> np.ndarray:
     return reduce(even, "t (h a) (w b) c -> t h w c", "mean", a=2, b=2)
 
 
+def soften(frames: np.ndarray) -> np.ndarray:
+    """Frames (t, h, w, ...), each pixel mixed with its neighbours."""
+    for axis in (1, 2):
+        around = [(1, 1) if i == axis else (0, 0) for i in range(frames.ndim)]
+        windows = np.lib.stride_tricks.sliding_window_view(np.pad(frames, around, mode="edge"), 3, axis)
+        before, here, after = np.moveaxis(windows, -1, 0)
+        frames = (before + 2 * here + after) / 4
+    return frames
+
+
 def spread(mask: np.ndarray, reach: int) -> np.ndarray:
     """A mask (t, h, w) and all that is at most so many pixels from it, along rows and columns."""
     for axis in (1, 2):
