@@ -6,11 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from diffusers import WanTransformer3DModel
+from einops import rearrange
 from peft import LoraConfig
 from torch import Tensor
 
 from tests.conftest import CHANNELS, TEXT_DIM, draw_texts, seeded, tiny_dit
+from videogen.attention import rotary, rotate
 from videogen.dit import VideoDiT
 from videogen.packing import (
     Lengths,
@@ -109,7 +112,7 @@ VIDEOS = {"image": (1, 1, 4, 4), "wide": (2, 3, 4, 10), "tall": (3, 2, 12, 4), "
 
 
 def wan_like(dit: VideoDiT) -> WanTransformer3DModel:
-    extra = ("prediction", "extra_patch_sizes")
+    extra = ("prediction", "extra_patch_sizes", "num_facts")
     config = {key: value for key, value in dit.config.items() if not key.startswith("_") and key not in extra}
     wan = WanTransformer3DModel(**config).eval()
     wan.load_state_dict(dit.state_dict())
@@ -164,7 +167,7 @@ def test_the_prediction_with_another_base_patch_is_that_of_diffusers(patch: Patc
 def test_config_keys_and_parameter_names_are_those_of_diffusers(dit: VideoDiT) -> None:
     wan = wan_like(dit)
     ours, theirs = ({key for key in model.config if key[0] != "_"} for model in (dit, wan))
-    assert ours - theirs == {"prediction", "extra_patch_sizes"}
+    assert ours - theirs == {"prediction", "extra_patch_sizes", "num_facts"}
     assert theirs <= ours
     shapes = ({name: p.shape for name, p in model.named_parameters()} for model in (dit, wan))
     assert next(shapes) == next(shapes)
@@ -243,6 +246,26 @@ def test_a_new_model_predicts_zero_and_every_block_is_the_identity() -> None:
         assert not dit(video, shared_level(torch.tensor([0.7]), len(video.tokens)), draw_texts((3,))).any()
     assert len(seen) == 2 * len(dit.blocks)
     assert all(torch.equal(before, after) for before, after in seen)
+
+
+@torch.no_grad()
+def test_a_new_model_s_first_heads_look_near_and_its_last_everywhere() -> None:
+    """Weights of attention from a token in the middle of 5 x 4 x 4: to its own place, to its neighbours, to all."""
+    dit = tiny_dit(num_attention_heads=3, attention_head_dim=64)
+    dit.init_weights()
+    attention, table = dit.blocks[0].attn1, rotary(((5, 4, 4),), (1, 2, 2), 64, torch.device("cpu"))
+    x = torch.randn(80, 192)
+    q, k = (
+        rotate(rearrange(norm(linear(x)), "n (heads e) -> n heads e", heads=3), table)
+        for norm, linear in ((attention.norm_q, attention.to_q), (attention.norm_k, attention.to_k))
+    )
+    weights = (torch.einsum("n h e, m h e -> h n m", q, k) / 8).softmax(-1)
+    place, near, everywhere = rearrange(weights[:, 2 * 16 + 5], "h (t r c) -> h t r c", t=5, r=4)
+    assert place[:, 1, 1].sum() > 0.4  # five tokens of eighty
+    assert place[:, 1, 1].min() > 0.02  # at every time
+    assert near[1:4, :3, :3].sum() > 0.9
+    assert near[2, 1, 1] == near.max()
+    assert everywhere.max() < 0.1
 
 
 def test_a_new_model_learns_in_every_part_of_it_within_four_steps() -> None:
@@ -371,6 +394,7 @@ def test_a_coarse_pack_stands_where_the_fine_one_does() -> None:
 def test_tokens_embed_as_the_convolution_of_wan(dit: VideoDiT) -> None:
     clip = torch.randn(CHANNELS, 2, 4, 6)
     embedded = dit.embed(pack([clip], dit.base_patch))[0]
-    convolved = dit.patch_embedding(clip[None])[0].flatten(1).T
+    layer = dit.patch_embedding
+    convolved = F.conv3d(clip[None], layer.weight, layer.bias, stride=layer.stride)[0].flatten(1).T
     torch.testing.assert_close(embedded, convolved, atol=1e-5, rtol=0)  # float32, only the order of sums differs
     assert len(patchify(clip, dit.base_patch)) == len(embedded)

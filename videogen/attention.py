@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import accumulate, groupby
 from typing import NamedTuple
 
@@ -20,7 +20,8 @@ import torch.nn.functional as F
 from einops import rearrange, repeat
 from torch import Tensor
 
-from videogen.packing import Grid, Lengths, Patch, positions
+from videogen.packing import Grid, Lengths, Patch, Scaling, positions
+from videogen.scaling import frequencies
 
 logger = logging.getLogger(__name__)
 
@@ -47,15 +48,18 @@ def rotary(
     *,
     base: Patch = (1, 2, 2),
     theta: float = 1e4,
+    scaling: Scaling | None = None,
 ) -> Rotary:
     """The rotary tables of a pack (Su et al. 2021, one ladder an axis as in Wan).
 
     They depend on host integers alone, so a sampling run computes them once; float64 until the end, as diffusers does.
     """
-    where = positions(grids, patch, base)
-    ladders = [theta ** (-torch.arange(0, size, 2, dtype=torch.float64) / size) for size in axis_sizes(head_size)]
-    angles = torch.cat([torch.outer(where[:, axis], ladder) for axis, ladder in enumerate(ladders)], dim=1)
-    angles = rearrange(angles, "n pairs -> n 1 pairs")
+    clips = []
+    for grid in grids:
+        where, sizes = positions([grid], patch, base), axis_sizes(head_size)
+        ladders = [frequencies(sizes[axis], axis, theta, grid, patch, base, scaling) for axis in range(3)]
+        clips.append(torch.cat([torch.outer(where[:, axis], ladders[axis]) for axis in range(3)], dim=1))
+    angles = rearrange(torch.cat(clips), "n pairs -> n 1 pairs")
     return Rotary(angles.cos().float().to(device), angles.sin().float().to(device))
 
 
@@ -81,12 +85,17 @@ def attend(q: Tensor, k: Tensor, v: Tensor, lengths: Lengths) -> Tensor:
     return SELF_KERNELS[self_kernel(q.device.type)](q, k, v, lengths)
 
 
+def parts_of(x: Tensor, sizes: Sequence[int]) -> Sequence[Tensor]:
+    """The rows of each run; split, not slices: the gradient is one cat, not a sum of zeros, and of one run no copy."""
+    return x.split(list(sizes)) if len(sizes) > 1 else (x,)
+
+
 def attend_by_runs(q: Tensor, k: Tensor, v: Tensor, lengths: Lengths) -> Tensor:
     """One SDPA call for each run of equally long clips: exact, differentiable, on every device."""
     runs = runs_of(lengths)
-    rows = [num * length for num, length in runs]  # split, not slices: the gradient is one cat, not a sum of zeros
+    rows = [num * length for num, length in runs]
     out = []
-    for (num, _), *parts in zip(runs, q.split(rows), k.split(rows), v.split(rows), strict=True):
+    for (num, _), *parts in zip(runs, *(parts_of(x, rows) for x in (q, k, v)), strict=True):
         own_q, own_k, own_v = (rearrange(x, "(b n) heads e -> b heads n e", b=num) for x in parts)
         answer = F.scaled_dot_product_attention(own_q, own_k, own_v)
         out.append(rearrange(answer, "b heads n e -> (b n) heads e"))
@@ -163,9 +172,9 @@ def attend_text(q: Tensor, k: Tensor, v: Tensor, lengths: Lengths, keys: TextKey
     """Cross-attention: q (n, heads, e) of a clip see its own text k, v (b, heads, m, e), gathered by gather_text."""
     runs = runs_of(lengths)
     clips = [num for num, _ in runs]
-    parts = (q.split([num * length for num, length in runs]), k.split(clips), v.split(clips), keys.bias.split(clips))
+    parts = [parts_of(x, clips) for x in (k, v, keys.bias)]
     out = []
-    for queries, own_k, own_v, own_bias in zip(*parts, strict=True):
+    for queries, own_k, own_v, own_bias in zip(parts_of(q, [num * n for num, n in runs]), *parts, strict=True):
         queries = rearrange(queries, "(b n) heads e -> b heads n e", b=len(own_k))
         bias = None if keys.plain else own_bias.to(q.dtype)
         answer = F.scaled_dot_product_attention(queries, own_k, own_v, attn_mask=bias)

@@ -5,6 +5,7 @@ folder  ->  nothing, or a ValueError that names the first thing that is wrong
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import cast
 
@@ -20,12 +21,12 @@ from videogen.wan_vae import WanVAE
 KINDS: dict[str, type[ModelMixin]] = {kind.__name__: kind for kind in (VideoDiT, VideoVAE, WanVAE)}
 
 
-def check_checkpoint(folder: Path) -> None:
-    """Refuse a folder of another family, or one whose networks are not whole."""
+def check_checkpoint(folder: Path, *, but: Collection[str] = ()) -> None:
+    """Refuse a folder of another family, or one whose networks are not whole, but for parts that are not read."""
     index = read_json(folder / "model_index.json")
     check_family(index, folder)
     for part in PARTS:
-        if (name := class_of(index, part)) is not None:
+        if part not in but and (name := class_of(index, part)) is not None:
             check_weights(KINDS[CLASSES[name][1]], folder / part)
 
 
@@ -59,6 +60,26 @@ def check_weights(kind: type[ModelMixin], folder: Path) -> None:
     for name, shape in wanted.items():
         if found[name] != shape:
             raise ValueError(f"{folder}: {name} is {found[name]} and its config.json asks for {shape}")
+
+
+def load_vae(folder: Path, *, dtype: torch.dtype = torch.float32) -> VideoVAE | WanVAE:
+    """The VAE of a checkpoint folder, checked: all that decoding needs."""
+    index = read_json(folder / "model_index.json")
+    check_family(index, folder)
+    if (name := class_of(index, "vae")) is None:
+        raise ValueError(f"{folder} has no VAE; the checkpoint is not complete")
+    kind = KINDS[CLASSES[name][1]]
+    check_weights(kind, folder / "vae")
+    vae = cast("VideoVAE | WanVAE", kind.from_pretrained(folder, subfolder="vae", dtype=dtype, local_files_only=True))
+    align(vae)
+    return vae
+
+
+def align(model: torch.nn.Module) -> None:
+    """Copy weights out of their file: they are not aligned there as in memory, and products round differently then."""
+    for weight in model.parameters():
+        if type(weight) is torch.nn.Parameter:  # not what a quantiser has made of it
+            weight.data = weight.data.clone()
 
 
 def _files_of_index(folder: Path) -> set[str]:

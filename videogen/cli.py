@@ -16,7 +16,7 @@ from typing import Literal
 import tyro
 
 from videogen.config import TrainConfig, parse_size
-from videogen.flags import guard, offline, parse
+from videogen.flags import guard, offline, parse, quiet_quantisers
 from videogen.plain import load_toml, nearest
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -40,6 +40,7 @@ def _train(argv: Sequence[str]) -> int:
     config = load_toml(TrainConfig, Path(words[0]))
     config = parse(TrainConfig, words[1:], default=config, prog=f"train.py {words[0]}", description=train_help())
     offline()
+    quiet_quantisers()
     if dry_run:
         from videogen.plan import plan_folder, tell
 
@@ -120,6 +121,7 @@ def _toybox(argv: Sequence[str]) -> int:
 
 def _sample(argv: Sequence[str]) -> int:
     offline()
+    quiet_quantisers()
     from videogen.generate import parse_args, run
 
     args = parse_args(argv)
@@ -139,7 +141,7 @@ def sample(argv: Sequence[str] | None = None) -> int:
 class BenchArgs:
     """Measure what the README claims; the result goes to assets/bench/NAME.json."""
 
-    name: tyro.conf.Positional[Literal["line", "packing", "sweep", "wan", "wan_vae"]]
+    name: tyro.conf.Positional[Literal["framing", "line", "packing", "patches", "sizes", "sweep", "wan", "wan_vae"]]
     """Which measurement."""
 
 
@@ -157,6 +159,7 @@ def _bench(argv: Sequence[str]) -> int:
 
 def _judge(argv: Sequence[str]) -> int:
     offline()
+    quiet_quantisers()
     from videogen.judging import run_judge
 
     return run_judge(argv)

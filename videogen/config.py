@@ -19,6 +19,8 @@ from videogen.wan_folder import default_settings
 
 MINI = Path(__file__).resolve().parent.parent / "assets" / "mini"  # the default checkpoint, in a checkout
 
+POSITION_SCALINGS = ("none", "interpolate", "ntk", "riflex")  # see scaling.py
+
 
 def parse_size(size: str) -> tuple[int, int]:
     """ "64x48" -> (64, 48): width and height in pixels."""
@@ -58,6 +60,12 @@ class SampleConfig:
     """Above 1, more of the steps are spent at high noise, where layout and motion are decided."""
     patch: str = ""
     """Patch sizes from the noisy end on, with their shares of the steps, as 1x4x4:0.4,1x2x2; none is the base's."""
+    position_scaling: str = "none"
+    """Where a clip is longer or larger than the checkpoint's default size: none, interpolate, ntk, or riflex (time)."""
+    first_block_cache: float = 0.0
+    """Approximate: reuse the last step's blocks where the first changes by less than this, such as 0.1; 0 is exact."""
+    mag_cache: float = 0.0
+    """Approximate: reuse the last step's blocks while the error expected stays below this, such as 0.1; 0 is exact."""
 
     def __post_init__(self) -> None:
         parse_size(self.size)
@@ -67,6 +75,15 @@ class SampleConfig:
         for name in ("guidance", "guidance_2"):
             if (value := getattr(self, name)) is not None and not 0 <= value < math.inf:
                 raise ValueError(f"{name} must be 0 or more, got {value:g}; 1 is no guidance")
+        if self.position_scaling not in POSITION_SCALINGS:
+            raise ValueError(
+                f"position_scaling must be one of {', '.join(POSITION_SCALINGS)}, got {self.position_scaling!r}"
+            )
+        for name in ("first_block_cache", "mag_cache"):
+            if not 0 <= (value := getattr(self, name)) < math.inf:
+                raise ValueError(f"{name} must be 0 or more, got {value:g}; 0 computes everything")
+        if self.first_block_cache and self.mag_cache:
+            raise ValueError("first_block_cache and mag_cache are two ways to one end; set one of them to 0")
         low, high = self.guidance_interval
         if not 0 <= low <= high <= 1:
             raise ValueError(f"guidance_interval must be two rising noise levels in 0..1, got {low:g} and {high:g}")
@@ -179,6 +196,10 @@ class DitConfig:
     """Checkpoint folder whose text encoder and tokenizer are used."""
     init: Path | None = None
     """Checkpoint folder to take the first weights from; none begins at random."""
+    lora_rank: int = 0
+    """Train a LoRA of this rank beside the weights of dit.init, which may be a folder of Wan's; 0 trains all."""
+    lora_layers: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0", "ffn.net.0.proj", "ffn.net.2")
+    """The layers that it stands beside, by the ends of their names."""
     num_layers: int = 8
     """Blocks."""
     num_attention_heads: int = 4
@@ -202,6 +223,10 @@ class DitConfig:
     """Share of clips trained without their caption, for guidance."""
     base_tokens: int = 80
     """Clip length, in tokens, up to which the noise levels are not shifted; four times as long shifts them by 2."""
+    facts: float = 0.0
+    """Weight of also saying, half way up, what each token shows (drawn clips only): kind, colour, direction."""
+    facts_until: float = 0.4
+    """Share of the run in which it counts (HASTE): early it shows what matters, late it would only bind."""
     gradient_checkpointing: bool = False
     """Compute the blocks twice instead of keeping their activations."""
     uniform_sigmas: float = 0.1
@@ -211,9 +236,15 @@ class DitConfig:
 
     def __post_init__(self) -> None:
         require_positive(self, "num_layers", "num_attention_heads", "attention_head_dim", "ffn_dim", "base_tokens")
+        if self.lora_rank < 0 or (self.lora_rank and self.init is None):
+            raise ValueError(
+                f"dit.lora_rank = {self.lora_rank} needs weights to stand beside; give dit.init, or set it to 0"
+            )
+        if self.lora_rank and self.coarse_patch is not None:
+            raise ValueError("a LoRA trains no patch sizes; leave dit.coarse_patch out, or set dit.lora_rank to 0")
         if self.attention_head_dim % 2:
             raise ValueError(f"attention_head_dim must be even, got {self.attention_head_dim}")
-        for name in ("caption_dropout", "uniform_sigmas", "coarse_share", "coarse_from"):
+        for name in ("caption_dropout", "uniform_sigmas", "coarse_share", "coarse_from", "facts_until"):
             if not 0 <= (value := getattr(self, name)) <= 1:
                 raise ValueError(f"{name} must be a share, 0 to 1, got {value:g}")
 

@@ -17,12 +17,24 @@ import torch.nn.functional as F
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.loaders.peft import PeftAdapterMixin
 from diffusers.models.modeling_utils import ModelMixin
+from diffusers.utils.accelerate_utils import apply_forward_hook
 from einops import rearrange
 from torch import Tensor, nn
 
-from videogen.attention import TextKeys, rotary, text_keys
-from videogen.dit_layers import Block, ConditionEmbedder, Norm, Scales, Source, modulate, precondition
-from videogen.packing import NoiseLevels, PackedVideo, Patch
+from videogen.attention import Rotary, TextKeys, rotary, text_keys
+from videogen.caching import Around, Blocks, rows_of
+from videogen.dit_layers import (
+    Block,
+    ConditionEmbedder,
+    Norm,
+    PatchEmbedding,
+    Scales,
+    Source,
+    dtype_of,
+    modulate,
+    precondition,
+)
+from videogen.packing import Lengths, NoiseLevels, PackedVideo, Patch
 from videogen.text import PackedText
 
 
@@ -60,7 +72,7 @@ class VideoDiT(ModelMixin, ConfigMixin, PeftAdapterMixin):
     """Wan's transformer on packs of clips of any sizes."""
 
     _supports_gradient_checkpointing = True
-    _skip_layerwise_casting_patterns = ["patch_embedding", "condition_embedder", "norm"]  # noqa: RUF012
+    _skip_layerwise_casting_patterns = ["patch_embedding", "condition_embedder", "norm", "extra_patches"]  # noqa: RUF012
     _keep_in_fp32_modules = ["time_embedder", "scale_shift_table", "norm1", "norm2", "norm3", "data_variance"]  # noqa: RUF012
     _keys_to_ignore_on_load_unexpected = ["norm_added_q"]  # noqa: RUF012
     _no_split_modules = ["Block"]  # noqa: RUF012
@@ -87,6 +99,7 @@ class VideoDiT(ModelMixin, ConfigMixin, PeftAdapterMixin):
         pos_embed_seq_len: int | None = None,
         prediction: Literal["velocity", "clean", "preconditioned"] = "velocity",
         extra_patch_sizes: Sequence[Sequence[int]] = (),
+        num_facts: int = 0,
     ) -> None:
         super().__init__()
         if qk_norm != "rms_norm_across_heads":
@@ -107,7 +120,7 @@ class VideoDiT(ModelMixin, ConfigMixin, PeftAdapterMixin):
         self.out_channels = out_channels or in_channels
         self.head_size = attention_head_dim
         self.base_patch = _as_patch(patch_size)
-        self.patch_embedding = nn.Conv3d(in_channels, d, self.base_patch, stride=self.base_patch)
+        self.patch_embedding = PatchEmbedding(in_channels, d, self.base_patch, stride=self.base_patch)
         self.condition_embedder = ConditionEmbedder(d, freq_dim, text_dim, image_dim, pos_embed_seq_len)
         self.blocks = nn.ModuleList(
             Block(d, num_attention_heads, ffn_dim, eps, cross_attn_norm, added_kv_proj_dim) for _ in range(num_layers)
@@ -124,6 +137,7 @@ class VideoDiT(ModelMixin, ConfigMixin, PeftAdapterMixin):
         self.data_variance: nn.Parameter | None = None  # of each latent channel: measured, not trained
         if prediction == "preconditioned":
             self.data_variance = nn.Parameter(torch.ones(self.out_channels), requires_grad=False)
+        self.facts_head = nn.Linear(d, num_facts) if num_facts else None  # only training uses it
         self.gradient_checkpointing = False
 
     @property
@@ -134,8 +148,9 @@ class VideoDiT(ModelMixin, ConfigMixin, PeftAdapterMixin):
     @property
     def is_wan(self) -> bool:
         """Whether diffusers' class would say the same of a clip."""
-        return self.config["prediction"] == "velocity" and len(self.patches) == 1
+        return self.config["prediction"] == "velocity" and len(self.patches) == 1 and self.facts_head is None
 
+    @apply_forward_hook
     def read_text(self, text: PackedText, image: PackedText | None = None) -> TextContext:
         """Each block's keys and values of the texts, and where it reads any, of CLIP's rows of each clip's images.
 
@@ -147,6 +162,7 @@ class VideoDiT(ModelMixin, ConfigMixin, PeftAdapterMixin):
         context = TextContext(keys, [block.attn2.read(rows, keys) for block in blocks])
         return context if image is None else context._replace(image=self.read_images(image))
 
+    @apply_forward_hook
     def read_images(self, image: PackedText) -> TextContext:
         """Each block's keys and values of the clips' images, rows (m, image_dim)."""
         embedder = self.condition_embedder.image_embedder
@@ -161,15 +177,25 @@ class VideoDiT(ModelMixin, ConfigMixin, PeftAdapterMixin):
         """Whether it needs CLIP's view of an image beside the prompt, as Wan 2.1 image-to-video does."""
         return self.condition_embedder.image_embedder is not None
 
-    def forward(self, video: PackedVideo, levels: NoiseLevels, text: PackedText | TextContext) -> Tensor:
+    def forward(
+        self,
+        video: PackedVideo,
+        levels: NoiseLevels,
+        text: PackedText | TextContext,
+        facts: list[Tensor] | None = None,
+        around: Around | None = None,
+    ) -> Tensor:
         """What the network says of every token, in the layout of video.tokens: the velocity or the clean value.
 
         Where it has more channels in than out (Wan image-to-video), tokens carry the others behind the noised ones.
+        A list of facts receives the facts head's logits (n, k), read half way up. What is around the blocks decides
+        which of them run (caching.py).
         """
         context = text if isinstance(text, TextContext) else self.read_text(text)
         if self.reads_images and context.image is None:
             raise ValueError("this model reads image embeddings beside the prompt; give it the image")
-        table = rotary(video.grids, video.patch, self.head_size, video.tokens.device, base=self.base_patch)
+        device, scaling = video.tokens.device, video.scaling
+        table = rotary(video.grids, video.patch, self.head_size, device, base=self.base_patch, scaling=scaling)
 
         scales = self.scales(video, levels)
         noised = video.tokens
@@ -178,15 +204,36 @@ class VideoDiT(ModelMixin, ConfigMixin, PeftAdapterMixin):
         x, size_level = self.embed(video)
         time = self.condition_embedder.time(levels.values).to(x.dtype) + size_level
         modulation = rearrange(self.condition_embedder.time_proj(F.silu(time)), "u (six d) -> u six d", six=6)
-        for i, block in enumerate(self.blocks):
+        if around is not None:
+            x = around(x, video.lengths, self.some_blocks(modulation, levels.index, table, video.lengths, context))
+        for i, block in enumerate(self.blocks if around is None else ()):
             args = (x, modulation, levels.index, table, video.lengths, context.of_block(i))
             if self.gradient_checkpointing and torch.is_grad_enabled():
                 x = self._gradient_checkpointing_func(block, *args)  # type: ignore[misc]
             else:
                 x = block(*args)
+            if facts is not None and i == (len(self.blocks) - 1) // 2:
+                facts.append(self.facts_head(x))  # type: ignore[misc]
         shift, scale = (self.scale_shift_table + time[:, None]).unbind(1)
         out = self.unembed(modulate(self.norm_out, x, scale, shift, levels.index).to(x.dtype), video.patch)
         return out if scales is None else scales.keep * noised + scales.put * out.float()
+
+    def some_blocks(
+        self, modulation: Tensor, index: Tensor, table: Rotary, lengths: Lengths, context: TextContext
+    ) -> Blocks:
+        """The blocks as a function that runs some of them on some clips of a pack."""
+
+        def run(x: Tensor, which: slice, clips: Sequence[int]) -> Tensor:
+            levels, own, own_lengths, read = index, table, lengths, context
+            if len(clips) < len(lengths):
+                rows = torch.tensor(list(rows_of(lengths, clips)), device=x.device)
+                levels, own, read = index[rows], Rotary(*(part[rows] for part in table)), context.take(clips)
+                own_lengths = tuple(lengths[i] for i in clips)
+            for i in range(len(self.blocks))[which]:
+                x = self.blocks[i](x, modulation, levels, own, own_lengths, read.of_block(i))
+            return x
+
+        return run
 
     def scales(self, video: PackedVideo, levels: NoiseLevels) -> Scales | None:
         """What preconditioning multiplies a pack's values by, each (n, c·pt·ph·pw); none for other predictions."""
@@ -200,13 +247,11 @@ class VideoDiT(ModelMixin, ConfigMixin, PeftAdapterMixin):
         """Tokens (n, d), and what the patch size adds to the time embedding."""
         if video.patch == self.base_patch:
             tokens = video.tokens.to(self.patch_embedding.weight.dtype)
-            if type(self.patch_embedding) is nn.Conv3d:
-                return F.linear(tokens, self.patch_embedding.weight.flatten(1), self.patch_embedding.bias), 0.0
-            pt, ph, pw = video.patch  # an adapter stands in its place
+            pt, ph, pw = video.patch
             cells = rearrange(tokens, "n (c pt ph pw) -> n c pt ph pw", pt=pt, ph=ph, pw=pw)
-            return self.patch_embedding(cells).flatten(1), 0.0
+            return rearrange(self.patch_embedding(cells), "n d 1 1 1 -> n d"), 0.0
         extra = self.extra(video.patch)
-        return extra.embed(video.tokens.to(extra.embed.weight.dtype)), extra.level
+        return extra.embed(video.tokens.to(dtype_of(extra.embed))), extra.level.to(video.tokens.device)
 
     def unembed(self, x: Tensor, patch: Patch) -> Tensor:
         """Tokens (n, d) to (n, c·pt·ph·pw); Wan's head puts the channel last within a token."""
@@ -225,19 +270,32 @@ class VideoDiT(ModelMixin, ConfigMixin, PeftAdapterMixin):
         """Random weights for training from nothing; every block starts as the identity and the first output is zero."""
         for name, module in self.named_modules():
             if isinstance(module, nn.Linear | nn.Conv3d):
-                std = 0.02 if "embedder" in name else math.sqrt(2 / (module.weight[0].numel() + module.weight.shape[0]))
-                nn.init.normal_(module.weight, std=std)
+                width = module.weight[0].numel() + module.weight.shape[0]
+                nn.init.normal_(module.weight, std=0.02 if "embedder.time" in name else math.sqrt(2 / width))
                 nn.init.zeros_(module.bias)  # type: ignore[arg-type]
         nn.init.zeros_(self.condition_embedder.time_proj.weight)  # with the tables below, adaLN-zero (Peebles & Xie)
         for block in self.blocks:
             nn.init.zeros_(block.scale_shift_table)  # type: ignore[arg-type]
             nn.init.zeros_(block.attn2.to_out[0].weight)  # type: ignore[union-attr,index]
+            block.attn1.look_near()  # type: ignore[union-attr,operator]
         nn.init.zeros_(self.scale_shift_table)
         nn.init.zeros_(self.proj_out.weight)
+        if self.facts_head is not None:
+            nn.init.constant_(self.facts_head.bias, -4.0)  # most is untrue of most tokens
         self.init_extra_patches()
 
+    def with_patch(self, patch: Patch) -> VideoDiT:
+        """The same model with one more patch size, for a short fine-tune; all that it said before it says again."""
+        if patch in self.patches:
+            return self
+        more = cast("VideoDiT", VideoDiT.from_config(self.config, extra_patch_sizes=[*self.patches[1:], patch]))
+        more.load_state_dict(more.state_dict() | self.state_dict())
+        more.init_extra_patches([patch])
+        more.to(self.device)  # type: ignore[call-overload]
+        return more.train(self.training)
+
     @torch.no_grad()
-    def init_extra_patches(self) -> None:
+    def init_extra_patches(self, patches: Sequence[Patch] | None = None) -> None:
         """Give the extra patch sizes the base patch's weights, so that an upscaled patch embeds as its original.
 
         With B the resize of a base patch to the new size: embed' = embed · pinv(B), unembed' = B · unembed
@@ -247,7 +305,7 @@ class VideoDiT(ModelMixin, ConfigMixin, PeftAdapterMixin):
         base_embed = rearrange(self.patch_embedding.weight, "d c t h w -> d c (t h w)")
         base_head = rearrange(self.proj_out.weight, "(cells c) d -> cells c d", c=c_out)
         base_bias = rearrange(self.proj_out.bias, "(cells c) -> cells c", c=c_out)
-        for patch in self.patches[1:]:
+        for patch in self.patches[1:] if patches is None else patches:
             extra, resize = self.extra(patch), _resize_matrix(self.base_patch, patch).to(base_embed)
             embed = torch.einsum("d c k, k p -> d c p", base_embed, torch.linalg.pinv(resize))
             extra.embed.weight.copy_(rearrange(embed, "d c p -> d (c p)", c=c_in))

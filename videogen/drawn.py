@@ -1,6 +1,6 @@
 """The toybox as a folder without files: every clip is drawn from its seed when it is needed.
 
-    DataConfig (toybox = how many)  ->  DrawnClips: entries (seed, caption, size, frames, token count)  ->  Clip
+DataConfig (toybox = how many)  ->  DrawnClips: entries (seed, caption, size, frames, token count)  ->  Clip
 """
 
 from __future__ import annotations
@@ -11,11 +11,14 @@ from functools import lru_cache
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from videogen.config import DataConfig, parse_size
-from videogen.data import Clip, cover, hold_out
+from videogen.data import Clip, hold_out
+from videogen.data import cover as cover_frame
 from videogen.packing import Patch
 from videogen.toybox import caption, draw_scene, render
+from videogen.toybox.facts import cover, facts
 from videogen.toybox.folder import WORLD, clip_seed
 from videogen.toybox.scenes import FRAME_SIZES, LENGTHS, Scene, extent
 from videogen.vae import SPACE_STRIDE, TIME_STRIDE
@@ -47,6 +50,7 @@ class DrawnClips:
             cells = (1 + (frames - 1) // TIME_STRIDE) * (height // SPACE_STRIDE) * (width // SPACE_STRIDE)
             self.entries.append(DrawnEntry(one, frames, width, height, cells // cell))
         self.captions: dict[int, str] = {}
+        self.covers: dict[int, np.ndarray] = {}  # a kilobyte a clip, in bytes of 1/255
         self.scene = lru_cache(self._scene)
 
     def _scene(self, index: int) -> Scene:
@@ -66,7 +70,15 @@ class DrawnClips:
         """The clip, drawn; every epoch has the same."""
         scene = self.scene(index)
         frames = torch.from_numpy(np.ascontiguousarray(render(scene)))
-        return Clip(cover(frames, scene.width, scene.height), self.caption(index))
+        return Clip(cover_frame(frames, scene.width, scene.height), self.caption(index))
+
+    def facts(self, index: int) -> Tensor:
+        """What is where in the clip, (k, t, h, w) in cells of its latent: videogen.toybox.facts.FACTS."""
+        scene = self.scene(index)
+        if index not in self.covers:
+            shown = cover(scene, frames=TIME_STRIDE, side=SPACE_STRIDE)
+            self.covers[index] = (255 * shown).round().astype(np.uint8)
+        return torch.from_numpy(facts(scene, self.covers[index].astype(np.float32) / 255))
 
     def key(self, index: int, epoch: int) -> tuple[object, ...]:
         """All that decides the clip's content."""

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 VAE_FLOP_PER_PIXEL = 65_000  # VideoVAE at width 64, decoding (2 x multiply-adds, counted over its convolutions)
+# Wan's, by the pixels of a latent cell: decoder width, and what 21 frames take a pixel as diffusers decodes them.
+WAN_FLOP_PER_PIXEL = {8: (96, 8.56e6), 16: (256, 18.6e6)}
 
 
 class Cost(NamedTuple):
@@ -31,6 +33,14 @@ def dit_flop(config: dict[str, int], tokens: int, text_tokens: int = 24) -> floa
     return config["num_layers"] * (linear + attention)
 
 
+def vae_flop(config: dict[str, int]) -> float:
+    """Floating point operations to decode one pixel of one frame."""
+    if "base_dim" not in config:
+        return VAE_FLOP_PER_PIXEL
+    width, flop = WAN_FLOP_PER_PIXEL[config.get("scale_factor_spatial") or 8]
+    return flop * ((config.get("decoder_base_dim") or config["base_dim"]) / width) ** 2
+
+
 def count_weights(path: Path) -> int:
     """Values in a .safetensors file, from its header."""
     with path.open("rb") as file:
@@ -38,7 +48,9 @@ def count_weights(path: Path) -> int:
     return sum(math.prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")
 
 
-def training_memory(config: dict[str, int], tokens: int, weights: int, *, averages: int = 2, recompute: bool) -> float:
+def training_memory(
+    config: dict[str, int], tokens: int, weights: int, *, frozen: int = 0, averages: int = 2, recompute: bool
+) -> float:
     """GB that training takes with packs of so many tokens: weights, gradients, AdamW, averages and activations.
 
     A block keeps 28 values a channel and 2 a feed-forward channel of every token for its gradient (counted over its
@@ -47,7 +59,7 @@ def training_memory(config: dict[str, int], tokens: int, weights: int, *, averag
     d, layers = config["num_attention_heads"] * config["attention_head_dim"], config["num_layers"]
     block = 28 * d + 2 * config["ffn_dim"]
     kept = block + layers * d if recompute else layers * block
-    return 4 * (weights * (4 + averages) + tokens * kept) / 1e9 + 0.6
+    return 4 * (frozen + weights * (4 + averages) + tokens * kept) / 1e9 + 0.6
 
 
 @functools.cache
@@ -67,7 +79,8 @@ def estimate(folder: Path, *, tokens: int, evaluations: int, pixels: int) -> Cos
     """The cost of one clip with the checkpoint in a folder."""
     config = json.loads((folder / "transformer" / "config.json").read_text(encoding="utf-8"))
     d = config["num_attention_heads"] * config["attention_head_dim"]
-    flop = dit_flop(config, tokens) * evaluations + VAE_FLOP_PER_PIXEL * pixels
+    vae = json.loads((folder / "vae" / "config.json").read_text(encoding="utf-8"))
+    flop = dit_flop(config, tokens) * evaluations + vae_flop(vae) * pixels
     weights = 4 * sum(map(count_weights, folder.rglob("*.safetensors")))
     activations = 4 * (tokens * (12 * d + config["ffn_dim"]) + 3 * pixels)
     return Cost(flop / 1e9, (weights + activations) / 1e9 + 0.6, flop / (0.6 * matmul_flops()))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import logging
 import os
 import re
 import sys
@@ -100,6 +101,12 @@ def offline() -> None:
     """Nothing is ever fetched while the program runs, whatever a library would like to look up."""
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+
+
+def quiet_quantisers() -> None:
+    """Where torchao is installed, whatever imports diffusers would begin with warnings about kernels for GPUs."""
+    for name in ("torchao", "torch.utils._pytree", "diffusers.quantizers.torchao.torchao_quantizer"):
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def peek(argv: Sequence[str], flag: str) -> str | None:

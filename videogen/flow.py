@@ -78,6 +78,7 @@ class FlowTask(NamedTuple):
     text: PackedText
     weight: Tensor  # (n,) what each token's error counts for; 0 where it is known
     total: Tensor  # the sum of the whole pack's weights
+    facts: Tensor | None = None  # (n, k) in 0 ... 1: what each token shows, where the network is to say it
 
     def parts(self, most_tokens: int) -> Iterator[FlowTask]:
         """The same task in runs of clips of at most so many tokens, a longer clip alone; their losses add up."""
@@ -85,13 +86,14 @@ class FlowTask(NamedTuple):
         if sum(lengths) <= most_tokens:
             yield self
             return
-        tensors = (self.clean.tokens, self.noise, self.levels.index, self.weight)
+        told = self.weight if self.facts is None else self.facts  # a stand-in that is not used
+        tensors = (self.clean.tokens, self.noise, self.levels.index, self.weight, told)
         clips = list(zip(self.clean.grids, *(x.split(lengths) for x in tensors), strict=True))
         texts = list(zip(*(x.split(self.text.lengths) for x in (self.text.tokens, self.text.weights)), strict=True))
         first, room = 0, most_tokens
         for last, length in enumerate((*lengths, most_tokens + 1)):
             if length > room and last > first:
-                grids, clean, noise, index, weight = zip(*clips[first:last], strict=True)
+                grids, clean, noise, index, weight, told = zip(*clips[first:last], strict=True)
                 rows, row_weights = zip(*texts[first:last], strict=True)
                 yield FlowTask(
                     self.clean._replace(tokens=torch.cat(clean), grids=grids),
@@ -100,6 +102,7 @@ class FlowTask(NamedTuple):
                     PackedText(torch.cat(rows), tuple(map(len, rows)), torch.cat(row_weights)),
                     torch.cat(weight),
                     self.total,
+                    None if self.facts is None else torch.cat(told),
                 )
                 first, room = last, most_tokens
             room -= length
@@ -117,20 +120,27 @@ def draw_task(
     return FlowTask(clean, noise, levels, text, weight, weight.sum())
 
 
-def flow_error(dit: nn.Module, task: FlowTask) -> Tensor:
+def flow_error(dit: nn.Module, task: FlowTask, facts: float = 0.0) -> Tensor:
     """How far the predicted velocity is from the true one: the mean over a pack's noised tokens, weighted by clip.
 
-    Of a part of a pack it is the part's share of that mean, whatever the other clips are.
+    Of a part of a pack it is the part's share of that mean, whatever the other clips are. With a weight of the facts,
+    it is added so many times how far the network is from them: binary cross-entropy, summed over the facts.
     """
     clean, sigma = task.clean.tokens, task.levels.per_token()
-    out = dit(task.clean._replace(tokens=interpolate(clean, task.noise, sigma)), task.levels, task.text)
+    said: list[Tensor] = []
+    asked = {"facts": said} if facts and task.facts is not None else {}
+    out = dit(task.clean._replace(tokens=interpolate(clean, task.noise, sigma)), task.levels, task.text, **asked)
     out = out.to(torch.promote_types(out.dtype, torch.float32))
     model = getattr(dit, "module", dit)  # DDP wraps it
     if model.config["prediction"] == "clean":  # type: ignore[index]
         error = (out - clean) / sigma.clamp(min=SIGMA_MIN)
     else:
         error = out - (task.noise - clean)
-    return (error.square().mean(dim=-1) * task.weight).sum() / task.total
+    error = error.square().mean(dim=-1)
+    if said and task.facts is not None:
+        untrue = nn.functional.binary_cross_entropy_with_logits(said[0].float(), task.facts, reduction="none")
+        error = error + facts * untrue.sum(dim=-1)
+    return (error * task.weight).sum() / task.total
 
 
 def flow_loss(

@@ -6,8 +6,6 @@ argv  ->  SampleArgs  ->  [Order(prompt, seed, SampleConfig, path)]  ->  files
 from __future__ import annotations
 
 import contextlib
-import csv
-import io
 import json
 import re
 import sys
@@ -15,25 +13,27 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from importlib.metadata import version
-from itertools import groupby
+from itertools import chain, groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple, cast
 
 import tyro
 
 from videogen import __version__
 from videogen.config import MINI, SampleConfig, check_frames, check_size, read_defaults, resolve_frames
-from videogen.flags import parse, peek, read_values
+from videogen.flags import parse, peek
+from videogen.latents import check_latent, latent_settings, read_latent, save_latent
 from videogen.patches import cut_by, draft, known_patches, mean_share
-from videogen.plain import from_mapping, load_toml, nearest, to_mapping
-from videogen.storage import checkpoint_id, save_tensors
+from videogen.plain import from_mapping, load_toml, to_mapping
+from videogen.prompts import read_prompts, read_seeds
+from videogen.storage import checkpoint_id
 from videogen.video_io import read_settings, write_video
 from videogen.wan_folder import strides
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from videogen.pipeline import VideoPipeline
+    from videogen.vae import VideoVAE
+    from videogen.wan_vae import WanVAE
 
 TIME_STRIDE = 4  # of every VAE here; vae.py is not imported before it is needed
 SUFFIXES = (".mp4", ".gif", ".webm", ".png")
@@ -68,7 +68,7 @@ class SampleArgs:
     reference: int | None = None
     """Steps of the runs that a sweep measures distance to, 0 for none; default four times the most on its axes."""
     from_clip: Annotated[Path | None, tyro.conf.arg(name="from")] = None
-    """Take prompt, seed and settings from a clip that this program wrote; flags override."""
+    """Take prompt, seed and settings from a clip that this program wrote; flags override. A latent is decoded."""
     config: Path | None = None
     """A TOML file of settings; flags override."""
     image: Path | None = None
@@ -83,10 +83,16 @@ class SampleArgs:
     """Where to compute."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Precision of the weights; bfloat16 is for GPUs."""
+    offload: Literal["none", "model", "group"] = "none"
+    """Keep what does not compute on the CPU: whole parts (model), or layer by layer (group), slower and smaller."""
+    quantise: Literal["none", "fp8", "int8", "nf4"] = "none"
+    """Transformer weights in fewer bits: fp8 needs nothing more, int8 torchao, nf4 bitsandbytes and CUDA."""
+    gguf: tuple[Path, ...] = ()
+    """A quantised Wan transformer in place of the folder's; of two experts one for each, high noise first."""
     compile: bool = False
     """Compile the transformer's block: slow to start, faster from the second clip on."""
     save_latents: bool = False
-    """Keep each latent as .safetensors beside its clip, written before decoding."""
+    """Keep each latent as .safetensors beside its clip, written before decoding; the same command resumes from it."""
     draft: bool = False
     """A quick look: few steps, most of them in the model's coarsest patches; seed and layout are the clip's own."""
     dry_run: bool = False
@@ -119,10 +125,13 @@ def run(args: SampleArgs) -> int:
         for order in orders:
             print(describe(order, args))
         return 0
-    began = time.monotonic()
-    pipeline = load(args)
+    began, kept = time.monotonic(), find_latents(orders, args)
+    pipeline = load(args) if len(kept) < len(orders) else None
+    vae = pipeline.vae if pipeline is not None else load_decoder(args)
     loaded = time.monotonic() - began
-    for order, seconds in make(pipeline, orders, args):
+    missing = [order for order in orders if order not in kept]
+    made = make(pipeline, missing, args) if pipeline is not None else []
+    for order, seconds in chain(decode_latents(vae, kept, args), made):
         result = {"path": str(order.path), "seconds": round(seconds, 2), "prompt": order.prompt, "seed": order.seed}
         took = f"({seconds:.1f} s, after {loaded:.1f} s of loading)"
         print(json.dumps(result) if args.json else f"{order.path}  {took}", flush=True)
@@ -139,7 +148,7 @@ def parse_args(argv: Sequence[str]) -> SampleArgs:
     if path := peek(argv, "--config"):
         base = replace(base, sample=load_toml(SampleConfig, Path(path), over=base.sample))
     if path := peek(argv, "--from"):
-        settings = read_settings(Path(path))
+        settings = latent_settings(Path(path)) if is_latent(path) else read_settings(Path(path))
         known = {item.name for item in fields(SampleConfig)}
         if "prompt" not in settings or "seed" not in settings:
             raise ValueError(f"{path} does not say its prompt and seed; it was not written by sample.py")
@@ -147,8 +156,9 @@ def parse_args(argv: Sequence[str]) -> SampleArgs:
         base = replace(base, sample=from_mapping(SampleConfig, to_mapping(base.sample) | stored))
         base = replace(base, prompt=(str(settings["prompt"]),), seed=int(str(settings["seed"])))
         beside = {name: Path(str(settings[name])) for name in ("image", "last_image") if name in settings}
-        loras = settings.get("lora")
-        base = replace(base, **beside, lora=tuple(map(str, loras)) if isinstance(loras, list) else ())
+        files = {name: tuple(map(str, cast("list[object]", settings.get(name, [])))) for name in ("lora", "gguf")}
+        base = replace(base, **beside, lora=files["lora"], gguf=tuple(map(Path, files["gguf"])))
+        base = replace(base, quantise=settings.get("quantise", "none"))  # type: ignore[arg-type]
         was, now = settings.get("checkpoint"), checkpoint_id(model)
         if was != now and peek(argv, "--model") is None:
             raise ValueError(f"{path} was made by checkpoint {was}, which {model} is not; give its folder with --model")
@@ -166,7 +176,7 @@ def list_orders(args: SampleArgs) -> list[tuple[str, int, SampleConfig]]:
     patches = known_patches(args.model)
     rows = [(prompt, args.seed, args.sample) for prompt in args.prompt]
     if args.prompts is not None:
-        rows += list(read_prompts(args.prompts, args))
+        rows += list(read_prompts(args.prompts, args.sample, args.seed))
     if not rows:
         raise ValueError('give a prompt: python sample.py "a large red circle moves right on a black background"')
     rows = [(prompt, seed, draft(config, patches) if args.draft else config) for prompt, seed, config in rows]
@@ -175,60 +185,6 @@ def list_orders(args: SampleArgs) -> list[tuple[str, int, SampleConfig]]:
     if args.seeds is None:
         return [(prompt, seed + i, config) for prompt, seed, config in rows for i in range(args.num)]
     return [(prompt, seed, config) for prompt, _, config in rows for seed in read_seeds(args.seeds)]
-
-
-def read_seeds(text: str) -> list[int]:
-    """The seeds of --seeds."""
-    seeds = [seed for seed in read_values(text) if isinstance(seed, int) and not isinstance(seed, bool)]
-    if not seeds or len(set(seeds)) < len(read_values(text)):
-        raise ValueError(f"--seeds must be different whole numbers, such as 0,1,2 or 0:9:10, got {text!r}")
-    return seeds
-
-
-def read_prompts(path: Path, args: SampleArgs) -> Iterator[tuple[str, int, SampleConfig]]:
-    """The rows of a prompts file; a bad one is named by its number."""
-    if not path.is_file():
-        raise ValueError(f"no prompts file {path}")
-    text = path.read_text(encoding="utf-8-sig")
-    if path.suffix == ".jsonl":
-        rows = [(i, line) for i, line in enumerate(text.split("\n"), 1) if line.strip()]
-    elif path.suffix == ".csv":
-        reader = csv.DictReader(io.StringIO(text, newline=""))
-        rows = [(reader.line_num, row) for row in reader]
-    else:
-        rows = [(i, {"prompt": line.strip()}) for i, line in enumerate(text.splitlines(), 1) if line.strip()]
-    for number, row in rows:
-        try:
-            values = json.loads(row) if isinstance(row, str) else {k: v for k, v in row.items() if v not in (None, "")}
-            yield one_row(values, args)
-        except (ValueError, TypeError, AttributeError) as error:
-            raise ValueError(f"{path} row {number}: {error}") from None
-
-
-def one_row(values: Mapping[str, object], args: SampleArgs) -> tuple[str, int, SampleConfig]:
-    """A row's prompt, seed and settings over those of the command."""
-    if isinstance(values, dict) and None in values:
-        surplus = values[None]  # type: ignore[index]  # where csv puts them
-        raise ValueError(f"it has more cells than the table has columns: {surplus}")
-    if not isinstance(values, dict) or not isinstance(values.get("prompt"), str):
-        raise ValueError(f"every row needs a prompt, got {values!r}")
-    allowed = {item.name for item in fields(SampleConfig)}
-    extra = {key.replace("-", "_"): value for key, value in values.items() if key not in ("prompt", "seed")}
-    if "frames" in extra:
-        extra.setdefault("seconds", None)
-    for key in extra:
-        if key not in allowed:
-            raise ValueError(f"unknown column {key!r}{nearest(key, allowed | {'prompt', 'seed'})}")
-    texts = {item.name for item in fields(SampleConfig) if item.type == "str"}  # their cells are not numbers
-    settings = to_mapping(args.sample) | {k: v if k in texts else literal(v) for k, v in extra.items()}
-    return str(values["prompt"]), int(str(values.get("seed", args.seed))), from_mapping(SampleConfig, settings)
-
-
-def literal(value: object) -> object:
-    """A CSV cell as the number or list that it spells, if it spells one."""
-    with contextlib.suppress(json.JSONDecodeError, TypeError):
-        return json.loads(value) if isinstance(value, str) else value
-    return value
 
 
 def place(rows: Sequence[tuple[str, int, SampleConfig]], args: SampleArgs) -> list[Order]:
@@ -253,9 +209,8 @@ def place(rows: Sequence[tuple[str, int, SampleConfig]], args: SampleArgs) -> li
         if path.suffix.lower() == ".png" and resolve_frames(config, TIME_STRIDE) != 1:
             count = resolve_frames(config, TIME_STRIDE)
             raise ValueError(f"{path} holds one frame, not {count}; add --frames 1 or write an .mp4")
-        made = [path, *([path.with_suffix(".safetensors")] if args.save_latents else [])]
-        if (taken := next((p for p in made if p.exists()), None)) and not args.overwrite and not args.dry_run:
-            raise ValueError(f"{taken} exists; add --overwrite, or choose another --out or --seed")
+        if path.exists() and not args.overwrite and not args.dry_run:
+            raise ValueError(f"{path} exists; add --overwrite, or choose another --out or --seed")
         orders.append(Order(prompt, seed, config, path))
     return orders
 
@@ -281,17 +236,70 @@ def slug(prompt: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:60].rstrip("-") or "clip"
 
 
+def is_latent(path: str | Path) -> bool:
+    """Whether a file holds a latent, by its name."""
+    return Path(path).suffix == ".safetensors"
+
+
+def find_latents(orders: Sequence[Order], args: SampleArgs) -> dict[Order, Path]:
+    """The clips whose latents are there already, from --from or an earlier try; a wrong one is refused."""
+    found: dict[Order, Path] = {}
+    for order in orders:
+        beside = order.path.with_suffix(".safetensors")
+        if args.from_clip is not None and is_latent(args.from_clip):
+            found[order] = args.from_clip
+        elif args.save_latents and not args.overwrite and beside.exists():
+            found[order] = beside
+    checkpoint = checkpoint_id(args.model) if found else {}
+    for order, path in found.items():
+        check_latent(path, settings_of(order, checkpoint, args))
+    return found
+
+
+def decode_latents(
+    vae: VideoVAE | WanVAE, kept: Mapping[Order, Path], args: SampleArgs
+) -> Iterator[tuple[Order, float]]:
+    """Make clips of latents, each with the settings that it was denoised with."""
+    import torch
+
+    from videogen.pipeline import decode
+
+    device = torch.device(args.device)
+    for order, path in kept.items():
+        began = time.monotonic()
+        latent, settings = read_latent(path), latent_settings(path) | {"fps": order.config.fps}
+        if args.save_latents and not (beside := order.path.with_suffix(".safetensors")).exists():
+            save_latent(beside, latent, settings)
+        write_video(
+            order.path, decode(vae, latent, device), fps=order.config.fps, settings=settings, overwrite=args.overwrite
+        )
+        yield order, time.monotonic() - began
+
+
+def load_decoder(args: SampleArgs) -> VideoVAE | WanVAE:
+    """The VAE alone."""
+    import torch
+
+    from videogen.checkpoint import load_vae
+    from videogen.memory import check_device
+
+    check_device(args.device)
+    return load_vae(args.model, dtype=getattr(torch, args.dtype)).to(args.device)  # type: ignore[call-overload]
+
+
 def load(args: SampleArgs) -> VideoPipeline:
     """The pipeline, on its device and in its precision."""
     import torch
 
-    from videogen.pipeline import VideoPipeline
+    from videogen.memory import check_device, load_small, offload
 
-    if args.device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("--device cuda needs a CUDA GPU and a CUDA build of torch, and finds none; use --device cpu")
-    if args.device == "mps" and not torch.backends.mps.is_available():
-        raise ValueError("--device mps needs an Apple GPU; this machine has none: use --device cpu")
-    pipeline = VideoPipeline.load(args.model, dtype=getattr(torch, args.dtype)).to(args.device)
+    check_device(args.device)
+    dtype = getattr(torch, args.dtype)
+    pipeline = load_small(args.model, dtype=dtype, quantise=args.quantise, gguf=args.gguf)
+    if args.offload == "none":
+        pipeline.to(args.device)
+    else:
+        offload(pipeline, args.offload, args.device)
     if args.lora:
         pipeline.add_loras(args.lora)
     if args.compile:
@@ -314,11 +322,11 @@ def make(pipeline: VideoPipeline, orders: Sequence[Order], args: SampleArgs) -> 
             with progress(num_evaluations(config), f"{len(batch)} clip{'s' if len(batch) > 1 else ''}") as tick:
                 latents = pipeline.sample([Job(order.prompt, order.seed, images) for order in batch], config, tick)
             share = (time.monotonic() - began) / len(batch)
+            for order, latent in zip(batch, latents if args.save_latents else [], strict=False):
+                save_latent(order.path.with_suffix(".safetensors"), latent, settings_of(order, checkpoint, args))
             for order, latent in zip(batch, latents, strict=True):
                 began = time.monotonic()
                 settings = settings_of(order, checkpoint, args)
-                if args.save_latents:
-                    save_latent(order.path.with_suffix(".safetensors"), latent, settings)
                 write_video(
                     order.path, pipeline.frames(latent), fps=config.fps, settings=settings, overwrite=args.overwrite
                 )
@@ -337,13 +345,9 @@ def provenance(checkpoint: Mapping[str, str], args: SampleArgs) -> dict[str, obj
     images = {"image": args.image, "last_image": args.last_image}
     beside: dict[str, object] = {name: str(path) for name, path in images.items() if path is not None}
     beside |= {"lora": list(args.lora)} if args.lora else {}
+    beside |= {"quantise": args.quantise} if args.quantise != "none" else {}
+    beside |= {"gguf": [str(path) for path in args.gguf]} if args.gguf else {}
     return {"checkpoint": dict(checkpoint), "device": args.device, "dtype": args.dtype, "versions": versions, **beside}
-
-
-def save_latent(path: Path, latent: Tensor, settings: Mapping[str, object]) -> None:
-    """Keep a latent and its settings."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_tensors({"latent": latent}, path, {"settings": json.dumps(settings)})
 
 
 @contextlib.contextmanager

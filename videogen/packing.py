@@ -22,12 +22,20 @@ Patch = tuple[int, int, int]
 Lengths = tuple[int, ...]
 
 
+class Scaling(NamedTuple):
+    """How places are told where a clip is longer or larger than trained (scaling.py)."""
+
+    kind: str
+    trained: Grid  # in base cells
+
+
 class PackedVideo(NamedTuple):
     """Clips side by side; grids are counted in patches, so a clip has t·h·w tokens."""
 
     tokens: Tensor  # (n, c·pt·ph·pw)
     grids: tuple[Grid, ...]
     patch: Patch
+    scaling: Scaling | None = None
 
     @property
     def lengths(self) -> Lengths:
@@ -83,7 +91,7 @@ def unpack(video: PackedVideo) -> list[Tensor]:
 
 def recut(video: PackedVideo, patch: Patch) -> PackedVideo:
     """The same clips in patches of another size; a ValueError where a latent is no multiple of them."""
-    return video if video.patch == patch else pack(unpack(video), patch)
+    return video if video.patch == patch else pack(unpack(video), patch)._replace(scaling=video.scaling)
 
 
 def positions(grids: Sequence[Grid], patch: Patch, base: Patch = (1, 2, 2)) -> Tensor:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import ClassVar, NamedTuple, cast
 
@@ -21,11 +22,12 @@ from einops import rearrange
 from torch import Tensor
 from transformers import BaseImageProcessor, PreTrainedModel, PreTrainedTokenizerBase
 
-from videogen.checkpoint import check_checkpoint, quiet_libraries
+from videogen.caching import BlockCache, cache_of
+from videogen.checkpoint import align, check_checkpoint, quiet_libraries
 from videogen.config import SampleConfig, check_size, read_defaults, resolve_frames
 from videogen.dit import TextContext, VideoDiT
 from videogen.flow import velocity_of
-from videogen.packing import Lengths, PackedVideo, pack, recut, unpack
+from videogen.packing import Lengths, PackedVideo, Scaling, check_patch, pack, recut, unpack
 from videogen.patches import Cut, coarsest, cut_by
 from videogen.plain import from_mapping, to_mapping
 from videogen.sampling import Scheduler, Velocity, denoise, guide, make_scheduler, seeded_noise, zero_star
@@ -55,6 +57,13 @@ def to_uint8(video: Tensor) -> Tensor:
     if not video.isfinite().all():
         raise FloatingPointError("the decoded frames are not finite; check the weights and their precision")
     return rearrange((video.float().clamp(-1, 1) + 1) * 127.5, "c t h w -> t h w c").round().to(torch.uint8).cpu()
+
+
+@torch.no_grad()
+def decode(vae: VideoVAE | WanVAE, latent: Tensor, device: torch.device) -> Iterator[Tensor]:
+    """Decode a latent (c, t, h, w), yielding frames (t, h, w, 3) uint8 as they are ready."""
+    for part in vae.decode_stream(latent[None].to(device, vae.dtype), chunk=4):
+        yield to_uint8(part[0])
 
 
 class VideoPipeline(DiffusionPipeline, WanLoraLoaderMixin):
@@ -98,13 +107,19 @@ class VideoPipeline(DiffusionPipeline, WanLoraLoaderMixin):
         self.register_to_config(defaults=dict(defaults or to_mapping(SampleConfig())))
 
     @classmethod
-    def load(cls, folder: Path, *, dtype: torch.dtype = torch.float32) -> VideoPipeline:
-        """from_pretrained of a local folder, checked first: every weight there, none too many, each of its shape."""
+    def load(
+        cls, folder: Path, *, dtype: torch.dtype = torch.float32, options: Mapping[str, object] | None = None
+    ) -> VideoPipeline:
+        """from_pretrained of a local folder, checked first: every weight there, none too many, each of its shape.
+
+        What else from_pretrained takes, such as a part that is already there, stands in options.
+        """
+        options = options or {}
         read_defaults(folder)
-        check_checkpoint(folder)
+        check_checkpoint(folder, but=options)
         quiet_libraries()
         encoder = load_encoder(folder, dtype=dtype)
-        return cls.from_pretrained(folder, dtype=dtype, local_files_only=True, text_encoder=encoder)
+        return cls.from_pretrained(folder, dtype=dtype, local_files_only=True, text_encoder=encoder, **options)
 
     @classmethod
     def load_config(cls, *args: object, **options: object) -> dict[str, object]:  # type: ignore[override]
@@ -118,11 +133,9 @@ class VideoPipeline(DiffusionPipeline, WanLoraLoaderMixin):
         if options.get("dtype") is None and options.get("torch_dtype") is None:
             options["dtype"] = torch.float32
         pipeline = super().from_pretrained(*args, **options)  # type: ignore[arg-type]
-        # Weights in a file are not aligned as those in memory are, and the matrix products round differently then.
         for part in pipeline.components.values():
-            for weight in part.parameters() if isinstance(part, torch.nn.Module) else ():
-                if type(weight) is torch.nn.Parameter:  # not what a quantiser has made of it
-                    weight.data = weight.data.clone()
+            if isinstance(part, torch.nn.Module):
+                align(part)
         return pipeline
 
     def save_pretrained(self, save_directory: str | Path, **options: object) -> None:  # type: ignore[override]
@@ -145,6 +158,11 @@ class VideoPipeline(DiffusionPipeline, WanLoraLoaderMixin):
             self.load_lora_weights(name, adapter_name=adapter, local_files_only=True)
             scales[adapter] = float(scale)
         self.set_adapters(list(scales), list(scales.values()))
+
+    @property
+    def computes_on(self) -> torch.device:
+        """Where the networks compute: with offloading they wait elsewhere."""
+        return torch.device(self._execution_device)
 
     @property
     def experts(self) -> list[VideoDiT]:
@@ -180,18 +198,30 @@ class VideoPipeline(DiffusionPipeline, WanLoraLoaderMixin):
         return [torch.cat(list(self.frames(latent))) for latent in latents]
 
     @torch.no_grad()
-    def sample(self, jobs: Sequence[Job], config: SampleConfig, tick: Tick = lambda: None) -> list[Tensor]:
-        """The latents (c, t, h, w) of some clips, denoised side by side; tick is called at each network evaluation."""
+    def sample(
+        self,
+        jobs: Sequence[Job],
+        config: SampleConfig,
+        tick: Tick = lambda: None,
+        *,
+        cache: BlockCache | None = None,
+    ) -> list[Tensor]:
+        """The latents (c, t, h, w) of some clips, denoised side by side; tick is called at each network evaluation.
+
+        A cache of one's own says afterwards how much of the network was computed, where the settings reuse some of it.
+        """
         shape = self.latent_shape(config)
         noise = seeded_noise([shape] * len(jobs), [job.seed for job in jobs])
-        video = pack([latent.to(self.device) for latent in noise], self.transformer.base_patch)
+        video = pack([latent.to(self.computes_on) for latent in noise], self.transformer.base_patch)
+        video = video._replace(scaling=self.scaling_of(config))
         given, views = self.look(jobs, config, video)
         negatives = [config.negative] * len(jobs) if {config.guidance, config.guidance_2} - {1, None} else []
         context = self.read([*(job.prompt for job in jobs), *negatives], views)
         cut = cut_by(config, self.transformer.patches)
         if given != Given() and config.patch:
             raise ValueError(f"patch and images do not go together yet, got patch {config.patch!r}; leave it out")
-        field = self.guided(self.ask(video, context, given, tick, cut), config, video.lengths)
+        ask = self.ask(video, context, given, tick, cut, cache or cache_of(config))
+        field = self.guided(ask, config, video.lengths)
         tokens = given.impose(self.denoise(field, video.tokens, config))
         if not tokens.isfinite().all():
             raise FloatingPointError("the latents are not finite; lower the guidance or check the weights")
@@ -202,17 +232,22 @@ class VideoPipeline(DiffusionPipeline, WanLoraLoaderMixin):
         own = self.scheduler if self.transformer.config["prediction"] == "velocity" else None
         return denoise(config.sampler, velocity, noise, steps=config.steps, shift=config.shift, scheduler=own)
 
-    @torch.no_grad()
     def frames(self, latent: Tensor) -> Iterator[Tensor]:
         """Decode one latent, yielding frames (t, h, w, 3) uint8 as they are ready."""
-        for part in self.vae.decode_stream(latent[None].to(self.vae.dtype), chunk=4):
-            yield to_uint8(part[0])
+        return decode(self.vae, latent, self.computes_on)
 
     def latent_shape(self, config: SampleConfig) -> tuple[int, int, int, int]:
         """(c, t, h, w) of the latent of a clip of these settings; a ValueError where the strides forbid it."""
         _, rows, columns = coarsest(config, self.transformer.patches)
         check_size(config.width, config.height, self.vae.space_stride * max(rows, columns))
         return self.vae.latent_shape(resolve_frames(config, self.vae.time_stride), config.height, config.width)
+
+    def scaling_of(self, config: SampleConfig) -> Scaling | None:
+        """How places past the size that the model was trained at, that of its defaults, are told to the network."""
+        if config.position_scaling == "none":
+            return None
+        trained = self.latent_shape(replace(self.defaults, patch=""))
+        return Scaling(config.position_scaling, check_patch(trained, self.transformer.base_patch))
 
     def look(self, jobs: Sequence[Job], config: SampleConfig, video: PackedVideo) -> tuple[Given, PackedText | None]:
         """What the clips' images say: to the network beside the noise, and through CLIP."""
@@ -227,8 +262,11 @@ class VideoPipeline(DiffusionPipeline, WanLoraLoaderMixin):
             raise ValueError("this model makes clips from prompts alone; leave the image out")
         if not more:
             return give_known(images, self.vae, video, self.latent_shape(config), *size), None
-        views = view(images, self.image_processor, self.image_encoder) if self.transformer.reads_images else None
-        return give_beside(images, self.vae, video, frames, *size), views
+        given = give_beside(images, self.vae, video, frames, *size)
+        if not self.transformer.reads_images:
+            return given, None
+        self.maybe_free_model_hooks()
+        return given, view(images, self.image_processor, self.image_encoder, self.computes_on)
 
     def read(self, prompts: Sequence[str], views: PackedText | None = None) -> TextContext:
         """The keys and values of the prompts in every block of every expert, each different prompt read once.
@@ -237,9 +275,13 @@ class VideoPipeline(DiffusionPipeline, WanLoraLoaderMixin):
         stand twice, with their prompts and again with what they should not show.
         """
         unique = sorted(set(prompts))
-        embedded = embed_prompts(unique, self.tokenizer, self.text_encoder)
+        self.maybe_free_model_hooks()  # where parts take turns, who has seen an image need not wait beside this one,
+        embedded = embed_prompts(unique, self.tokenizer, self.text_encoder, self.computes_on)
+        self.maybe_free_model_hooks()  # nor this one beside the next
         texts = pad_texts(embedded, num_rows_of(self.text_encoder))
         read = [expert.read_text(texts) for expert in self.experts]
+        if len(self.experts) > 1:
+            self.maybe_free_model_hooks()
         context = read[0]._replace(blocks=[block for part in read for block in part.blocks])
         context = context.take([unique.index(prompt) for prompt in prompts])
         if views is None:
@@ -254,8 +296,13 @@ class VideoPipeline(DiffusionPipeline, WanLoraLoaderMixin):
         tick: Tick,
         given: Given = Given(),  # noqa: B008
         cut: Cut | None = None,
+        cache: BlockCache | None = None,
+        first: int = 0,
     ) -> Velocity:
-        """The network as a velocity field on the tokens of a pack; it may see them in patches of another size."""
+        """The network as a velocity field on the tokens of a pack; it may see them in patches of another size.
+
+        A cache knows the pack's clips by their numbers from first on.
+        """
         starts = [0, len(self.transformer.blocks)]
         if self.transformer.config["in_channels"] > self.transformer.out_channels and given.beside is None:
             raise ValueError(NO_IMAGE)
@@ -268,7 +315,9 @@ class VideoPipeline(DiffusionPipeline, WanLoraLoaderMixin):
             seen = video._replace(tokens=tokens)
             told = recut(given.tell(seen), cut(float(sigma)) if cut else video.patch)
             levels = given.levels(exact.reshape(1).to(tokens.device), len(told.tokens))
-            out = recut(told._replace(tokens=expert(told, levels, part).float()), video.patch).tokens
+            keys = [(which, first + i) for i in range(len(video.grids))]
+            around = None if cache is None else cache.at(keys, float(sigma), len(expert.blocks))
+            out = recut(told._replace(tokens=expert(told, levels, part, around=around).float()), video.patch).tokens
             tick()
             return velocity_of(out, tokens, sigma) if expert.config["prediction"] == "clean" else out
 
@@ -281,7 +330,15 @@ class VideoPipeline(DiffusionPipeline, WanLoraLoaderMixin):
             return 0
         return 0 if 1000 * float(sigma) >= 1000 * boundary else 1
 
-    def ask(self, video: PackedVideo, context: TextContext, given: Given, tick: Tick, cut: Cut | None = None) -> Ask:
+    def ask(
+        self,
+        video: PackedVideo,
+        context: TextContext,
+        given: Given,
+        tick: Tick,
+        cut: Cut | None = None,
+        cache: BlockCache | None = None,
+    ) -> Ask:
         """Ask the network about a pack, with its prompts, or in the same call with its negative prompts as well.
 
         The context holds the prompts and behind them the negative ones.
@@ -292,10 +349,11 @@ class VideoPipeline(DiffusionPipeline, WanLoraLoaderMixin):
 
         def answer(x: Tensor, sigma: Tensor, branches: int) -> tuple[Tensor, ...]:
             if branches == 2 and 2 * len(x) <= TOKENS_AT_ONCE:
-                both = self.velocity(twice, context, tick, given.twice(), cut)(torch.cat([x, x]), sigma)
+                both = self.velocity(twice, context, tick, given.twice(), cut, cache)(torch.cat([x, x]), sigma)
                 tick()
                 return both.split(len(x))
-            return tuple(self.velocity(video, part, tick, given, cut)(x, sigma) for part in parts[:branches])
+            fields = (self.velocity(video, part, tick, given, cut, cache, i * num) for i, part in enumerate(parts))
+            return tuple(field(x, sigma) for field in islice(fields, branches))
 
         return answer
 

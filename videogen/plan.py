@@ -11,12 +11,14 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import cast
 
 from videogen.config import DataConfig, DitConfig, TrainConfig
 from videogen.data import Entry, VideoFolder, epoch_order
 from videogen.drawn import DrawnClips, DrawnEntry
 from videogen.estimate import dit_flop, matmul_flops, training_memory
 from videogen.packing import Patch, check_budget, plan_packs
+from videogen.toybox.facts import FACTS
 from videogen.vae import SPACE_STRIDE, TIME_STRIDE
 
 ROWS = 16  # of the table; the rest is one row
@@ -55,7 +57,11 @@ def epoch_packs(
 def network_config(dit: DitConfig) -> dict[str, object] | None:
     """The config of the DiT that a recipe trains; None while the checkpoints that decide it are not there."""
     if dit.init is not None:
-        return _read(dit.init / "transformer" / "config.json")
+        config = _read(dit.init / "transformer" / "config.json")
+        if config is None or dit.coarse_patch is None:
+            return config
+        known = [*cast("list[list[int]]", config.get("extra_patch_sizes", [])), list(dit.coarse_patch)]
+        return config | {"extra_patch_sizes": [patch for i, patch in enumerate(known) if patch not in known[:i]]}
     vae, text = _read(dit.vae / "vae" / "config.json"), _read(dit.text / "text_encoder" / "config.json")
     if vae is None or text is None:
         return None
@@ -75,6 +81,7 @@ def dit_options(dit: DitConfig, *, channels: object, text_dim: object) -> dict[s
         "num_layers": dit.num_layers,
         "prediction": dit.prediction,
         "extra_patch_sizes": [dit.coarse_patch] if dit.coarse_patch else [],
+        "num_facts": len(FACTS) if dit.facts else 0,
     }
 
 
@@ -135,16 +142,21 @@ def _with_cost(plan: FolderPlan, config: TrainConfig, network: dict[str, object]
     import torch
 
     from videogen.dit import VideoDiT
+    from videogen.lora import adapt
 
     with torch.device("meta"):
-        weights = sum(weight.numel() for weight in VideoDiT.from_config(network).parameters())  # type: ignore[union-attr]
+        model = cast("VideoDiT", VideoDiT.from_config(network))
+        model = adapt(model, config.dit, seed=0) if config.dit.lora_rank else model
+    weights, frozen = (sum(p.numel() for p in model.parameters() if p.requires_grad is some) for some in (True, False))
     sizes = {name: value for name, value in network.items() if isinstance(value, int)}
     recompute = config.dit.gradient_checkpointing
+    averages = len(config.optim.ema)
     memory = training_memory(
-        sizes, config.data.token_budget, weights, averages=len(config.optim.ema), recompute=recompute
+        sizes, config.data.token_budget, weights, frozen=frozen, averages=averages, recompute=recompute
     )
     forward = sum(dit_flop(sizes, length) for length in lengths) / plan.steps_per_epoch
-    flop = forward * (4 if recompute else 3)  # the gradient costs twice the way forward
+    # The gradient costs twice the way forward, once where the weights themselves need none.
+    flop = forward * ((3 if recompute else 2) + (not config.dit.lora_rank))
     seconds = None if torch.cuda.is_available() else flop / (0.6 * matmul_flops())
     return replace(plan, memory_gb=round(memory, 2), seconds_per_step=seconds)
 

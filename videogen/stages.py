@@ -7,13 +7,12 @@ A stage's batches are a pure function of (config, step): nothing about the order
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections import Counter
 from collections.abc import Iterator
 from itertools import count, islice
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import torch
 from einops import rearrange
@@ -22,15 +21,19 @@ from torch import Tensor, nn
 from videogen.config import TrainConfig
 from videogen.data import LatentCache, busy_crops, epoch_order
 from videogen.dit import VideoDiT
+from videogen.drawn import DrawnClips
 from videogen.flow import FlowTask, draw_levels, draw_task, drop_captions, flow_error, step_generator
 from videogen.known import check_mixture
+from videogen.lora import adapt, save_lora
 from videogen.packing import Patch, check_budget, pack, plan_packs
+from videogen.parts import encoder_id, frozen_parts, load_part
 from videogen.pipeline import VideoPipeline, quiet_libraries, to_uint8
 from videogen.plain import to_mapping
 from videogen.plan import dit_options, epoch_packs, num_tokens, open_clips, packed_lengths
 from videogen.sampling import check_sampler
 from videogen.storage import whole_folder
-from videogen.text import PackedText, embed_prompts, load_text, pack_texts
+from videogen.text import PackedText, embed_prompts, num_rows_of, pad_texts
+from videogen.toybox.facts import FACTS
 from videogen.training import saved_steps
 from videogen.vae import SPACE_STRIDE, VideoVAE, to_patches
 from videogen.vae_loss import busyness, psnr, vae_loss
@@ -179,11 +182,12 @@ class VaeStage:
 
 
 class Pack(NamedTuple):
-    """A step of the DiT: latents (c, t, h, w) of any sizes, their captions, and the size of its patches."""
+    """A step of the DiT: latents (c, t, h, w) of any sizes, captions, patch size, and what is where (k, t, h, w)."""
 
     latents: list[Tensor]
     captions: list[str]
     patch: Patch
+    facts: list[Tensor]
 
 
 class DitStage:
@@ -193,11 +197,12 @@ class DitStage:
         self.config, self.seed = config, config.run.seed
         check_mixture(config.dit.known)
         quiet_libraries()
-        self.vae = load_part(VideoVAE, config.dit.vae, "vae").eval().requires_grad_(False)
-        self.tokenizer, self.text_encoder = load_text(config.dit.text)
+        self.vae, self.tokenizer, self.text_encoder, self.scheduler = frozen_parts(config.dit)
         self.model = self._new_model()
         self.folder = open_clips(config.data, self.model.base_patch, self.seed)
         check_budget(packed_lengths(self.folder.entries, *[self.model.base_patch] * 2), config.data.token_budget)
+        if config.dit.facts and not isinstance(self.folder, DrawnClips):
+            raise ValueError("dit.facts needs clips whose truth is known; set data.toybox, or leave it at 0")
         self.train, self.val = self.folder.split()
         self.cache = LatentCache(self.folder, encoder_id(self.vae), self._encode, config.run.dir / "latents")
         self.texts: dict[str, Tensor] = {}
@@ -216,7 +221,10 @@ class DitStage:
     def _new_model(self) -> VideoDiT:
         dit = self.config.dit
         if dit.init is not None:
-            return load_part(VideoDiT, dit.init, "transformer")
+            model = load_part(VideoDiT, dit.init, "transformer")
+            if dit.coarse_patch is not None:
+                model = model.with_patch(dit.coarse_patch)
+            return adapt(model, dit, self.seed) if dit.lora_rank else model
         channels = self.vae.config["latent_channels"]
         torch.manual_seed(self.seed)  # the first weights; everything later draws from its own generators
         options = dit_options(dit, channels=channels, text_dim=self.text_encoder.config.hidden_size)
@@ -260,17 +268,22 @@ class DitStage:
 
     def read(self, indices: list[int], epoch: int) -> Pack:
         """Latents and captions of some clips; one that fails is named and left out; if all do, another stands in."""
-        read: list[tuple[Tensor, str]] = []
+        read: list[tuple[Tensor, str, Tensor | None]] = []
         for place, index in enumerate([*indices, *self.train]):
             if read and place >= len(indices):
                 break
             try:
-                read.append((self.cache.read(index, epoch), self.folder.caption(index)))
+                read.append((self.cache.read(index, epoch), self.folder.caption(index), self.facts(index)))
             except (ValueError, OSError) as error:
                 self.folder.report(index, str(error))
         if not read:
             raise ValueError(f"no clip of {self.config.data.folder} can be read any more")
-        return Pack([latent for latent, _ in read], [caption for _, caption in read], self.model.base_patch)
+        latents, captions, facts = (list(column) for column in zip(*read, strict=True))
+        return Pack(latents, captions, self.model.base_patch, [told for told in facts if told is not None])
+
+    def facts(self, index: int) -> Tensor | None:
+        """What is where in a clip, (k, t, h, w), where the network is to say it."""
+        return self.folder.facts(index) if self.config.dit.facts and isinstance(self.folder, DrawnClips) else None
 
     def embed(self, captions: list[str]) -> PackedText:
         """The captions' token embeddings, each different one made once and kept in half precision."""
@@ -278,7 +291,8 @@ class DitStage:
         if new:
             made = embed_prompts(new, self.tokenizer, self.text_encoder)
             self.texts |= {caption: tokens.half().cpu() for caption, tokens in zip(new, made, strict=True)}
-        return pack_texts([self.texts[caption].float().to(self.model.device) for caption in captions])
+        rows = [self.texts[caption].float().to(self.model.device) for caption in captions]
+        return pad_texts(rows, num_rows_of(self.text_encoder))
 
     def _task(self, batch: Pack, captions: list[str], generator: torch.Generator) -> FlowTask:
         dit = self.config.dit
@@ -293,17 +307,22 @@ class DitStage:
             generator=generator,
             least=dit.coarse_from if coarse else 0.0,
         )
-        return draw_task(clean, self.embed(captions), levels, base_tokens=base_tokens, generator=generator)
+        task = draw_task(clean, self.embed(captions), levels, base_tokens=base_tokens, generator=generator)
+        if not batch.facts:
+            return task
+        cells = rearrange(pack(batch.facts, batch.patch).tokens, "n (k cells) -> n k cells", k=len(FACTS))
+        return task._replace(facts=cells.mean(-1).to(clean.tokens.device))
 
     def losses(self, model: nn.Module, batch: Pack, step: int, most_tokens: int) -> Iterator[dict[str, Tensor]]:
         """The flow loss of a pack, some captions dropped, in parts of at most so many tokens that add up to it."""
         generator = step_generator(self.seed, step)
         task = self._task(batch, drop_captions(batch.captions, self.config.dit.caption_dropout, generator), generator)
+        facts = self.config.dit.facts if step < self.config.dit.facts_until * self.config.run.steps else 0.0
         for part in task.parts(most_tokens):
             tokens = torch.tensor(float(len(part.weight)))
             shown = {"tokens": tokens, "fill": tokens / self.config.data.token_budget}
             clips = torch.tensor(float(len(part.clean.grids)))
-            yield {"loss": flow_error(model, part), "weight": part.weight.sum(), "clips": clips} | shown
+            yield {"loss": flow_error(model, part, facts), "weight": part.weight.sum(), "clips": clips} | shown
 
     def loss(self, model: nn.Module, batch: Pack, step: int) -> dict[str, Tensor]:
         """The flow loss of a pack as a whole."""
@@ -327,7 +346,7 @@ class DitStage:
 
     def pipeline(self) -> VideoPipeline:
         """The model as it is now, ready to sample."""
-        parts = (self.model, self.vae, self.text_encoder, self.tokenizer)
+        parts = (self.model, self.vae, self.text_encoder, self.tokenizer, self.scheduler)
         return VideoPipeline(*parts, defaults=to_mapping(self.config.sample))
 
     @torch.no_grad()
@@ -350,30 +369,14 @@ class DitStage:
         write_video(out_dir / f"step_{step:06d}.png", sheet, fps=1, overwrite=True)
 
     def export(self, out_dir: Path) -> None:
-        """Write the whole checkpoint folder."""
+        """Write the whole checkpoint folder, or of a LoRA that alone."""
         with whole_folder(out_dir) as part:
-            self.pipeline().save_pretrained(part)
-
-
-def encoder_id(vae: VideoVAE) -> str:
-    """A name for all that decides a VAE's latents; a decoder that is trained on changes nothing of it."""
-    digest = hashlib.sha256()
-    for name, value in sorted(vae.encoder.state_dict().items()):
-        digest.update(name.encode() + value.cpu().contiguous().numpy().tobytes())
-    digest.update(str((vae.config["latents_mean"], vae.config["latents_std"])).encode())
-    return digest.hexdigest()
+            if self.config.dit.lora_rank:
+                save_lora(self.model, part)
+            else:
+                self.pipeline().save_pretrained(part)
 
 
 def make_stage(config: TrainConfig) -> VaeStage | DitStage:
     """The stage that a recipe names."""
     return {"vae": VaeStage, "dit": DitStage}[config.stage](config)
-
-
-Model = TypeVar("Model", VideoVAE, VideoDiT)
-
-
-def load_part(kind: type[Model], folder: Path, name: str) -> Model:
-    """One model of a checkpoint folder."""
-    if not (folder / name / "config.json").is_file():
-        raise ValueError(f"{folder} has no {name}/config.json; give a checkpoint folder that holds one")
-    return kind.from_pretrained(folder, subfolder=name, dtype=torch.float32)

@@ -99,11 +99,17 @@ def load_encoder(folder: Path, part: str = "text_encoder", *, dtype: torch.dtype
 
 
 @torch.no_grad()
-def embed_prompts(prompts: Sequence[str], tokenizer: PreTrainedTokenizerBase, encoder: PreTrainedModel) -> list[Tensor]:
+def embed_prompts(
+    prompts: Sequence[str],
+    tokenizer: PreTrainedTokenizerBase,
+    encoder: PreTrainedModel,
+    device: torch.device | None = None,
+) -> list[Tensor]:
     """Each prompt's token embeddings (m_i, text_dim), without padding; a prompt gives the same alone or among others.
 
     An empty prompt is the encoder's begin and end tokens; a prompt beyond the encoder's limit is cut there, with a
     warning. For Wan they are cleaned first, and are as the padded ones of diffusers: its encoder sees no padding.
+    The device is where the encoder computes, if it waits elsewhere.
     """
     limit = num_rows_of(encoder) or encoder.config.max_position_embeddings
     words = [clean_as_wan(prompt) if num_rows_of(encoder) else prompt for prompt in prompts]
@@ -114,7 +120,7 @@ def embed_prompts(prompts: Sequence[str], tokenizer: PreTrainedTokenizerBase, en
     done: dict[int, Tensor] = {}
     for length in sorted({len(ids) for ids in coded}):  # equal lengths go together: no padding, no mask
         rows = [i for i, ids in enumerate(coded) if len(ids) == length]
-        ids = torch.tensor([coded[i] for i in rows], device=encoder.device)
+        ids = torch.tensor([coded[i] for i in rows], device=device or encoder.device)
         hidden = encoder(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state
         done |= dict(zip(rows, hidden.float(), strict=True))
     return [done[i] for i in range(len(prompts))]

@@ -77,8 +77,10 @@ class PowerEMA:
 
     def __init__(self, model: nn.Module, widths: tuple[float, ...]) -> None:
         self.gammas = [power_gamma(width) for width in widths]
-        self.live: list[Tensor] = list(model.parameters())
-        self.names = [name for name, _ in model.named_parameters()]
+        alone = hasattr(model, "peft_config")  # a LoRA: the weights that it stands beside stay as they are
+        named = {name: p for name, p in model.named_parameters() if p.requires_grad or not alone}
+        self.live: list[Tensor] = list(named.values())
+        self.names = list(named)
         self.copies = [[p.detach().clone() for p in self.live] for _ in widths]
 
     @torch.no_grad()
@@ -111,12 +113,12 @@ def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
     return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=1e-8, fused=True)
 
 
-def save_step(run_dir: Path, step: int, model: nn.Module, ema: PowerEMA, optimizer: torch.optim.Optimizer) -> None:
+def save_step(run_dir: Path, step: int, ema: PowerEMA, optimizer: torch.optim.Optimizer) -> None:
     """Write everything that the run needs to go on, beside, then rename; keep the newest two."""
     for left in run_dir.glob("step_*.part"):  # of a save that was killed
         shutil.rmtree(left)
     with whole_folder(run_dir / f"step_{step:06d}") as part:
-        save_tensors(dict(model.named_parameters()), part / "model.safetensors")
+        save_tensors(dict(zip(ema.names, ema.live, strict=True)), part / "model.safetensors")
         for i, copy in enumerate(ema.copies):
             save_tensors(dict(zip(ema.names, copy, strict=True)), part / f"ema_{i}.safetensors")
         state = optimizer.state_dict()["state"]
@@ -132,10 +134,10 @@ def saved_steps(run_dir: Path) -> list[int]:
 
 
 @torch.no_grad()
-def load_step(run_dir: Path, step: int, model: nn.Module, ema: PowerEMA, optimizer: torch.optim.Optimizer) -> None:
+def load_step(run_dir: Path, step: int, ema: PowerEMA, optimizer: torch.optim.Optimizer) -> None:
     """Put everything back as it was after the given step."""
     folder = run_dir / f"step_{step:06d}"
-    files = {"model": list(model.parameters())} | {f"ema_{i}": copy for i, copy in enumerate(ema.copies)}
+    files = {"model": ema.live} | {f"ema_{i}": copy for i, copy in enumerate(ema.copies)}
     for name, params in files.items():
         saved = load_file(folder / f"{name}.safetensors")
         wanted = {key: param.shape for key, param in zip(ema.names, params, strict=True)}
@@ -251,7 +253,7 @@ class Trainer(Generic[Batch]):
         steps = saved_steps(self.run.dir)
         self.step = steps[-1] if steps else 0
         if self.step:
-            load_step(self.run.dir, self.step, stage.model, self.ema, self.optimizer)
+            load_step(self.run.dir, self.step, self.ema, self.optimizer)
         self.optimizer = self.accelerator.prepare(self.optimizer)
 
     def batches(self) -> Iterator[Batch]:
@@ -375,7 +377,7 @@ class Trainer(Generic[Batch]):
         finally:
             self.ema.swap()
         # Last: a step folder says that the checkpoint of its step is there too.
-        save_step(self.run.dir, self.step, self.stage.model, self.ema, self.optimizer)
+        save_step(self.run.dir, self.step, self.ema, self.optimizer)
 
     def preview(self) -> None:
         """Samples of the averaged model."""

@@ -17,12 +17,14 @@ import torch
 import torch.nn.functional as F
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
+from diffusers.utils.accelerate_utils import apply_forward_hook
 from einops import rearrange, repeat
 from torch import Tensor, nn
 
 from videogen.config import check_frames, check_size
 
 TIME_STRIDE, SPACE_STRIDE = 4, 8
+SPECTRUM = 0.75  # 1 leaves the spectrum of latents as it is in pixels, 0 makes all channels equal
 LEAST_LOGVAR = -30.0
 State = dict[nn.Module, Tensor]
 
@@ -195,6 +197,7 @@ class VideoVAE(ModelMixin, ConfigMixin):
         latent_frames = 1 + (frames - 1) // TIME_STRIDE
         return self.config["latent_channels"], latent_frames, height // SPACE_STRIDE, width // SPACE_STRIDE
 
+    @apply_forward_hook
     def posterior(self, video: Tensor, state: State | None = None) -> Posterior:
         """Encode a clip (b, 3, 1+4k, h, w), or with a state from an earlier chunk (b, 3, 4k, h, w), in raw units."""
         assert video.shape[1:2] == (3,), f"expected (b, 3, t, h, w), got {tuple(video.shape)}"
@@ -208,6 +211,7 @@ class VideoVAE(ModelMixin, ConfigMixin):
         mean, logvar = out.chunk(2, dim=1)
         return Posterior(mean, logvar.clamp(LEAST_LOGVAR, 10))
 
+    @apply_forward_hook
     def reconstruct(self, raw: Tensor, state: State | None = None) -> Tensor:
         """Decode raw latents (b, c, t, h, w) to (b, 3, 1+4(t-1), h, w); with an earlier state to (b, 3, 4t, h, w)."""
         first = not state
@@ -253,17 +257,17 @@ class VideoVAE(ModelMixin, ConfigMixin):
 
     @torch.no_grad()
     def init_weights(self, patches: Tensor) -> None:
-        """Start from the best linear transform of sample patches (n, 768): PCA, its spectrum flattened by half.
+        """Start from the best linear transform of sample patches (n, 768): PCA, its spectrum flattened a little.
 
-        A channel's deviation is the root of what it is in pixels: the mean colour of a patch no longer has nearly all
-        of the variance, and fine detail does not count for as much as a shape, as it would if every channel had the
-        same. Convolutions begin as no correction.
+        A channel's deviation is a power of what it is in pixels: the mean colour of a patch no longer has nearly all of
+        the variance, nor does fine detail count for as much as a shape. Convolutions begin as no correction.
         """
         channels = self.config["latent_channels"]
         centre = patches.mean(0)
         axes = torch.linalg.svd(patches - centre, full_matrices=False).Vh[:channels]
         spread = ((patches - centre) @ axes.T).std(0)
-        scale = (spread * spread.mean()).sqrt()[:, None]  # the latents' mean variance is 1
+        deviation = spread**SPECTRUM
+        scale = (spread / deviation * deviation.square().mean().sqrt())[:, None]  # the latents' mean variance is 1
         self.encoder.linear.weight.copy_(rearrange(axes / scale, "c p -> c p 1 1"))
         self.encoder.linear.bias.copy_(-(axes / scale) @ centre)  # type: ignore[union-attr]
         self.decoder.linear.weight.copy_(rearrange((axes * scale).T, "p c -> p c 1 1"))

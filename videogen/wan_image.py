@@ -82,7 +82,7 @@ def to_pixels(image: Image, height: int, width: int) -> Tensor:
 
 
 @torch.no_grad()
-def stand_beside(images: Images, vae: WanVAE, frames: int, height: int, width: int) -> Tensor:
+def stand_beside(images: Images, vae: WanVAE, frames: int, height: int, width: int, device: torch.device) -> Tensor:
     """The 4 + c channels of a clip whose ends are seen: which frames those are, and the latent of them on grey.
 
     The mask has a latent frame's 4 frames as channels; the first frame stands for 4.
@@ -92,7 +92,7 @@ def stand_beside(images: Images, vae: WanVAE, frames: int, height: int, width: i
         raise ValueError(f"frames must be more than 1 to begin and end with an image, got {frames}")
     grey = torch.zeros(3, frames - len(ends), height, width)
     clip = torch.cat([ends[0], grey, *ends[1:]], dim=1)
-    latent = vae.encode(clip[None].to(vae.device, vae.dtype))[0].float()
+    latent = vae.encode(clip[None].to(device, vae.dtype))[0].float()  # vae.device may not be where it computes
     seen = torch.zeros(frames)
     seen[0], seen[-1] = 1, 1 if len(ends) == 2 or frames == 1 else 0
     stretched = torch.cat([seen[:1].expand(vae.time_stride - 1), seen])
@@ -102,38 +102,43 @@ def stand_beside(images: Images, vae: WanVAE, frames: int, height: int, width: i
 
 
 @torch.no_grad()
-def know_first(images: Images, vae: WanVAE, shape: Sequence[int], height: int, width: int) -> tuple[Tensor, Tensor]:
+def know_first(
+    images: Images, vae: WanVAE, shape: Sequence[int], height: int, width: int, device: torch.device
+) -> tuple[Tensor, Tensor]:
     """A latent (c, t, h, w) whose first frame is the image's, and (1, t, h, w) where it is free."""
     if images.last is not None:
         raise ValueError("this model begins with an image and cannot be told the last; leave the last image out")
     pixels = to_pixels(images.first, height, width)[None]
     known, free = torch.zeros(*shape), torch.ones(1, *shape[1:])
-    known[:, :1] = vae.encode(pixels.to(vae.device, vae.dtype))[0].float().cpu()
+    known[:, :1] = vae.encode(pixels.to(device, vae.dtype))[0].float().cpu()
     free[:, 0] = 0
     return known, free
 
 
 @torch.no_grad()
-def view(images: Sequence[Images], processor: BaseImageProcessor, encoder: PreTrainedModel) -> PackedText:
+def view(
+    images: Sequence[Images], processor: BaseImageProcessor, encoder: PreTrainedModel, device: torch.device
+) -> PackedText:
     """CLIP's rows of each clip's images, before its last layer."""
     rows = []
     for clip in images:
         pixels = processor(images=[image for image in clip if image is not None], return_tensors="pt").pixel_values
-        seen = encoder(pixel_values=pixels.to(encoder.device, encoder.dtype), output_hidden_states=True)
+        seen = encoder(pixel_values=pixels.to(device, encoder.dtype), output_hidden_states=True)
         rows.append(rearrange(seen.hidden_states[-2], "b m d -> (b m) d"))
     return pad_texts(rows, 0)
 
 
 def give_beside(images: Sequence[Images], vae: WanVAE, video: PackedVideo, frames: int, h: int, w: int) -> Given:
     """What image-to-video by more channels is told of a pack."""
-    made = {id(clip): stand_beside(clip, vae, frames, h, w) for clip in images}  # once where clips share their images
-    return Given(beside=pack([made[id(clip)] for clip in images], video.patch).tokens.to(video.tokens.device))
+    device = video.tokens.device
+    made = {id(clip): stand_beside(clip, vae, frames, h, w, device) for clip in images}  # once where clips share them
+    return Given(beside=pack([made[id(clip)] for clip in images], video.patch).tokens.to(device))
 
 
 def give_known(
     images: Sequence[Images], vae: WanVAE, video: PackedVideo, shape: Sequence[int], h: int, w: int
 ) -> Given:
     """What image-to-video by a known first frame is told of a pack."""
-    made = [know_first(clip, vae, shape, h, w) for clip in images]
+    made = [know_first(clip, vae, shape, h, w, video.tokens.device) for clip in images]
     known, free = (pack([part[i] for part in made], video.patch).tokens for i in range(2))
     return Given(known=known.to(video.tokens.device), free=free[:, :1].bool().to(video.tokens.device))

@@ -328,7 +328,7 @@ def check_padding(runner: Runner, plan: Plan) -> None:
 # --- attention alone
 
 
-def grouped_attention(rounds: int = 30) -> dict[str, float]:
+def grouped_attention(rounds: int = 100) -> dict[str, float]:
     """Forward and backward of attend on a pack, against one equal-length batch of the same clips or the same work."""
     draw = random.Random(0)
     shapes = [native(source, MAX_TOKENS // (1 + (source.frames - 1) // 4)) for source in mixed_sources(300)]

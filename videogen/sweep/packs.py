@@ -22,10 +22,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from videogen.caching import BlockCache, cache_of
 from videogen.dit import TextContext
-from videogen.packing import Grid, PackedVideo, Patch, check_patch, pack, unpack
+from videogen.packing import Grid, PackedVideo, Patch, Scaling, check_patch, pack, unpack
 from videogen.patches import Cut, cut_by
-from videogen.pipeline import VideoPipeline, is_guided, strengthen
+from videogen.pipeline import Job, VideoPipeline, is_guided, strengthen
 from videogen.sampling import seeded_noise
 from videogen.sweep.plan import Run
 
@@ -52,7 +53,8 @@ class Made(NamedTuple):
 def schedule_of(run: Run) -> tuple[object, ...]:
     """What the clips of a pack share."""
     c = run.config
-    return c.size, c.frames if c.seconds is None else (c.seconds, c.fps), c.sampler, c.steps, c.shift, c.patch
+    length = c.frames if c.seconds is None else (c.seconds, c.fps)
+    return c.size, length, c.sampler, c.steps, c.shift, c.patch, c.position_scaling, c.first_block_cache, c.mag_cache
 
 
 class Packer:
@@ -60,7 +62,7 @@ class Packer:
 
     def __init__(self, pipeline: VideoPipeline, tokens_at_once: int | None = None) -> None:
         self.pipeline = pipeline
-        kind = pipeline.device.type
+        kind = pipeline.computes_on.type
         self.tokens_at_once = tokens_at_once or TOKENS_AT_ONCE.get(kind, TOKENS_ON_GPU)
         self.texts: dict[str, int] = {}  # each text's row in the library
         self.library: TextContext | None = None
@@ -80,7 +82,7 @@ class Packer:
         texts = sorted(wanted | self.texts.keys())
         began = time.perf_counter()
         self.library = self.pipeline.read(texts)
-        synchronise(self.pipeline.device)
+        synchronise(self.pipeline.computes_on)
         self.text_seconds = (time.perf_counter() - began) / len(texts)
         self.texts, self.shelf = {text: i for i, text in enumerate(texts)}, None
 
@@ -103,6 +105,8 @@ class Packer:
     def make(self, runs: Sequence[Run], tick: Callable[[], None] = lambda: None) -> list[Made]:
         """The runs of one pack; where the pack fails, each alone, so that one bad run costs no other."""
         try:
+            if cache_of(runs[0].config) is not None:
+                return [self.make_approximately(run, tick) for run in runs]
             self.read(runs)
             return self.make_together(runs, tick)
         except Exception as error:
@@ -113,11 +117,12 @@ class Packer:
     @torch.no_grad()
     def make_together(self, runs: Sequence[Run], tick: Callable[[], None]) -> list[Made]:
         """Denoise a pack."""
-        config, device = runs[0].config, self.pipeline.device
+        config, device = runs[0].config, self.pipeline.computes_on
         forget_peak(device)
         began = time.perf_counter()
         noise = seeded_noise([self.pipeline.latent_shape(config)] * len(runs), [run.seed for run in runs])
         video = pack([latent.to(device) for latent in noise], self.pipeline.transformer.base_patch)
+        video = video._replace(scaling=self.pipeline.scaling_of(config))
         walk = Walk(self, runs, video, tick)
         tokens = self.pipeline.denoise(walk.velocity, video.tokens, config)
         latents = unpack(video._replace(tokens=tokens))
@@ -140,13 +145,28 @@ class Packer:
             for run, latent, wanted, reused in zip(runs, latents, walk.wanted, walk.reused, strict=True)
         ]
 
+    def make_approximately(self, run: Run, tick: Callable[[], None]) -> Made:
+        """A run whose answers depend on those before them: it shares none with others."""
+        cache, device = BlockCache(run.config), self.pipeline.computes_on
+        forget_peak(device)
+        began = time.perf_counter()
+        (latent,) = self.pipeline.sample([Job(run.prompt, run.seed)], run.config, tick, cache=cache)
+        synchronise(device)
+        return Made(
+            latent,
+            denoise_seconds=time.perf_counter() - began,
+            evaluations=round(cache.asked),
+            evaluations_reused=round(cache.asked - cache.computed),
+            peak_memory_gb=peak_memory_gb(device),
+        )
+
     def ask(self, questions: Mapping[Question, Tensor], like: PackedVideo, cut: Cut) -> dict[Question, Tensor]:
         """The velocity of each question's tokens (n, c) under its text: one noise level, one call of the network."""
         rows = tuple(self.texts[text] for _, _, text in questions)
         if self.shelf is None or self.shelf[0] != rows:
             assert self.library is not None
             self.shelf = rows, self.library.take(rows)
-        video = PackedVideo(torch.cat(list(questions.values())), like.grids[:1] * len(rows), like.patch)
+        video = like._replace(tokens=torch.cat(list(questions.values())), grids=like.grids[:1] * len(rows))
         sigma = torch.tensor(next(iter(questions))[1], dtype=torch.float64)
         field = self.pipeline.velocity(video, self.shelf[1], lambda: None, cut=cut)
         answer = field(video.tokens, sigma)
@@ -193,7 +213,7 @@ class Walk:
         """What a run asks of the network at a noise level: under its prompt, and where guidance is on its negative."""
         now = self.packer.pipeline.settings_at(run.config, sigma)
         texts = (run.prompt, now.negative) if is_guided(now, sigma) else (run.prompt,)
-        where = digest(clip, self.video.grids[0], self.cut(float(sigma)))
+        where = digest(clip, self.video.grids[0], self.cut(float(sigma)), self.video.scaling)
         return [(where, float(sigma), text) for text in texts]
 
     def guide(self, run: Run, answers: Sequence[Tensor], sigma: Tensor) -> Tensor:
@@ -204,9 +224,9 @@ class Walk:
         return strengthen(answers[0], answers[1], now, self.video.lengths[:1])
 
 
-def digest(tokens: Tensor, grid: Grid, patch: Patch) -> bytes:
-    """A hash of a clip's tokens, of their grid, since a turned clip can have the same numbers, and of how it is cut."""
-    place = repr((grid, patch)).encode()
+def digest(tokens: Tensor, grid: Grid, patch: Patch, scaling: Scaling | None = None) -> bytes:
+    """A hash of a clip's tokens, of their grid, since a turned clip can have the same numbers, and how it is seen."""
+    place = repr((grid, patch, scaling)).encode()
     return hashlib.blake2b(tokens.contiguous().cpu().numpy().tobytes() + place, digest_size=16).digest()
 
 

@@ -22,7 +22,8 @@ from videogen.plain import to_mapping
 from videogen.storage import save_text
 from videogen.sweep.axes import Axis, Changes, changed, combinations, say
 
-SOLVER = ("steps", "sampler", "shift")  # what only decides how exactly the same clip is computed
+# What only decides how exactly the same clip is computed.
+SOLVER = ("steps", "sampler", "shift", "first_block_cache", "mag_cache")
 REFERENCE_SAMPLER = "dpmpp_2m"  # second order from one evaluation a step
 OWN_FILES = (
     "results*",
@@ -99,7 +100,8 @@ class Plan:
         if not self.reference_steps:
             return None
         shift = self.bases[0].config.shift
-        solved = replace(run.config, steps=self.reference_steps, sampler=REFERENCE_SAMPLER, shift=shift)
+        exact = replace(run.config, first_block_cache=0.0, mag_cache=0.0)
+        solved = replace(exact, steps=self.reference_steps, sampler=REFERENCE_SAMPLER, shift=shift)
         return run._replace(config=solved)
 
     def references(self, runs: Iterable[Run]) -> list[Run]:

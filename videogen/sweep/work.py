@@ -25,6 +25,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from videogen.config import SampleConfig
+from videogen.latents import save_latent
 from videogen.pipeline import VideoPipeline
 from videogen.plain import from_mapping, to_mapping
 from videogen.storage import save_tensors
@@ -150,7 +151,7 @@ class Worker:
                 raise FloatingPointError(made.error)
             began = time.perf_counter()
             frames = torch.cat(list(self.pipeline.frames(made.latent)))
-            synchronise(self.pipeline.device)
+            synchronise(self.pipeline.computes_on)
             row["decode_seconds"] = seconds = time.perf_counter() - began
             row["total_seconds"] = made.text_seconds + made.denoise_seconds + seconds
             written = writer.submit(self.write, run, made.latent, frames)
@@ -167,7 +168,7 @@ class Worker:
         """Write a clip; its path within the folder."""
         path = self.folder / "clips" / f"{run.key}.mp4"
         if self.save_latents:
-            save_tensors({"latent": latent}, path.with_suffix(".safetensors"))
+            save_latent(path.with_suffix(".safetensors"), latent, self.settings(run))
         write_video(path, frames, fps=run.config.fps, settings=self.settings(run), overwrite=True)
         return f"clips/{path.name}"
 

@@ -1,0 +1,184 @@
+"""Framing: the same small model trained on native sizes and on square crops of the same clips, for the same tokens.
+
+    videogen bench framing [--clips 2000] [--steps 2000] [--run runs/framing]  ->  assets/bench/framing.json
+
+Sora's report (Brooks et al. 2024) shows that a model trained on crops puts its subject half out of the picture. Here
+every clip has one thing, whole in the native frame and cut by the square in its middle. Both models then make the same
+held-out captions, at the native sizes and as squares, and the judge says where the thing is. Both runs can be resumed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from itertools import count, groupby, islice
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from tests.bench.judged import BENCH, Made, batches, judge_clips, make, write_result
+from videogen.config import MINI, DataConfig, DitConfig, OptimConfig, RunConfig, SampleConfig, TrainConfig
+from videogen.judging import FIRST_SEED, case_of, draw
+from videogen.pipeline import VideoPipeline
+from videogen.stages import DitStage, make_stage
+from videogen.toybox import Scene, caption, draw_scene, render
+from videogen.toybox.judge import Found, wilson
+from videogen.toybox.scenes import track
+from videogen.training import Trainer
+from videogen.video_io import write_video
+
+SIZES = ((96, 48), (48, 96), (96, 64), (64, 96), (80, 48), (48, 80))
+SQUARE, FRAMES, FPS = 64, 9, 8
+SLACK = 1.0  # pixels that the edge of a thing may lie outside: the judge is not more exact
+WAYS = ("native", "square")
+
+
+class Row(NamedTuple):
+    """Where the subjects of a model's clips are."""
+
+    trained_on: str
+    made_as: str
+    clips: int
+    found: float  # share of clips with a thing in them
+    whole: float  # share of clips whose subject is in the frame, all of it, all the time
+    interval: tuple[float, float]  # 95%
+
+
+def middle(width: int, height: int) -> tuple[int, int, int]:
+    """Left, top and side of the square in the middle of a frame."""
+    side = min(width, height)
+    return (width - side) // 2, (height - side) // 2, side
+
+
+def is_whole(
+    pose_x: np.ndarray, pose_y: np.ndarray, radius: np.ndarray, width: float, height: float, *, slack: float = SLACK
+) -> bool:
+    """Whether a thing, each value (t,) in pixels, never leaves a frame."""
+    inside = (pose_x - radius >= -slack) & (pose_x + radius <= width + slack)
+    return bool((inside & (pose_y - radius >= -slack) & (pose_y + radius <= height + slack)).all())
+
+
+def is_off_centre(scene: Scene) -> bool:
+    """Whether it shows one thing to a still camera, whole in the frame and cut by the square in its middle."""
+    if len(scene.things) != 1 or scene.camera != "still":
+        return False
+    pose = track(scene)
+    x, y, radius = pose.x[:, 0], pose.y[:, 0], pose.radius[:, 0]
+    left, top, side = middle(scene.width, scene.height)
+    native = is_whole(x, y, radius, scene.width, scene.height, slack=0)
+    return native and not is_whole(x - left, y - top, radius, side, side)
+
+
+def off_centre(first: int) -> Iterator[Scene]:
+    """Such scenes, of the seeds from one on."""
+    scenes = (draw_scene(seed, sizes=SIZES, lengths=(FRAMES,)) for seed in count(first))
+    return (scene for scene in scenes if is_off_centre(scene))
+
+
+def write_folders(root: Path, num: int) -> None:
+    """The same captioned clips twice: root/native, and root/square cropped; what is there already stays."""
+    if (root / "done").exists():
+        return
+    rows = []
+    for i, scene in enumerate(islice(off_centre(0), num)):
+        frames, (left, top, side) = np.ascontiguousarray(render(scene)), middle(scene.width, scene.height)
+        square = np.ascontiguousarray(frames[:, top : top + side, left : left + side])
+        for way, clip in zip(WAYS, (frames, square), strict=True):
+            path = root / way / "clips" / f"{i:06d}.mp4"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_video(path, torch.from_numpy(clip), fps=FPS, overwrite=True)
+        rows.append((f"clips/{i:06d}.mp4", caption(scene, scene.seed)))
+    for way in WAYS:
+        with (root / way / "metadata.csv").open("w", encoding="utf-8", newline="") as file:
+            csv.writer(file).writerows([("file_name", "text"), *rows])
+    (root / "done").touch()
+
+
+def recipe(root: Path, way: str, model: Path, *, steps: int, layers: int, budget: int) -> TrainConfig:
+    """What both trainings share: everything but the folder. Packs of one budget and equal steps are equal tokens."""
+    return TrainConfig(
+        stage="dit",
+        data=DataConfig(folder=root / way, token_budget=budget, val_clips=8),
+        dit=DitConfig(vae=model, text=model, num_layers=layers, base_tokens=20),
+        optim=OptimConfig(warmup_steps=min(200, steps // 4)),
+        run=RunConfig(dir=root / f"run_{way}", steps=steps, save_every=250, val_every=500, sample_every=0),
+        sample=SampleConfig(size=f"{SQUARE}x{SQUARE}", frames=FRAMES),
+    )
+
+
+def train(config: TrainConfig) -> VideoPipeline:
+    """Train, or go on, or only load what was trained."""
+    if not (config.run.dir / "checkpoint" / "model_index.json").exists():
+        stage = make_stage(config)
+        assert isinstance(stage, DitStage)
+        if not Trainer(stage, config).fit():  # pyright: ignore[reportArgumentType]
+            raise SystemExit(f"stopped; the same command goes on with {config.run.dir}")
+    return VideoPipeline.load(config.run.dir / "checkpoint")
+
+
+def subject_is_whole(found: Found) -> bool:
+    """Whether the largest thing that is found stays in the frame."""
+    if not found.things:
+        return False
+    pose = max(found.things, key=lambda thing: float(np.mean(thing.pose.radius))).pose
+    return is_whole(pose.x, pose.y, pose.radius, found.width, found.height)
+
+
+def rates(made: Sequence[Made], trained_on: str, made_as: str) -> Row:
+    """What the judge sees of where the things are."""
+    seen = [one.found for one in judge_clips(made)]
+    whole, num = sum(map(subject_is_whole, seen)), len(seen)
+    found = sum(bool(one.things) for one in seen)
+    return Row(trained_on, made_as, num, round(found / num, 4), round(whole / num, 4), wilson(whole, num))
+
+
+def compare(
+    root: Path, model: Path, *, num_clips: int, num_held: int, steps: int, layers: int, budget: int
+) -> list[Row]:
+    """Write, train twice, sample, judge."""
+    write_folders(root, num_clips)
+    scenes = sorted(islice(off_centre(FIRST_SEED), num_held), key=lambda scene: (scene.width, scene.height))
+    own = [Made(case_of(scene), 0, torch.from_numpy(draw(case_of(scene)).copy())) for scene in scenes]
+    rows = [rates(own, "the world's own", "native")]
+    for way in WAYS:
+        pipeline = train(recipe(root, way, model, steps=steps, layers=layers, budget=budget))
+        for made_as in WAYS:
+            made: list[Made] = []
+            for (width, height), group in groupby(scenes, key=lambda scene: (scene.width, scene.height)):
+                size = f"{width}x{height}" if made_as == "native" else pipeline.defaults.size
+                settings = replace(pipeline.defaults, size=size)
+                for jobs in batches(pipeline, [case_of(scene) for scene in group], 1, settings):
+                    made += make(pipeline, jobs, settings)[0]
+            rows.append(rates(made, way, made_as))
+    return rows
+
+
+def main() -> None:
+    """Measure everything and write assets/bench/framing.json."""
+    parser = argparse.ArgumentParser(prog="videogen bench framing", description=str(__doc__).split("\n")[0])
+    parser.add_argument("--model", type=Path, default=MINI, help="checkpoint whose VAE and text encoder are used")
+    parser.add_argument("--run", type=Path, default=Path("runs/framing"), help="folder of the clips and both runs")
+    parser.add_argument("--clips", type=int, default=2000, help="to train on")
+    parser.add_argument("--held", type=int, default=256, help="captions to judge by")
+    parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--layers", type=int, default=6)
+    parser.add_argument("--budget", type=int, default=1280, help="tokens a step")
+    parser.add_argument("--out", type=Path, default=BENCH / "framing.json")
+    args = parser.parse_args()
+    shared = {"steps": args.steps, "layers": args.layers, "budget": args.budget}
+    rows = compare(args.run, args.model, num_clips=args.clips, num_held=args.held, **shared)
+    for row in rows:
+        low, high = row.interval
+        print(
+            f"trained on {row.trained_on}, made as {row.made_as}: subject whole in {row.whole:.1%} "
+            f"({low:.1%} to {high:.1%}) of {row.clips} clips, found in {row.found:.1%}"
+        )
+    write_result(args.out, {"clips": args.clips, **shared, "rows": [row._asdict() for row in rows]})
+
+
+if __name__ == "__main__":
+    main()

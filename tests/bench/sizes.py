@@ -1,0 +1,102 @@
+"""Larger and longer than trained: how well clips follow their captions, for each way to tell the network its places.
+
+    videogen bench sizes [--model FOLDER] [--clips 64] [--seeds 2]  ->  assets/bench/sizes.json
+
+The trained size is that of the checkpoint's defaults. Every setting gets the same captions and seeds. Beside them stand
+the world's own clips of the same sizes: what the judge itself can see there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from tests.bench.judged import BENCH, Made, Scores, batches, cases_of, judge_clips, make, scores_of, write_result
+from videogen.config import MINI, POSITION_SCALINGS, SampleConfig, resolve_frames
+from videogen.judging import draw
+from videogen.pipeline import VideoPipeline
+from videogen.storage import checkpoint_id
+
+SCALES = ((1.0, 1.0), (1.5, 1.0), (2.0, 1.0), (1.0, 1.5), (1.0, 2.0), (2.0, 2.0))  # of the trained area and duration
+
+
+class Row(NamedTuple):
+    """How well the clips of a scale and a setting follow their captions."""
+
+    area: float
+    duration: float
+    size: str
+    frames: int
+    position_scaling: str
+    scores: Scores
+
+    def __str__(self) -> str:
+        share, (low, high) = self.scores["all"]["share"], self.scores["all"]["interval"]
+        where = f"area {self.area}x, duration {self.duration}x ({self.size}, {self.frames} frames)"
+        return f"{where}, {self.position_scaling}: all clauses {share:.1%} ({low:.1%} to {high:.1%})"
+
+
+def scaled(config: SampleConfig, area: float, duration: float, *, stride: int, time_stride: int) -> SampleConfig:
+    """The settings with the possible size nearest in area and shape, and the possible length nearest in frames."""
+    reach = range(stride, 3 * max(config.width, config.height), stride)
+    shape, wanted = config.width / config.height, area * config.width * config.height
+
+    def distance(width: int, height: int) -> float:
+        return abs(math.log(width * height / wanted)) + abs(math.log(width / height / shape))
+
+    width, height = min(product(reach, reach), key=lambda size: distance(*size))
+    frames = 1 + time_stride * round((duration * resolve_frames(config, time_stride) - 1) / time_stride)
+    return replace(config, size=f"{width}x{height}", frames=frames, seconds=None)
+
+
+def ways(area: float, duration: float) -> list[str]:
+    """The settings that differ at a scale: none does at the trained size, and RIFLEx is about time alone."""
+    if area == duration == 1:
+        return ["none"]
+    return [kind for kind in POSITION_SCALINGS if kind != "riflex" or duration > 1]
+
+
+def measure(
+    pipeline: VideoPipeline, *, num_clips: int, num_seeds: int, scales: Sequence[tuple[float, float]] = SCALES
+) -> list[Row]:
+    """A row for each scale and setting, and one for the world's own clips."""
+    rows: list[Row] = []
+    stride = pipeline.vae.space_stride * max(pipeline.transformer.base_patch[1:])
+    for area, duration in scales:
+        config = scaled(pipeline.defaults, area, duration, stride=stride, time_stride=pipeline.vae.time_stride)
+        cases = cases_of(config, num_clips)
+        about = area, duration, config.size, config.frames
+        own = judge_clips([Made(case, 0, torch.from_numpy(draw(case).copy())) for case in cases])
+        rows.append(Row(*about, "the world's own", scores_of(own)))
+        for kind in ways(area, duration):
+            told = replace(config, position_scaling=kind)
+            made = [make(pipeline, jobs, told)[0] for jobs in batches(pipeline, cases, num_seeds, told)]
+            judged = judge_clips([one for pack in made for one in pack])
+            rows.append(Row(*about, kind, scores_of(judged)))
+            print(rows[-1], flush=True)
+    return rows
+
+
+def main() -> None:
+    """Measure everything and write assets/bench/sizes.json."""
+    parser = argparse.ArgumentParser(prog="videogen bench sizes", description=str(__doc__).split("\n")[0])
+    parser.add_argument("--model", type=Path, default=MINI, help="checkpoint folder")
+    parser.add_argument("--clips", type=int, default=64, help="captions at each size")
+    parser.add_argument("--seeds", type=int, default=2, help="clips a caption")
+    parser.add_argument("--out", type=Path, default=BENCH / "sizes.json")
+    args = parser.parse_args()
+    pipeline = VideoPipeline.load(args.model)
+    pipeline.set_progress_bar_config(disable=True)
+    rows = measure(pipeline, num_clips=args.clips, num_seeds=args.seeds)
+    write_result(args.out, {"checkpoint": checkpoint_id(args.model), "rows": [row._asdict() for row in rows]})
+
+
+if __name__ == "__main__":
+    main()

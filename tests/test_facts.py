@@ -1,0 +1,129 @@
+"""What is where, said beside denoising: the truth of drawn clips, token by token."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from einops import reduce
+
+from tests.conftest import fit, tiny_recipe
+from videogen.config import DataConfig, TrainConfig
+from videogen.flow import flow_error, step_generator
+from videogen.packing import pack
+from videogen.stages import DitStage
+from videogen.toybox import draw_scene
+from videogen.toybox.facts import FACTS, cover, facts, ways
+from videogen.toybox.motions import Thing
+from videogen.toybox.render import masks
+from videogen.toybox.scenes import Scene
+
+SHAPES = {"kind": "circle", "size": "large", "radius": 8.0}
+
+
+def scene_of(*things: Thing, num_frames: int = 17) -> Scene:
+    return Scene(width=64, height=48, num_frames=num_frames, fps=8, background="black", things=things, seed=0)
+
+
+def test_cells_are_covered_as_the_masks_say() -> None:
+    scene = draw_scene(3, lengths=(17,))
+    shown, truth = cover(scene), masks(scene)
+    assert shown.shape == (len(scene.things), 5, scene.height // 8, scene.width // 8)
+    np.testing.assert_allclose(
+        shown.mean((2, 3))[:, 0], truth[0].mean((1, 2)), rtol=1e-5
+    )  # the first frame stands alone
+    pixels = reduce(truth[1:], "(t f) n h w -> n t", "mean", f=4)
+    np.testing.assert_allclose(shown.mean((2, 3))[:, 1:], pixels, rtol=1e-4)
+
+
+def test_a_fact_is_where_its_thing_is_and_nowhere_else() -> None:
+    red = Thing(colour="red", motion="right", x=12.0, y=24.0, speed=2.0, **SHAPES)  # type: ignore[arg-type]
+    blue = Thing(colour="blue", motion="still", x=52.0, y=24.0, **SHAPES)  # type: ignore[arg-type]
+    scene = scene_of(red, blue)
+    told = facts(scene, shown := cover(scene))
+    by_name = dict(zip(FACTS, told, strict=True))
+    np.testing.assert_array_equal(by_name["red"], shown[0])
+    np.testing.assert_array_equal(by_name["blue"], shown[1])
+    np.testing.assert_array_equal(by_name["circle"], (shown[0] + shown[1]).clip(0, 1))
+    np.testing.assert_array_equal(by_name["right"], shown[0])
+    for name in set(FACTS) - {"red", "blue", "circle", "right"}:
+        assert not by_name[name].any(), name
+
+
+@pytest.mark.parametrize(("motion", "expected"), [("left", "left"), ("up", "up"), ("still", None)])
+def test_ways_are_those_of_the_path(motion: str, expected: str | None) -> None:
+    thing = Thing(colour="red", motion=motion, x=32.0, y=24.0, speed=1.0, **SHAPES)  # type: ignore[arg-type]
+    found = ways(scene_of(thing))[0]
+    names = ("right", "left", "down", "up")
+    assert found.tolist() == [[float(name == expected) for name in names]] * 5
+
+
+def test_an_image_goes_nowhere() -> None:
+    thing = Thing(colour="red", motion="still", x=32.0, y=24.0, **SHAPES)  # type: ignore[arg-type]
+    assert not ways(scene_of(thing, num_frames=1)).any()
+
+
+@pytest.fixture
+def recipe(clips_folder: Path, checkpoint: Path, tmp_path: Path) -> TrainConfig:
+    base = tiny_recipe("dit", clips_folder, checkpoint, tmp_path / "run")
+    data = DataConfig(toybox=12, toybox_sizes=("64x64",), toybox_lengths=(1, 9), token_budget=240, val_clips=2)
+    return replace(base, data=data, dit=replace(base.dit, facts=0.1, facts_until=0.5, coarse_patch=(1, 4, 4)))
+
+
+def test_a_step_asks_for_the_facts_until_their_share_of_the_run_is_over(recipe: TrainConfig) -> None:
+    """facts_until 0.5 of 8 steps: the head has a gradient in step 3 and none in step 4."""
+    stage = DitStage(recipe)
+    batch = next(stage.batches(0))
+    head = stage.model.facts_head
+    assert head is not None
+    for step, asked in ((3, True), (4, False)):
+        head.zero_grad()
+        stage.loss(stage.model, batch, step)["loss"].backward()
+        assert (head.weight.grad is not None and bool(head.weight.grad.any())) == asked
+
+
+@pytest.mark.parametrize("patch", [(1, 2, 2), (1, 4, 4)])
+def test_each_token_is_told_what_its_cells_show(recipe: TrainConfig, patch: tuple[int, int, int]) -> None:
+    stage = DitStage(recipe)
+    batch = stage.read(stage.train[:3], 0)._replace(patch=patch)
+    task = stage._task(batch, batch.captions, step_generator(0, 0))
+    assert task.facts is not None
+    pt, ph, pw = patch
+    means = [reduce(told, "k (t a) (h b) (w c) -> (t h w) k", "mean", a=pt, b=ph, c=pw) for told in batch.facts]
+    torch.testing.assert_close(task.facts, torch.cat(means))
+
+
+def test_the_parts_of_a_task_add_up_with_facts_too(recipe: TrainConfig) -> None:
+    stage = DitStage(recipe)
+    batch = stage.read(stage.train[:6], 0)
+    task = stage._task(batch, batch.captions, step_generator(0, 0))
+    whole = flow_error(stage.model, task, 0.1)
+    parts = [flow_error(stage.model, part, 0.1) for part in task.parts(sum(task.clean.lengths) // 3)]
+    assert len(parts) > 1
+    torch.testing.assert_close(sum(parts), whole, rtol=1e-5, atol=0)  # float32, another order of sums
+    assert whole > flow_error(stage.model, task)
+
+
+def test_a_run_with_facts_trains_and_is_saved_with_its_head(recipe: TrainConfig) -> None:
+    assert fit(recipe)
+    trained = DitStage(replace(recipe, dit=replace(recipe.dit, init=recipe.run.dir / "checkpoint"))).model
+    assert trained.facts_head is not None
+    assert not trained.is_wan
+
+
+def test_a_folder_knows_no_facts(clips_folder: Path, checkpoint: Path, tmp_path: Path) -> None:
+    base = tiny_recipe("dit", clips_folder, checkpoint, tmp_path / "run")
+    with pytest.raises(ValueError, match=r"dit\.facts needs clips whose truth is known; set data\.toybox, or leave"):
+        DitStage(replace(base, dit=replace(base.dit, facts=0.1)))
+
+
+def test_facts_pack_like_latents(recipe: TrainConfig) -> None:
+    stage = DitStage(recipe)
+    index = stage.train[0]
+    told = stage.facts(index)
+    assert told is not None
+    assert told.shape == (len(FACTS), *stage.cache.read(index, 0).shape[1:])
+    assert pack([told], (1, 2, 2)).lengths == pack([stage.cache.read(index, 0)], (1, 2, 2)).lengths

@@ -1,0 +1,68 @@
+"""The networks that training takes from checkpoint folders, and leaves as they are.
+
+DitConfig  ->  Frozen(VAE, tokenizer, text encoder, scheduler)
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+import diffusers
+import torch
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from videogen.checkpoint import load_vae
+from videogen.config import DitConfig
+from videogen.dit import VideoDiT
+from videogen.sampling import Scheduler
+from videogen.text import load_text
+from videogen.vae import SPACE_STRIDE, VideoVAE
+from videogen.wan_folder import class_of, read_json
+from videogen.wan_vae import WanVAE
+
+Model = TypeVar("Model", VideoVAE, VideoDiT)
+
+
+class Frozen(NamedTuple):
+    """What stands beside a DiT."""
+
+    vae: VideoVAE | WanVAE
+    tokenizer: PreTrainedTokenizerBase
+    text_encoder: PreTrainedModel
+    scheduler: Scheduler | None = None
+
+
+def frozen_parts(dit: DitConfig) -> Frozen:
+    """VAE and text encoder of their own folders; for a LoRA all of the pipeline that it is for."""
+    if not dit.lora_rank or dit.init is None:
+        vae = load_part(VideoVAE, dit.vae, "vae").eval().requires_grad_(requires_grad=False)
+        return Frozen(vae, *load_text(dit.text))
+    vae = load_vae(dit.init).eval().requires_grad_(requires_grad=False)
+    if vae.space_stride != SPACE_STRIDE:
+        raise ValueError(f"{dit.init} has cells of {vae.space_stride} pixels; training takes models of {SPACE_STRIDE}")
+    index = read_json(dit.init / "model_index.json")
+    if class_of(index, "transformer_2") is not None:
+        raise ValueError(f"{dit.init} has two transformers; training takes models of one, such as Wan 2.1")
+    name = class_of(index, "scheduler")
+    scheduler = getattr(diffusers, name).from_pretrained(dit.init, subfolder="scheduler") if name else None
+    return Frozen(vae, *load_text(dit.init), scheduler)
+
+
+def encoder_id(vae: VideoVAE | WanVAE) -> str:
+    """A name for all that decides a VAE's latents; a decoder that is trained on changes nothing of it."""
+    digest = hashlib.sha256()
+    layers: list[nn.Module] = [vae.encoder, *([vae.quant_conv] if isinstance(vae, WanVAE) else [])]
+    for name, value in (item for layer in layers for item in sorted(layer.state_dict().items())):
+        digest.update(name.encode() + value.cpu().contiguous().numpy().tobytes())
+    digest.update(str((vae.config["latents_mean"], vae.config["latents_std"])).encode())
+    return digest.hexdigest()
+
+
+def load_part(kind: type[Model], folder: Path, name: str) -> Model:
+    """One model of a checkpoint folder."""
+    if not (folder / name / "config.json").is_file():
+        raise ValueError(f"{folder} has no {name}/config.json; give a checkpoint folder that holds one")
+    return kind.from_pretrained(folder, subfolder=name, dtype=torch.float32)
