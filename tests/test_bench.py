@@ -1,22 +1,26 @@
 """The measurements that need a trained checkpoint, run on a tiny one: they end, and they measure what they say."""
 
+import json
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from transformers import BertModel, PreTrainedTokenizerFast
 
-from tests.bench import framing, judged, patches, sizes
+from tests.bench import framing, judged, mini, patches, readme, sizes, teaser
+from tests.bench.judged import Made
 from tests.conftest import tiny_dit
 from videogen.config import SampleConfig
-from videogen.judging import Clip, draw, look
+from videogen.judging import Clip, JudgeArgs, draw, list_cases, look
 from videogen.pipeline import VideoPipeline
 from videogen.plain import to_mapping
 from videogen.toybox import render
-from videogen.toybox.judge import judge
-from videogen.toybox.judge.tally import Judged
+from videogen.toybox.backgrounds import paint
+from videogen.toybox.judge import judge, parse
+from videogen.toybox.judge.tally import Case, Judged
 from videogen.toybox.scenes import track
 from videogen.vae import VideoVAE
 from videogen.video_io import probe
@@ -132,3 +136,127 @@ def test_framing_is_compared_on_the_same_clips_and_tokens(checkpoint: Path, tmp_
     assert len(render(first)) == framing.FRAMES
     again = framing.compare(tmp_path, checkpoint, **options)  # nothing is trained twice
     assert again == rows
+
+
+def rows_in(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()[1:]]
+
+
+@pytest.mark.usefixtures("quick_judge")
+def test_a_checkpoint_is_measured_against_every_floor(
+    own_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    index = own_checkpoint / "model_index.json"
+    index.write_text(index.read_text(encoding="utf-8").replace('"steps": 3', '"steps": 5'), encoding="utf-8")
+    page, out, rows = tmp_path / "README.md", tmp_path / "mini.json", tmp_path / "rows.jsonl"
+    page.write_text("before\n<!-- mini -->\nold\n<!-- /mini -->\nafter\n", encoding="utf-8")
+    monkeypatch.setattr(readme, "PAGES", (page,))
+    options = ["--clips", "3", "--seeds", "2", "--rows", str(rows), "--out", str(out), "--write"]
+    mini.main(["--model", str(own_checkpoint), *options])
+    result = json.loads(out.read_text(encoding="utf-8"))
+    ways = {name: list(of_name) for name, of_name in result["scores"].items()}
+    made = ["default", "4 steps"]
+    assert ways == {
+        "held-out captions": [*made, "after the VAE", "the world's own", "shuffled captions"],
+        "new combinations": [*made, "shuffled captions"],
+        "paraphrases": [*made, "shuffled captions"],
+    }
+    assert result["scores"]["paraphrases"]["4 steps"]["all"]["clips"] == 6
+    assert result["scores"]["held-out captions"]["after the VAE"]["all"]["clips"] == result["vae"]["clips"] == 3
+    assert list(result["seconds_a_clip"]) == made
+    assert len(result["floors"]) == 12
+    done = rows_in(rows.with_suffix(".done.jsonl"))
+    assert len(done) == 3 * 2 * 2 * 3 + 2 * 3
+    assert not rows.exists()
+    table, told = readme.mini(result), capsys.readouterr().out
+    assert page.read_text(encoding="utf-8") == f"before\n<!-- mini -->\n{table}\n<!-- /mini -->\nafter\n"
+    assert table in told
+    assert readme.clauses(result) in told
+
+
+@pytest.mark.usefixtures("quick_judge")
+def test_an_interrupted_measurement_goes_on_with_the_same_result(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain, num_judged = mini.judge_clips, 0
+
+    def stop_at_11(made: list[Made]) -> list[Judged]:
+        nonlocal num_judged
+        num_judged += 1
+        if num_judged == 11:
+            raise KeyboardInterrupt
+        return plain(made)
+
+    options = {"num_clips": 3, "num_seeds": 2}
+    whole = mini.measure(checkpoint, tmp_path / "whole.jsonl", **options)
+    monkeypatch.setattr(mini, "judge_clips", stop_at_11)
+    part = tmp_path / "deep" / "part.jsonl"
+    with pytest.raises(KeyboardInterrupt):
+        mini.measure(checkpoint, part, **options)
+    assert len(rows_in(part)) == 10
+    with part.open("a", encoding="utf-8") as file:
+        file.write('{"captions": "held-out')  # a kill while writing
+    again = mini.measure(checkpoint, part, **options)
+    assert num_judged == 1 + len(rows_in(part)) == 1 + len(rows_in(tmp_path / "whole.jsonl"))
+    for name in ("vae", "floors", "scores"):
+        assert again[name] == whole[name]
+    with pytest.raises(ValueError, match="rows of another checkpoint"):
+        mini.measure(checkpoint, part, num_clips=2, num_seeds=2)
+
+
+def test_each_floor_asks_the_clips_that_it_names() -> None:
+    def asked(caption: str) -> set[str]:
+        clauses = parse(caption)
+        return {aim.name for aim in mini.AIMS if aim.captions == mini.HELD_OUT and aim.asked(clauses)}
+
+    common = {"background", "class (shape, digit, sprite)", "direction / motion kind", "camera"}
+    star, digit, cat = "a red star moves left", "a red digit 7 moves left", "a small cat moves left"
+    assert asked(star) == common | {"colour of shapes", "count (1-2)", "all clauses, one object"}
+    assert asked(digit) == asked(cat) == common | {"count (1-2)", "all clauses, one object"}
+    two = f"{star} and {cat}"
+    assert asked(two) == common | {"colour of shapes", "count (1-2)", "all clauses, two objects"}
+    assert asked(f"{star}, {cat} and a blue star sits still") == common | {"colour of shapes"}
+
+
+def test_a_floor_counts_the_clips_in_which_its_clause_was_said() -> None:
+    star, bare = Case("", parse("a red star moves left")), Case("", parse("a red star"))
+    verdicts = [(star, {"motion": True, "all": True}), (star, {"motion": False, "all": False}), (bare, {"all": True})]
+    aims = {aim.name: aim for aim in mini.AIMS}
+    assert mini.count_aim(aims["direction / motion kind"], verdicts) == (1, 2)
+    assert mini.count_aim(aims["all clauses, one object"], verdicts) == (2, 3)
+    assert mini.count_aim(aims["camera"], verdicts) == (0, 0)
+
+
+def test_foreground_is_what_stands_out_from_the_background() -> None:
+    case = judged.cases_of(SampleConfig(frames=9), 1)[0]
+    clip, scene = draw(case), case.scene
+    assert scene is not None
+    empty = np.broadcast_to(paint(scene), clip.shape).astype(np.uint8)
+    assert mini.foreground_iou(clip, clip, scene) == 1
+    assert mini.foreground_iou(empty, clip, scene) == 0
+    half = np.where(np.arange(len(clip))[:, None, None, None] < 4, clip, empty)
+    assert 0.2 < mini.foreground_iou(half, clip, scene) < 0.7  # it grows or moves, so not exactly 4 / 9
+
+
+def test_hand_written_sentences_differ_and_are_of_one_thing() -> None:
+    cases = list_cases(JudgeArgs(captions=mini.SENTENCES))
+    assert len({case.prompt for case in cases}) == len(cases) == 100
+    assert {len(case.clauses.things) for case in cases} == {1}
+
+
+def test_the_teaser_shows_every_prompt_under_its_clip(checkpoint: Path, tmp_path: Path) -> None:
+    out = tmp_path / "teaser.webp"
+    teaser.main(["--model", str(checkpoint), "--out", str(out)])
+    with Image.open(out) as picture:
+        picture.load()
+        assert picture.n_frames == 9
+        assert picture.info["duration"] == 125  # milliseconds a frame at 8 a second
+        width, height = picture.size
+    clip_height, below = 32 * teaser.SCALE, teaser.label(teaser.PROMPTS[0], 48 * teaser.SCALE)
+    assert width == 4 * (48 * teaser.SCALE + teaser.GAP)
+    assert height == 2 * (clip_height + len(below) + teaser.GAP)
+    for prompt in teaser.PROMPTS:
+        words = teaser.label(prompt, 64 * teaser.SCALE)
+        dark = np.argwhere((words < 128).any(-1))
+        assert len(dark) > 200
+        assert (dark.max(0) < np.array(words.shape[:2]) - 1).all()  # nothing is cut off

@@ -141,7 +141,9 @@ def sample(argv: Sequence[str] | None = None) -> int:
 class BenchArgs:
     """Measure what the README claims; the result goes to assets/bench/NAME.json."""
 
-    name: tyro.conf.Positional[Literal["framing", "line", "packing", "patches", "sizes", "sweep", "wan", "wan_vae"]]
+    name: tyro.conf.Positional[
+        Literal["framing", "line", "mini", "packing", "patches", "sizes", "sweep", "teaser", "wan", "wan_vae"]
+    ]
     """Which measurement."""
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -33,8 +34,58 @@ def line(result: dict) -> str:
     return rows(["64x64, 17 frames, default settings", note], body)
 
 
+def percent(score: dict) -> str:
+    """A share with its interval: 97.3% (95.1-98.5); nothing where no clip was asked."""
+    low, high = score["interval"]
+    return f"{score['share']:.1%} ({100 * low:.1f}-{100 * high:.1f})" if score["clips"] else ""
+
+
 def mini(result: dict) -> str:
-    """What the default checkpoint gets right, between its ceilings and its floor."""
+    """What a checkpoint gets right, beside the floors that it is held to."""
+    if "floors" not in result:
+        return first_mini(result)
+    default, *others = result["scores"]["held-out captions"]
+    body: list[list[object]] = []
+    for row in result["floors"]:
+        met = {True: "yes", False: "no", None: ""}[row["met"]]
+        if "measured" in row:
+            cells = {way: percent(score) for way, score in row["measured"].items()}
+            body.append([row["name"], f"{row['least']:.0%}", cells[default], met, *(cells.get(w, "") for w in others)])
+        else:
+            body.append([row["name"], f"{row['least']:g}", f"{row['value']:.4g}", met, *("" for _ in others)])
+    settings, seconds = result["settings"], result["seconds_a_clip"]
+    header = ["clause", "at least", f"{default} ({settings['steps']} steps)", "met", *others]
+    length = f"{settings['frames']} frames" if settings["seconds"] is None else f"{settings['seconds']:g} seconds"
+    how = f"{settings['size']}, {length}, {settings['sampler']}, guidance {settings['guidance']:g}"
+    note = f"{result['clips']} captions of each set (100 paraphrases at most), {result['seeds']} seeds, {how}"
+    took = ", ".join(f"{value:.2f} ({way})" for way, value in seconds.items())
+    where = f"{result['machine']}, {result['threads']} threads, {result['date']}"
+    return (
+        f"{rows(header, body)}\n\n{note}; 95% intervals (Wilson). VAE: means over {result['vae']['clips']} clips. "
+        f"Seconds a clip, in packs: {took}; {where}, checkpoint {result['checkpoint']['sha256']}."
+    )
+
+
+def clauses(result: dict) -> str:
+    """Every clause of every set of captions, a table a set."""
+    tables = []
+    for name, ways in result["scores"].items():
+        found = dict.fromkeys(clause for way in ways.values() for clause in way)
+        none = {"clips": 0, "share": 0, "interval": (0, 1)}
+        body: list[list[object]] = [
+            [
+                clause,
+                *(percent(way.get(clause, none)) for way in ways.values()),
+                ways["default"].get(clause, none)["clips"],
+            ]
+            for clause in found
+        ]
+        tables.append(rows([name, *ways, "clips"], body))
+    return "\n\n".join(tables)
+
+
+def first_mini(result: dict) -> str:
+    """The table of the first default checkpoint, which another reader measured; it goes when that checkpoint does."""
     kinds = ("world's own clips", "after the VAE", "generated", "shuffled captions")
     body: list[list[object]] = [[kind, *(f"{result[kind][k]:.0%}" for k in result[kind])] for kind in kinds]
     table = rows(["", *result[kinds[0]]], body)
@@ -61,18 +112,40 @@ def sweep(result: dict) -> str:
     return rows([what, f"{result['machine']}, {result['date']}, commit {result['commit']}, medians"], body)
 
 
-TABLES = {"line": line, "mini": mini, "real_overfit": real_overfit, "sweep": sweep}
+TABLES = {
+    "line": ("line", line),
+    "mini": ("mini", mini),
+    "clauses": ("mini", clauses),
+    "real_overfit": ("real_overfit", real_overfit),
+    "sweep": ("sweep", sweep),
+}
+"""Each table by the name of its markers: the result file it is made from, and how."""
+
+
+def put(text: str, name: str, table: str) -> str:
+    """A page with a table between its markers; the same page where it has none."""
+    begin, end = f"<!-- {name} -->\n", f"<!-- /{name} -->"
+    if begin not in text:
+        return text
+    before, after = text.split(begin, 1)
+    return f"{before}{begin}{table}\n{end}{after.split(end, 1)[1]}"
 
 
 def filled(text: str) -> str:
     """A page with every table as its result file has it."""
-    for name, table in TABLES.items():
-        path = ROOT / "assets" / "bench" / f"{name}.json"
+    for name, (file, table) in TABLES.items():
+        path = ROOT / "assets" / "bench" / f"{file}.json"
         if path.is_file() and f"<!-- {name} -->" in text:
-            made = table(json.loads(path.read_text(encoding="utf-8")))
-            before, after = text.split(f"<!-- {name} -->\n", 1)
-            text = f"{before}<!-- {name} -->\n{made}\n<!-- end -->{after.split('<!-- end -->', 1)[1]}"
+            text = put(text, name, table(json.loads(path.read_text(encoding="utf-8"))))
     return text
+
+
+def write(page: Path, tables: Mapping[str, str]) -> None:
+    """Put tables into a page, where it has their markers."""
+    text = page.read_text(encoding="utf-8")
+    for name, table in tables.items():
+        text = put(text, name, table)
+    page.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

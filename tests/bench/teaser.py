@@ -1,14 +1,23 @@
-"""The README's teaser: eight prompts, seeds 0-7, default settings, in one GIF. python tests/bench/teaser.py."""
+"""The README's teaser: eight prompts, seeds 0-7, default settings, each caption under its clip.
+
+videogen bench teaser [--model FOLDER]  ->  assets/teaser.webp
+"""
 
 from __future__ import annotations
 
+import argparse
+import io
+import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from einops import rearrange, repeat
+from PIL import Image, ImageDraw, ImageFont
 
+from videogen.config import MINI
 from videogen.pipeline import VideoPipeline
-from videogen.video_io import write_video
 
 ROOT = Path(__file__).parents[2]
 PROMPTS = (
@@ -21,15 +30,57 @@ PROMPTS = (
     "a big white cross moves up on a black background",
     "a large pink diamond moves left on a dark blue background",
 )
+ROWS, SCALE, GAP = 2, 3, 8  # the scale is in pixels a pixel, the gap in pixels
+FONT_SIZE, NUM_LINES = 14, 3
+INK, PAPER = (34, 38, 43), (255, 255, 255)
+MOST_BYTES = 3_000_000
 
 
-def main() -> None:
-    """Make the clips and lay them out four by two, at twice their size."""
-    pipeline = VideoPipeline.load(ROOT / "assets" / "mini")
-    clips = torch.stack(pipeline(PROMPTS, pipeline.defaults, seeds=range(8)))
-    grid = rearrange(clips, "(rows columns) t h w c -> t (rows h) (columns w) c", rows=2)
-    large = repeat(grid, "t h w c -> t (h two) (w also) c", two=2, also=2)
-    write_video(ROOT / "assets" / "teaser.gif", large.contiguous(), fps=pipeline.defaults.fps, overwrite=True)
+def label(prompt: str, width: int) -> np.ndarray:
+    """A caption in lines of at most a width in pixels, (h, width, 3) uint8."""
+    font = ImageFont.load_default(FONT_SIZE)
+    most = max(n for n in range(1, len(prompt) + 1) if font.getlength("n" * n) <= width or n == 1)
+    image = Image.new("RGB", (width, round(1.35 * FONT_SIZE * NUM_LINES)), PAPER)
+    text = "\n".join(textwrap.wrap(prompt, most))
+    ImageDraw.Draw(image).multiline_text((0, 2), text, fill=INK, font=font)
+    return np.asarray(image)
+
+
+def lay_out(clips: Sequence[np.ndarray], prompts: Sequence[str]) -> np.ndarray:
+    """Clips (t, h, w, 3) of one size, enlarged, in rows with a caption under each: (t, height, width, 3) uint8."""
+    cells = []
+    for clip, prompt in zip(clips, prompts, strict=True):
+        large = repeat(clip, "t h w c -> t (h tall) (w wide) c", tall=SCALE, wide=SCALE)
+        below = repeat(label(prompt, large.shape[2]), "h w c -> t h w c", t=len(large))
+        cell = np.concatenate([large, below], axis=1)
+        cells.append(np.pad(cell, ((0, 0), (0, GAP), (0, GAP), (0, 0)), constant_values=PAPER[0]))
+    return rearrange(np.stack(cells), "(rows columns) t h w c -> t (rows h) (columns w) c", rows=ROWS)
+
+
+def to_webp(frames: np.ndarray, fps: float) -> bytes:
+    """An animation that repeats for ever."""
+    first, *rest = (Image.fromarray(frame) for frame in frames)
+    file = io.BytesIO()
+    pause = round(1000 / fps)
+    first.save(file, "webp", save_all=True, append_images=rest, duration=pause, loop=0, quality=90)
+    return file.getvalue()
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Make the clips and write them side by side."""
+    parser = argparse.ArgumentParser(prog="videogen bench teaser", description=str(__doc__).split("\n")[0])
+    parser.add_argument("--model", type=Path, default=MINI, help="checkpoint folder")
+    parser.add_argument("--out", type=Path, default=ROOT / "assets" / "teaser.webp")
+    args = parser.parse_args(argv)
+    pipeline = VideoPipeline.load(args.model)
+    clips: list[torch.Tensor] = pipeline(PROMPTS, pipeline.defaults, seeds=range(len(PROMPTS)))
+    picture = to_webp(lay_out([clip.numpy() for clip in clips], PROMPTS), pipeline.defaults.fps)
+    if len(picture) > MOST_BYTES:
+        raise ValueError(f"the teaser may have {MOST_BYTES:,} bytes, got {len(picture):,}; lower SCALE in {__file__}")
+    part = args.out.with_name(args.out.name + ".part")
+    part.write_bytes(picture)
+    part.replace(args.out)
+    print(f"{args.out}  ({len(picture):,} bytes)")
 
 
 if __name__ == "__main__":
