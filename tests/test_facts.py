@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 import torch
 from einops import reduce
+from safetensors.torch import load_file
 
 from tests.conftest import fit, tiny_recipe
 from videogen.config import DataConfig, TrainConfig
 from videogen.flow import flow_error, step_generator
-from videogen.packing import pack
 from videogen.stages import DitStage
 from videogen.toybox import draw_scene
-from videogen.toybox.facts import FACTS, cover, facts, ways
+from videogen.toybox.facts import FACTS, Truth, cover, say, truth, ways
 from videogen.toybox.motions import Thing
 from videogen.toybox.render import masks
 from videogen.toybox.scenes import Scene
@@ -30,12 +30,12 @@ def scene_of(*things: Thing, num_frames: int = 17) -> Scene:
 
 def test_cells_are_covered_as_the_masks_say() -> None:
     scene = draw_scene(3, lengths=(17,))
-    shown, truth = cover(scene), masks(scene)
+    shown, exact = cover(scene, 4, 8), masks(scene)
     assert shown.shape == (len(scene.things), 5, scene.height // 8, scene.width // 8)
     np.testing.assert_allclose(
-        shown.mean((2, 3))[:, 0], truth[0].mean((1, 2)), rtol=1e-5
+        shown.mean((2, 3))[:, 0], exact[0].mean((1, 2)), rtol=1e-5
     )  # the first frame stands alone
-    pixels = reduce(truth[1:], "(t f) n h w -> n t", "mean", f=4)
+    pixels = reduce(exact[1:], "(t f) n h w -> n t", "mean", f=4)
     np.testing.assert_allclose(shown.mean((2, 3))[:, 1:], pixels, rtol=1e-4)
 
 
@@ -43,7 +43,8 @@ def test_a_fact_is_where_its_thing_is_and_nowhere_else() -> None:
     red = Thing(colour="red", motion="right", x=12.0, y=24.0, speed=2.0, **SHAPES)  # type: ignore[arg-type]
     blue = Thing(colour="blue", motion="still", x=52.0, y=24.0, **SHAPES)  # type: ignore[arg-type]
     scene = scene_of(red, blue)
-    told = facts(scene, shown := cover(scene))
+    shown = (255 * cover(scene, 4, 8)).round().astype(np.uint8).astype(np.float32) / 255
+    told = say(truth(scene))
     by_name = dict(zip(FACTS, told, strict=True))
     np.testing.assert_array_equal(by_name["red"], shown[0])
     np.testing.assert_array_equal(by_name["blue"], shown[1])
@@ -56,14 +57,21 @@ def test_a_fact_is_where_its_thing_is_and_nowhere_else() -> None:
 @pytest.mark.parametrize(("motion", "expected"), [("left", "left"), ("up", "up"), ("still", None)])
 def test_ways_are_those_of_the_path(motion: str, expected: str | None) -> None:
     thing = Thing(colour="red", motion=motion, x=32.0, y=24.0, speed=1.0, **SHAPES)  # type: ignore[arg-type]
-    found = ways(scene_of(thing))[0]
+    found = ways(scene_of(thing), 4)[0]
     names = ("right", "left", "down", "up")
     assert found.tolist() == [[float(name == expected) for name in names]] * 5
 
 
+def test_a_thing_that_rests_under_a_moving_camera_goes_nowhere() -> None:
+    """As its caption says: the camera moves, not the thing."""
+    thing = Thing(colour="red", motion="still", x=32.0, y=24.0, **SHAPES)  # type: ignore[arg-type]
+    scene = replace(scene_of(thing), camera="pan right", camera_speed=1.0, background="desert")
+    assert not ways(scene, 4).any()
+
+
 def test_an_image_goes_nowhere() -> None:
     thing = Thing(colour="red", motion="still", x=32.0, y=24.0, **SHAPES)  # type: ignore[arg-type]
-    assert not ways(scene_of(thing, num_frames=1)).any()
+    assert not ways(scene_of(thing, num_frames=1), 4).any()
 
 
 @pytest.fixture
@@ -88,7 +96,7 @@ def test_a_step_asks_for_the_facts_until_their_share_of_the_run_is_over(recipe: 
 @pytest.mark.parametrize("patch", [(1, 2, 2), (1, 4, 4)])
 def test_each_token_is_told_what_its_cells_show(recipe: TrainConfig, patch: tuple[int, int, int]) -> None:
     stage = DitStage(recipe)
-    batch = stage.read(stage.train[:3], 0)._replace(patch=patch)
+    batch = stage.read(stage.train[:3], 0, facts=True)._replace(patch=patch)
     task = stage._task(batch, batch.captions, step_generator(0, 0))
     assert task.facts is not None
     pt, ph, pw = patch
@@ -98,7 +106,7 @@ def test_each_token_is_told_what_its_cells_show(recipe: TrainConfig, patch: tupl
 
 def test_the_parts_of_a_task_add_up_with_facts_too(recipe: TrainConfig) -> None:
     stage = DitStage(recipe)
-    batch = stage.read(stage.train[:6], 0)
+    batch = stage.read(stage.train[:6], 0, facts=True)
     task = stage._task(batch, batch.captions, step_generator(0, 0))
     whole = flow_error(stage.model, task, 0.1)
     parts = [flow_error(stage.model, part, 0.1) for part in task.parts(sum(task.clean.lengths) // 3)]
@@ -120,10 +128,26 @@ def test_a_folder_knows_no_facts(clips_folder: Path, checkpoint: Path, tmp_path:
         DitStage(replace(base, dit=replace(base.dit, facts=0.1)))
 
 
+def test_what_is_kept_beside_a_latent_says_what_is_drawn(recipe: TrainConfig) -> None:
+    """Added to a latent of a run without facts, then read with it."""
+    plain, index = DitStage(replace(recipe, dit=replace(recipe.dit, facts=0.0))), 3
+    plain.cache.read(index, 0)
+    assert list(load_file(plain.cache.path_of(index, 0))) == ["latent"]
+    stage = DitStage(recipe)
+    drawn = truth(stage.folder.scene(index))  # type: ignore[union-attr]
+    for _ in range(2):
+        kept = stage.cache.tensors(index, 0)
+        for name, value in drawn._asdict().items():
+            assert np.array_equal(kept[name].numpy(), value), name
+    assert load_file(stage.cache.path_of(index, 0)).keys() == {"latent", *Truth._fields}
+
+
 def test_facts_pack_like_latents(recipe: TrainConfig) -> None:
     stage = DitStage(recipe)
-    index = stage.train[0]
-    told = stage.facts(index)
-    assert told is not None
-    assert told.shape == (len(FACTS), *stage.cache.read(index, 0).shape[1:])
-    assert pack([told], (1, 2, 2)).lengths == pack([stage.cache.read(index, 0)], (1, 2, 2)).lengths
+    batch = stage.read(stage.train[:3], 0, facts=True)
+    assert [told.shape for told in batch.facts] == [(len(FACTS), *latent.shape[1:]) for latent in batch.latents]
+
+
+def test_a_model_without_a_head_for_facts_is_refused(recipe: TrainConfig, checkpoint: Path) -> None:
+    with pytest.raises(ValueError, match=r"dit\.facts needs a model with a head for them, and .* has none"):
+        DitStage(replace(recipe, dit=replace(recipe.dit, init=checkpoint)))

@@ -59,6 +59,21 @@ def test_a_decode_that_failed_goes_on_from_the_latent_with_the_same_command(
         assert (tmp_path / "out" / f"{name}.mp4").read_bytes() == (tmp_path / "whole" / f"{name}.mp4").read_bytes()
 
 
+def test_clips_that_were_decoded_before_another_failed_stay_as_they_are(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words += ["--num", "2", "--out", str(tmp_path)]
+    assert sample(words) == 0
+    first, second = (tmp_path / f"a-red-circle-{i}.mp4" for i in (0, 1))
+    wanted = second.read_bytes()
+    second.unlink()  # as where the second one's decode failed
+    finished = first.stat().st_mtime_ns
+    forbid_denoising(monkeypatch)
+    assert sample(words) == 0
+    assert first.stat().st_mtime_ns == finished
+    assert second.read_bytes() == wanted
+
+
 def test_clips_without_a_latent_are_made_beside_those_that_have_one(words: list[str], tmp_path: Path) -> None:
     assert sample([*words, "--out", str(tmp_path)]) == 0
     first = tmp_path / "a-red-circle-0.mp4"

@@ -13,6 +13,7 @@ from accelerate import hooks
 from diffusers import AutoencoderKLWan
 from diffusers.hooks import group_offloading
 from diffusers.quantizers.gguf.utils import GGUFLinear
+from peft import LoraConfig
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -24,6 +25,7 @@ from tests.wan_folders import DIT, KINDS, save
 from videogen.cli import sample
 from videogen.dit import VideoDiT
 from videogen.estimate import vae_flop
+from videogen.lora import save_lora
 from videogen.memory import QUANTISERS, load_small, read_gguf
 from videogen.packing import pack, shared_level
 from videogen.pipeline import Job, VideoPipeline
@@ -168,6 +170,19 @@ def test_weights_of_eight_bits_make_nearly_the_same_clip(kind: str, folders: dic
         assert expert.scale_shift_table.dtype == torch.float32
     error = close(make(ours, images_for(kind))[0], wanted)
     assert 0 < error < 0.1, "three bits of mantissa"
+
+
+def test_a_lora_stands_in_full_precision_beside_weights_of_eight_bits(folders: dict[str, Path], tmp_path: Path) -> None:
+    plain = VideoPipeline.load(folders["T2V 2.1"])
+    plain.transformer.add_adapter(
+        LoraConfig(r=2, lora_alpha=2, target_modules=["to_q", "to_v"], init_lora_weights=False)
+    )
+    save_lora(plain.transformer, tmp_path)
+    loras = [f"{tmp_path}=0.5"]
+    wanted = make(load_small(folders["T2V 2.1"], loras=loras), None)[0]
+    ours = load_small(folders["T2V 2.1"], quantise="fp8", loras=loras)
+    assert {p.dtype for name, p in ours.transformer.named_parameters() if "lora_" in name} == {torch.float32}
+    assert 0 < close(make(ours, None)[0], wanted) < 0.1
 
 
 def test_a_model_with_a_second_patch_size_takes_eight_bits(pipeline: VideoPipeline, tmp_path: Path) -> None:

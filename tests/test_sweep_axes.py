@@ -15,6 +15,7 @@ from tests.test_cli import refused
 from videogen.cli import sample
 from videogen.generate import parse_args
 from videogen.sweep.axes import combinations, read_axes
+from videogen.sweep.command import make_plan
 from videogen.sweep.plan import Run
 
 # --- axes
@@ -157,6 +158,16 @@ def test_a_run_has_a_command_that_makes_its_clip(checkpoint: Path) -> None:
         args = parse_args(shlex.split(plan.command(run))[2:])
         made = args.sample if run.config.seconds is None else replace(args.sample, frames=run.config.frames)
         assert (args.prompt, args.seed, made) == ((run.prompt,), run.seed, run.config)
+
+
+def test_what_stands_beside_the_model_tells_sweeps_apart_and_is_in_their_commands(checkpoint: Path) -> None:
+    """A LoRA, fewer bits: the rows of one are not the rows of the other."""
+    words = ["x", "--model", str(checkpoint), "--sweep", "steps=2,3"]
+    beside = ["--lora", "a.safetensors=0.5", "b", "--quantise", "fp8"]
+    plain, other = (make_plan(parse_args(more)) for more in (words, [*words, *beside]))
+    assert plain.manifest() != other.manifest()
+    args = parse_args(shlex.split(other.command(other.runs()[0]))[2:])
+    assert (args.lora, args.quantise) == (("a.safetensors=0.5", "b"), "fp8")
 
 
 def test_every_difference_is_another_key() -> None:

@@ -244,6 +244,8 @@ class DitConfig:
             raise ValueError("a LoRA trains no patch sizes; leave dit.coarse_patch out, or set dit.lora_rank to 0")
         if self.attention_head_dim % 2:
             raise ValueError(f"attention_head_dim must be even, got {self.attention_head_dim}")
+        if not 0 <= self.facts < math.inf:
+            raise ValueError(f"facts must be 0 or more, got {self.facts:g}")
         for name in ("caption_dropout", "uniform_sigmas", "coarse_share", "coarse_from", "facts_until"):
             if not 0 <= (value := getattr(self, name)) <= 1:
                 raise ValueError(f"{name} must be a share, 0 to 1, got {value:g}")

@@ -266,8 +266,15 @@ class LatentCache:
     is never stale, and a killed run leaves no half-written one.
     """
 
-    def __init__(self, folder: Clips, vae_id: str, encode: Callable[[Tensor], Tensor], cache_dir: Path) -> None:
-        self.folder, self.vae_id, self.encode, self.cache_dir = folder, vae_id, encode, cache_dir
+    def __init__(
+        self,
+        folder: Clips,
+        vae_id: str,
+        encode: Callable[[Tensor], Tensor],
+        cache_dir: Path,
+        more: Callable[[int], dict[str, Tensor]] | None = None,
+    ) -> None:
+        self.folder, self.vae_id, self.encode, self.cache_dir, self.more = folder, vae_id, encode, cache_dir, more
         cache_dir.mkdir(parents=True, exist_ok=True)
 
     def path_of(self, index: int, epoch: int) -> Path:
@@ -278,13 +285,22 @@ class LatentCache:
 
     def read(self, index: int, epoch: int) -> Tensor:
         """The normalised latent (c, t, h, w) float32 of a clip, from disk or made now."""
-        path = self.path_of(index, epoch)
+        return self.tensors(index, epoch)["latent"].float()
+
+    def tensors(self, index: int, epoch: int) -> dict[str, Tensor]:
+        """The latent in half precision, and whatever more of the clip is kept beside it."""
+        path, found = self.path_of(index, epoch), dict[str, Tensor]()
         with contextlib.suppress(FileNotFoundError, SafetensorError):  # not there, or damaged: made anew
-            return load_file(path)["latent"].float()
-        latent = self.encode(self.folder.read(index, epoch).video).half()
-        path.parent.mkdir(exist_ok=True)
-        save_tensors({"latent": latent}, path)
-        return latent.float()
+            found = load_file(path)
+        kept = len(found)
+        if "latent" not in found:
+            found["latent"] = self.encode(self.folder.read(index, epoch).video).half()
+        if self.more is not None and len(found) == 1:
+            found |= self.more(index)
+        if len(found) > kept:
+            path.parent.mkdir(exist_ok=True)
+            save_tensors(found, path)
+        return found
 
 
 def busy_crops(

@@ -35,6 +35,7 @@ from videogen.dit_layers import (
     precondition,
 )
 from videogen.packing import Lengths, NoiseLevels, PackedVideo, Patch
+from videogen.patches import patch_name
 from videogen.text import PackedText
 
 
@@ -239,7 +240,8 @@ class VideoDiT(ModelMixin, ConfigMixin, PeftAdapterMixin):
         """What preconditioning multiplies a pack's values by, each (n, c·pt·ph·pw); none for other predictions."""
         if self.data_variance is None:
             return None
-        each = precondition(self.data_variance, levels.values[:, None].to(self.data_variance.dtype))
+        exact = torch.promote_types(self.data_variance.dtype, torch.float32)
+        each = precondition(self.data_variance.to(exact), levels.values[:, None].to(exact))
         cells = math.prod(video.patch)
         return Scales(*(part.repeat_interleave(cells, dim=1)[levels.index] for part in each))
 
@@ -318,11 +320,6 @@ class VideoDiT(ModelMixin, ConfigMixin, PeftAdapterMixin):
 def _as_patch(patch: Sequence[int]) -> Patch:
     pt, ph, pw = patch  # JSON gives a list back
     return int(pt), int(ph), int(pw)
-
-
-def patch_name(patch: Patch) -> str:
-    """(1, 4, 4) -> "1x4x4"."""
-    return "x".join(map(str, patch))
 
 
 def _resize_matrix(base: Patch, new: Patch) -> Tensor:

@@ -14,11 +14,10 @@ import torch
 from torch import Tensor
 
 from videogen.config import DataConfig, parse_size
-from videogen.data import Clip, hold_out
-from videogen.data import cover as cover_frame
+from videogen.data import Clip, cover, hold_out
 from videogen.packing import Patch
 from videogen.toybox import caption, draw_scene, render
-from videogen.toybox.facts import cover, facts
+from videogen.toybox.facts import truth
 from videogen.toybox.folder import WORLD, clip_seed
 from videogen.toybox.scenes import FRAME_SIZES, LENGTHS, Scene, extent
 from videogen.vae import SPACE_STRIDE, TIME_STRIDE
@@ -50,7 +49,6 @@ class DrawnClips:
             cells = (1 + (frames - 1) // TIME_STRIDE) * (height // SPACE_STRIDE) * (width // SPACE_STRIDE)
             self.entries.append(DrawnEntry(one, frames, width, height, cells // cell))
         self.captions: dict[int, str] = {}
-        self.covers: dict[int, np.ndarray] = {}  # a kilobyte a clip, in bytes of 1/255
         self.scene = lru_cache(self._scene)
 
     def _scene(self, index: int) -> Scene:
@@ -70,15 +68,12 @@ class DrawnClips:
         """The clip, drawn; every epoch has the same."""
         scene = self.scene(index)
         frames = torch.from_numpy(np.ascontiguousarray(render(scene)))
-        return Clip(cover_frame(frames, scene.width, scene.height), self.caption(index))
+        return Clip(cover(frames, scene.width, scene.height), self.caption(index))
 
-    def facts(self, index: int) -> Tensor:
-        """What is where in the clip, (k, t, h, w) in cells of its latent: videogen.toybox.facts.FACTS."""
-        scene = self.scene(index)
-        if index not in self.covers:
-            shown = cover(scene, frames=TIME_STRIDE, side=SPACE_STRIDE)
-            self.covers[index] = (255 * shown).round().astype(np.uint8)
-        return torch.from_numpy(facts(scene, self.covers[index].astype(np.float32) / 255))
+    def truth(self, index: int) -> dict[str, Tensor]:
+        """What is where in the clip, in cells of its latent: the arrays of videogen.toybox.facts.Truth."""
+        known = truth(self.scene(index), frames=TIME_STRIDE, side=SPACE_STRIDE)
+        return {name: torch.from_numpy(value) for name, value in known._asdict().items()}
 
     def key(self, index: int, epoch: int) -> tuple[object, ...]:
         """All that decides the clip's content."""

@@ -2,7 +2,8 @@
 
     dit, clean PackedVideo, PackedText  ->  loss
 
-The network may put out the velocity or the clean clip; the loss is on the velocity either way (JiT, Li & He 2025).
+The network may put out the velocity, the clean clip (JiT, Li & He 2025) or what preconditioning leaves open; the loss
+is on the velocity either way.
 """
 
 from __future__ import annotations

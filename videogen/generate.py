@@ -209,7 +209,8 @@ def place(rows: Sequence[tuple[str, int, SampleConfig]], args: SampleArgs) -> li
         if path.suffix.lower() == ".png" and resolve_frames(config, TIME_STRIDE) != 1:
             count = resolve_frames(config, TIME_STRIDE)
             raise ValueError(f"{path} holds one frame, not {count}; add --frames 1 or write an .mp4")
-        if path.exists() and not args.overwrite and not args.dry_run:
+        kept = args.save_latents and path.with_suffix(".safetensors").exists()  # the same command goes on
+        if path.exists() and not (args.overwrite or args.dry_run or kept):
             raise ValueError(f"{path} exists; add --overwrite, or choose another --out or --seed")
         orders.append(Order(prompt, seed, config, path))
     return orders
@@ -267,6 +268,9 @@ def decode_latents(
     device = torch.device(args.device)
     for order, path in kept.items():
         began = time.monotonic()
+        if order.path.exists() and not args.overwrite and args.save_latents:  # whole: it was renamed when it was
+            yield order, 0.0
+            continue
         latent, settings = read_latent(path), latent_settings(path) | {"fps": order.config.fps}
         if args.save_latents and not (beside := order.path.with_suffix(".safetensors")).exists():
             save_latent(beside, latent, settings)
@@ -295,13 +299,11 @@ def load(args: SampleArgs) -> VideoPipeline:
 
     check_device(args.device)
     dtype = getattr(torch, args.dtype)
-    pipeline = load_small(args.model, dtype=dtype, quantise=args.quantise, gguf=args.gguf)
+    pipeline = load_small(args.model, dtype=dtype, quantise=args.quantise, gguf=args.gguf, loras=args.lora)
     if args.offload == "none":
         pipeline.to(args.device)
     else:
         offload(pipeline, args.offload, args.device)
-    if args.lora:
-        pipeline.add_loras(args.lora)
     if args.compile:
         for expert in pipeline.experts:
             expert.compile_repeated_blocks()

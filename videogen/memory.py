@@ -47,9 +47,14 @@ QUANTISERS: dict[str, tuple[str, Callable[[torch.dtype], QuantizationConfigMixin
 
 
 def load_small(
-    folder: Path, *, dtype: torch.dtype = torch.float32, quantise: str = "none", gguf: Sequence[Path] = ()
+    folder: Path,
+    *,
+    dtype: torch.dtype = torch.float32,
+    quantise: str = "none",
+    gguf: Sequence[Path] = (),
+    loras: Sequence[str] = (),
 ) -> VideoPipeline:
-    """VideoPipeline.load with its transformers in fewer bits.
+    """VideoPipeline.load with its transformers in fewer bits, and LoRAs beside them in dtype.
 
     fp8 keeps their weights in eight bits and computes in dtype (layerwise casting); int8 is torchao's, nf4 is
     bitsandbytes' and needs CUDA. Files of gguf stand for the transformers, that for high noise first.
@@ -68,7 +73,9 @@ def load_small(
         require(package, f"--quantise {quantise}")
         options["quantization_config"] = PipelineQuantizationConfig(quant_mapping=dict.fromkeys(parts, make(dtype)))
     pipeline = VideoPipeline.load(folder, dtype=dtype, options=options)
-    if quantise == "fp8":
+    if loras:
+        pipeline.add_loras(loras)
+    if quantise == "fp8":  # last: matrices that come later would be cast and not cast back
         for expert in pipeline.experts:
             expert.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=dtype)
     return pipeline
@@ -82,13 +89,17 @@ def read_gguf(path: Path, config: Path, *, dtype: torch.dtype = torch.float32) -
     require("gguf", "--gguf")
     if not path.is_file() or path.suffix != ".gguf":
         raise ValueError(f"there is no .gguf file {path}; give one of a Wan transformer")
-    theirs = WanTransformer3DModel.from_single_file(
-        str(path),
-        config=str(config),
-        quantization_config=GGUFQuantizationConfig(compute_dtype=dtype),
-        dtype=dtype,
-        local_files_only=True,
-    )
+    try:
+        theirs = WanTransformer3DModel.from_single_file(
+            str(path),
+            config=str(config),
+            quantization_config=GGUFQuantizationConfig(compute_dtype=dtype),
+            dtype=dtype,
+            local_files_only=True,
+        )
+    except (ValueError, OSError, RuntimeError) as error:
+        reason = str(error).split("\n")[0]
+        raise ValueError(f"{path} does not fit {config}: {reason}; give the .gguf of this model") from None
     with torch.device("meta"):
         ours: VideoDiT = VideoDiT.from_config(VideoDiT.load_config(config))  # type: ignore[assignment]
     for name, layer in theirs.named_modules():

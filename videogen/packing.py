@@ -17,8 +17,9 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from videogen.patches import Patch
+
 Grid = tuple[int, int, int]
-Patch = tuple[int, int, int]
 Lengths = tuple[int, ...]
 
 

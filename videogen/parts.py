@@ -19,6 +19,7 @@ from videogen.config import DitConfig
 from videogen.dit import VideoDiT
 from videogen.sampling import Scheduler
 from videogen.text import load_text
+from videogen.toybox.facts import FACTS
 from videogen.vae import SPACE_STRIDE, VideoVAE
 from videogen.wan_folder import class_of, read_json
 from videogen.wan_vae import WanVAE
@@ -49,6 +50,19 @@ def frozen_parts(dit: DitConfig) -> Frozen:
     name = class_of(index, "scheduler")
     scheduler = getattr(diffusers, name).from_pretrained(dit.init, subfolder="scheduler") if name else None
     return Frozen(vae, *load_text(dit.init), scheduler)
+
+
+def check_fit(model: VideoDiT, vae: VideoVAE | WanVAE, dit: DitConfig) -> None:
+    """Refuse to go on from a DiT (dit.init) that the rest of the recipe does not go with."""
+    channels = vae.config["latent_channels"] if isinstance(vae, VideoVAE) else model.out_channels
+    if model.out_channels != channels:
+        raise ValueError(
+            f"{dit.init} denoises latents of {model.out_channels} channels, and the VAE of {dit.vae} makes {channels}; "
+            "give its own with --dit.vae"
+        )
+    head = model.facts_head
+    if dit.facts and (head is None or head.out_features != len(FACTS)):
+        raise ValueError(f"dit.facts needs a model with a head for them, and {dit.init} has none; set it to 0")
 
 
 def encoder_id(vae: VideoVAE | WanVAE) -> str:

@@ -26,14 +26,14 @@ from videogen.flow import FlowTask, draw_levels, draw_task, drop_captions, flow_
 from videogen.known import check_mixture
 from videogen.lora import adapt, save_lora
 from videogen.packing import Patch, check_budget, pack, plan_packs
-from videogen.parts import encoder_id, frozen_parts, load_part
+from videogen.parts import check_fit, encoder_id, frozen_parts, load_part
 from videogen.pipeline import VideoPipeline, quiet_libraries, to_uint8
 from videogen.plain import to_mapping
 from videogen.plan import dit_options, epoch_packs, num_tokens, open_clips, packed_lengths
 from videogen.sampling import check_sampler
 from videogen.storage import whole_folder
 from videogen.text import PackedText, embed_prompts, num_rows_of, pad_texts
-from videogen.toybox.facts import FACTS
+from videogen.toybox.facts import FACTS, Truth, say
 from videogen.training import saved_steps
 from videogen.vae import SPACE_STRIDE, VideoVAE, to_patches
 from videogen.vae_loss import busyness, psnr, vae_loss
@@ -204,7 +204,9 @@ class DitStage:
         if config.dit.facts and not isinstance(self.folder, DrawnClips):
             raise ValueError("dit.facts needs clips whose truth is known; set data.toybox, or leave it at 0")
         self.train, self.val = self.folder.split()
-        self.cache = LatentCache(self.folder, encoder_id(self.vae), self._encode, config.run.dir / "latents")
+        truth = self.folder.truth if isinstance(self.folder, DrawnClips) and config.dit.facts else None
+        cache_dir = config.run.dir / "latents"
+        self.cache = LatentCache(self.folder, encoder_id(self.vae), self._encode, cache_dir, truth)
         self.texts: dict[str, Tensor] = {}
         if self.model.data_variance is not None and config.dit.init is None and not saved_steps(config.run.dir):
             self.model.data_variance.data = self._data_variance()
@@ -222,6 +224,7 @@ class DitStage:
         dit = self.config.dit
         if dit.init is not None:
             model = load_part(VideoDiT, dit.init, "transformer")
+            check_fit(model, self.vae, dit)
             if dit.coarse_patch is not None:
                 model = model.with_patch(dit.coarse_patch)
             return adapt(model, dit, self.seed) if dit.lora_rank else model
@@ -240,7 +243,7 @@ class DitStage:
         """The mean square of each latent channel (c,), over some training clips."""
         order = epoch_order(self.train, self.seed, 0)[:num_clips]
         values = torch.cat([latent.flatten(1) for latent in self.read(order, 0).latents], dim=1)
-        return values.square().mean(1)
+        return values.square().mean(1).clamp(min=1e-6)
 
     def patch_of(self, step: int) -> Patch:
         """The patch size of a step: the coarse one's share is spread evenly."""
@@ -264,26 +267,35 @@ class DitStage:
             patch = self.patch_of(step)
             epoch, indices = next(streams[patch])
             if (step - start) % every == 0:
-                yield self.read(indices, epoch)._replace(patch=patch)
+                yield self.read(indices, epoch, facts=self.facts_weight(step) > 0)._replace(patch=patch)
 
-    def read(self, indices: list[int], epoch: int) -> Pack:
+    def read(self, indices: list[int], epoch: int, *, facts: bool = False) -> Pack:
         """Latents and captions of some clips; one that fails is named and left out; if all do, another stands in."""
-        read: list[tuple[Tensor, str, Tensor | None]] = []
+        read: list[tuple[dict[str, Tensor], str]] = []
         for place, index in enumerate([*indices, *self.train]):
             if read and place >= len(indices):
                 break
             try:
-                read.append((self.cache.read(index, epoch), self.folder.caption(index), self.facts(index)))
+                read.append((self.cache.tensors(index, epoch), self.folder.caption(index)))
             except (ValueError, OSError) as error:
                 self.folder.report(index, str(error))
         if not read:
             raise ValueError(f"no clip of {self.config.data.folder} can be read any more")
-        latents, captions, facts = (list(column) for column in zip(*read, strict=True))
-        return Pack(latents, captions, self.model.base_patch, [told for told in facts if told is not None])
+        latents, captions = [found.pop("latent").float() for found, _ in read], [caption for _, caption in read]
+        told = (
+            [
+                torch.from_numpy(say(Truth(**{name: value.numpy() for name, value in found.items()})))
+                for found, _ in read
+            ]
+            if facts
+            else []
+        )
+        return Pack(latents, captions, self.model.base_patch, told)
 
-    def facts(self, index: int) -> Tensor | None:
-        """What is where in a clip, (k, t, h, w), where the network is to say it."""
-        return self.folder.facts(index) if self.config.dit.facts and isinstance(self.folder, DrawnClips) else None
+    def facts_weight(self, step: int) -> float:
+        """What it counts, at a step, that the network says what its tokens show."""
+        dit = self.config.dit
+        return dit.facts if step < dit.facts_until * self.config.run.steps else 0.0
 
     def embed(self, captions: list[str]) -> PackedText:
         """The captions' token embeddings, each different one made once and kept in half precision."""
@@ -317,7 +329,7 @@ class DitStage:
         """The flow loss of a pack, some captions dropped, in parts of at most so many tokens that add up to it."""
         generator = step_generator(self.seed, step)
         task = self._task(batch, drop_captions(batch.captions, self.config.dit.caption_dropout, generator), generator)
-        facts = self.config.dit.facts if step < self.config.dit.facts_until * self.config.run.steps else 0.0
+        facts = self.facts_weight(step)
         for part in task.parts(most_tokens):
             tokens = torch.tensor(float(len(part.weight)))
             shown = {"tokens": tokens, "fill": tokens / self.config.data.token_budget}

@@ -238,20 +238,21 @@ class Trainer(Generic[Batch]):
     """The loop and what it owns: optimiser, averages, checkpoints."""
 
     def __init__(self, stage: Stage[Batch], config: TrainConfig) -> None:
-        from accelerate import Accelerator
+        from accelerate import Accelerator, DistributedDataParallelKwargs
 
         self.stage, self.config, self.run = stage, config, config.run
-        self.accelerator = Accelerator()  # precision is the launcher's: none unless it says
-        if self.accelerator.num_processes > 1 and config.stage == "vae":
-            raise ValueError("the VAE is trained on one device; start train.py without accelerate launch")
+        one_size = DistributedDataParallelKwargs(find_unused_parameters=config.dit.coarse_patch is not None)
+        self.accelerator = Accelerator(kwargs_handlers=[one_size])  # precision is the launcher's: none unless it says
+        alone = "the VAE" if config.stage == "vae" else "a DiT with dit.facts" if config.dit.facts else ""
+        if self.accelerator.num_processes > 1 and alone:
+            raise ValueError(f"{alone} is trained on one device; start train.py without accelerate launch")
         self.model = self.accelerator.prepare(stage.model)  # on its device, before anything is laid out like it
         stage.place(self.accelerator.device)
         self.optimizer = make_optimizer(stage.model, config.optim)
         self.ema = PowerEMA(stage.model, config.optim.ema)
         self.pass_tokens = config.data.token_budget  # most tokens computed at once; less once memory ran out
         self.run.dir.mkdir(parents=True, exist_ok=True)
-        steps = saved_steps(self.run.dir)
-        self.step = steps[-1] if steps else 0
+        self.step = max(saved_steps(self.run.dir), default=0)
         if self.step:
             load_step(self.run.dir, self.step, self.ema, self.optimizer)
         self.optimizer = self.accelerator.prepare(self.optimizer)

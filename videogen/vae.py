@@ -265,7 +265,7 @@ class VideoVAE(ModelMixin, ConfigMixin):
         channels = self.config["latent_channels"]
         centre = patches.mean(0)
         axes = torch.linalg.svd(patches - centre, full_matrices=False).Vh[:channels]
-        spread = ((patches - centre) @ axes.T).std(0)
+        spread = ((patches - centre) @ axes.T).std(0).clamp(min=1e-6)  # a folder may not need all channels
         deviation = spread**SPECTRUM
         scale = (spread / deviation * deviation.square().mean().sqrt())[:, None]  # the latents' mean variance is 1
         self.encoder.linear.weight.copy_(rearrange(axes / scale, "c p -> c p 1 1"))

@@ -83,7 +83,8 @@ def make_plan(args: SampleArgs) -> Plan:
     if steps < 0:
         raise ValueError(f"--reference must be a number of steps, or 0 for none, got {steps}")
     checkpoint = checkpoint_id(args.model)
-    about = {"checkpoint": checkpoint, "device": args.device, "dtype": args.dtype, "score": args.score}
+    about = {key: value for key, value in provenance(checkpoint, args).items() if key != "versions"}
+    about |= {"score": args.score}
     return Plan(
         bases=bases,
         axes=axes,

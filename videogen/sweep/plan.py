@@ -131,7 +131,10 @@ class Plan:
     def flags(self, run: Run) -> list[str]:
         """A run's flags, those of its settings that differ from the checkpoint's own."""
         said = ["--seed", str(run.seed), *(["--model", self.model] if self.model else [])]
-        usual = to_mapping(self.defaults)
+        usual, about = to_mapping(self.defaults), dict(self.about)
+        for name in ("image", "last_image", "lora", "quantise", "gguf"):
+            words = about.get(name, [])
+            said += [f"--{name.replace('_', '-')}", *([words] if isinstance(words, str) else words)] if words else []  # type: ignore[misc]
         for name, value in to_mapping(run.config).items():
             flag = f"--{name.replace('_', '-')}"
             length = name == "frames" and usual["seconds"] is not None  # else the checkpoint's seconds would hold
