@@ -93,7 +93,8 @@ class Packer:
             groups.setdefault(schedule_of(run), []).append(run)
         packs = []
         for group in groups.values():
-            size = max(1, self.tokens_at_once // (2 * self.count_tokens(group[0])))
+            together = cache_of(group[0].config) is None  # what a cache reuses is a clip's own
+            size = max(1, self.tokens_at_once // (2 * self.count_tokens(group[0]))) if together else 1
             packs += [group[i : i + size] for i in range(0, len(group), size)]
         return packs
 
@@ -106,7 +107,7 @@ class Packer:
         """The runs of one pack; where the pack fails, each alone, so that one bad run costs no other."""
         try:
             if cache_of(runs[0].config) is not None:
-                return [self.make_approximately(run, tick) for run in runs]
+                return [self.make_approximately(*runs, tick)]
             self.read(runs)
             return self.make_together(runs, tick)
         except Exception as error:
