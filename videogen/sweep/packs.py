@@ -107,7 +107,7 @@ class Packer:
         """The runs of one pack; where the pack fails, each alone, so that one bad run costs no other."""
         try:
             if cache_of(runs[0].config) is not None:
-                return [self.make_approximately(*runs, tick)]
+                return [self.make_approximately(run, tick) for run in runs]
             self.read(runs)
             return self.make_together(runs, tick)
         except Exception as error:
