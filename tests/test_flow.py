@@ -20,7 +20,6 @@ from videogen.flow import (
     draw_task,
     drop_captions,
     flow_error,
-    flow_loss,
     interpolate,
     power_gamma,
     step_generator,
@@ -36,6 +35,11 @@ BASE = 8
 
 def clean_pack() -> PackedVideo:
     return pack([torch.randn(shape, generator=seeded(i)) for i, shape in enumerate(SHAPES)], (1, 2, 2))
+
+
+def flow_loss(dit: nn.Module, clean: PackedVideo, text: PackedText, levels: NoiseLevels) -> Tensor:
+    """The flow error of a pack at the noise of seed 0."""
+    return flow_error(dit, draw_task(clean, text, levels, base_tokens=BASE, generator=seeded()))
 
 
 class Oracle(nn.Module):
@@ -57,7 +61,7 @@ def test_the_true_answer_has_zero_loss(prediction: str) -> None:
     clean = clean_pack()
     levels = per_clip(torch.tensor([0.1, 0.4, 0.7, 1.0]), clean.lengths)
     loss = flow_loss(
-        Oracle(clean.tokens, prediction), clean, draw_texts((1,) * 4), levels, base_tokens=BASE, generator=seeded()
+        Oracle(clean.tokens, prediction), clean, draw_texts((1,) * 4), levels
     )
     assert loss.item() < 1e-10  # the oracle divides float32 by sigma 0.1
 
@@ -66,7 +70,7 @@ def test_a_velocity_that_is_off_by_one_has_a_loss_of_one() -> None:
     clean = clean_pack()
     levels = per_clip(torch.tensor([0.1, 0.4, 0.7, 1.0]), clean.lengths)
     oracle = Oracle(clean.tokens, "velocity", off=1.0)
-    loss = flow_loss(oracle, clean, draw_texts((1,) * 4), levels, base_tokens=BASE, generator=seeded())
+    loss = flow_loss(oracle, clean, draw_texts((1,) * 4), levels)
     assert loss.item() == pytest.approx(1.0, abs=1e-5)
 
 
@@ -75,7 +79,7 @@ def test_both_predictions_are_judged_by_the_same_velocity() -> None:
     clean = clean_pack()
     levels = per_clip(torch.full((4,), 0.4), clean.lengths)
     oracle = Oracle(clean.tokens, "clean", off=0.4)
-    loss = flow_loss(oracle, clean, draw_texts((1,) * 4), levels, base_tokens=BASE, generator=seeded())
+    loss = flow_loss(oracle, clean, draw_texts((1,) * 4), levels)
     assert loss.item() == pytest.approx(1.0, abs=1e-5)
 
 
@@ -127,7 +131,7 @@ def test_the_loss_and_gradient_of_a_pack_are_the_weighted_means_of_its_clips(wit
     levels = NoiseLevels(values, index)
     params = [p for p in dit.parameters() if p.requires_grad]
 
-    together = flow_loss(dit, clean, text, levels, base_tokens=BASE, generator=seeded())
+    together = flow_loss(dit, clean, text, levels)
     gradient = torch.autograd.grad(together, params)
     alone, weights = each_alone(dit, clean, text, levels), pack_weights(clean, levels)
     expected = (torch.stack(alone) * weights).sum() / weights.sum()
@@ -212,7 +216,7 @@ def test_a_clip_weighs_by_the_root_of_its_tokens() -> None:
     off = torch.cat([torch.full((4, 1), 2.0), torch.zeros(64, 1)])
     oracle = Oracle(clean.tokens, "velocity", off=off)  # type: ignore[arg-type]
     levels = per_clip(torch.tensor([0.5, 0.5]), clean.lengths)
-    loss = flow_loss(oracle, clean, draw_texts((1, 1)), levels, base_tokens=BASE, generator=seeded())
+    loss = flow_loss(oracle, clean, draw_texts((1, 1)), levels)
     assert loss.item() == pytest.approx(4 * 2 / (2 + 8), rel=1e-5)
 
 
@@ -222,7 +226,7 @@ def test_known_tokens_carry_no_loss() -> None:
     levels = NoiseLevels(torch.tensor([0.0, 0.6]), free.long())
     off = torch.where(free[:, None], 0.0, 100.0)  # wrong wherever nothing was asked
     oracle = Oracle(clean.tokens, "clean", off=off)  # type: ignore[arg-type]
-    loss = flow_loss(oracle, clean, draw_texts((1,) * 4), levels, base_tokens=BASE, generator=seeded())
+    loss = flow_loss(oracle, clean, draw_texts((1,) * 4), levels)
     assert loss.item() < 1e-10
 
 
@@ -232,7 +236,7 @@ def test_known_tokens_are_seen_clean() -> None:
     levels = NoiseLevels(torch.tensor([0.0, 0.6]), free.long())
     oracle = Oracle(clean.tokens, "velocity")
     oracle.register_forward_pre_hook(lambda _, args: seen.append(args[0].tokens))
-    flow_loss(oracle, clean, draw_texts((1,) * 4), levels, base_tokens=BASE, generator=seeded())
+    flow_loss(oracle, clean, draw_texts((1,) * 4), levels)
     assert torch.equal(seen[0][~free], clean.tokens[~free])
     assert not torch.isclose(seen[0][free], clean.tokens[free]).any(dim=1).all()
 

@@ -85,13 +85,24 @@ def test_a_run_that_ran_out_of_memory_resumes_and_runs_out_again(
         torch.testing.assert_close(ours[name], value, atol=2e-5, rtol=1e-4, msg=name)  # as above
 
 
-def test_memory_that_does_not_hold_one_clip_gets_a_sentence(finished: dict[str, TrainConfig], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (
+            torch.OutOfMemoryError("CUDA out of memory."),
+            r"no memory for one clip; lower data\.max_tokens or set dit\.gradient_checkpointing",
+        ),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), "shapes cannot be multiplied"),
+    ],
+    ids=["not one clip fits", "another error of torch"],
+)
+def test_what_smaller_parts_cannot_mend_is_said(
+    error: RuntimeError, message: str, finished: dict[str, TrainConfig], tmp_path: Path
+) -> None:
     recipe = elsewhere(finished["dit"], tmp_path / "run")
     stage = make_stage(recipe)
-    run_out_of_memory(stage, 0, torch.OutOfMemoryError("CUDA out of memory."))
-    with pytest.raises(
-        RuntimeError, match=r"no memory for one clip; lower data\.max_tokens or set dit\.gradient_checkpointing"
-    ):
+    run_out_of_memory(stage, 0, error)
+    with pytest.raises(RuntimeError, match=message):
         Trainer(stage, recipe).fit()
 
 
@@ -102,16 +113,6 @@ def test_a_vae_that_runs_out_of_memory_says_which_settings_take_it(
     stage = make_stage(recipe)
     stage.loss = lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError("CUDA out of memory."))  # type: ignore[method-assign,assignment]
     with pytest.raises(ValueError, match=r"vae\.batch_clips = 2 and vae\.crops = 2; .* lower one of them"):
-        Trainer(stage, recipe).fit()
-
-
-def test_another_error_of_torch_is_not_taken_for_lack_of_memory(
-    finished: dict[str, TrainConfig], tmp_path: Path
-) -> None:
-    recipe = elsewhere(finished["dit"], tmp_path / "run")
-    stage = make_stage(recipe)
-    run_out_of_memory(stage, 0, RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
-    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
         Trainer(stage, recipe).fit()
 
 

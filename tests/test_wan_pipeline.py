@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -334,32 +333,6 @@ def test_what_diffusers_could_not_run_stays_a_folder_of_ours(
     assert VideoPipeline.load(tmp_path).transformer.config["prediction"] == "clean"
 
 
-# --- what does not fit
-
-
-@pytest.mark.parametrize(
-    ("kind", "images", "message"),
-    [
-        ("T2V 2.1", Images(draw_image(0)), "makes clips from prompts alone; leave the image out"),
-        ("I2V 2.1", None, r"begins with an image; give one for every clip \(--image\)"),
-        ("FLF2V 2.1", Images(draw_image(0)), "reads 20 rows of a first and a last image a clip, got 10; give it both"),
-        ("TI2V 5B", Images(draw_image(0), draw_image(1)), "cannot be told the last; leave the last image out"),
-    ],
-)
-def test_an_image_of_the_wrong_kind_is_refused(
-    kind: str, images: Images | None, message: str, folders: dict[str, tuple[Path, DiffusionPipeline]]
-) -> None:
-    with pytest.raises(ValueError, match=message):
-        VideoPipeline.from_pretrained(folders[kind][0]).sample([Job(PROMPT, 5, images)], SETTINGS)
-
-
-def test_a_sweep_of_a_model_that_begins_with_an_image_says_so(
-    folders: dict[str, tuple[Path, DiffusionPipeline]],
-) -> None:
-    (made,) = Packer(VideoPipeline.from_pretrained(folders["I2V A14B"][0])).make([Run(PROMPT, 5, SETTINGS)])
-    assert made.error == "this model begins with an image; give one for every clip (--image)"
-
-
 def test_a_sweep_makes_the_clips_of_two_experts(folders: dict[str, tuple[Path, DiffusionPipeline]]) -> None:
     ours = VideoPipeline.from_pretrained(folders["T2V A14B"][0])
     configs = [replace(SETTINGS, guidance_2=guidance) for guidance in (None, 1.0, 2.0)]
@@ -367,46 +340,3 @@ def test_a_sweep_makes_the_clips_of_two_experts(folders: dict[str, tuple[Path, D
     for run, made in zip(runs, Packer(ours).make(runs), strict=True):
         assert made.latent is not None, made.error
         assert_same_latents(made.latent, ours.sample([Job(PROMPT, 5)], run.config)[0])
-
-
-def test_a_size_off_the_stride_is_refused(folders: dict[str, tuple[Path, DiffusionPipeline]]) -> None:
-    with pytest.raises(ValueError, match="multiples of 32, got 48x32; try 32x32 or 64x32"):
-        VideoPipeline.from_pretrained(folders["TI2V 5B"][0]).sample([Job(PROMPT, 5)], replace(SETTINGS, size="48x32"))
-    assert sample([PROMPT, "--model", str(folders["TI2V 5B"][0]), "--size", "48x32", "--dry-run"]) == 2
-
-
-BROKEN: list[tuple[str, object, str]] = [
-    ("_class_name", "StableDiffusionPipeline", "holds a StableDiffusionPipeline; what runs here is a VideoPipeline, "),
-    ("vae", ["diffusers", "AutoencoderKL"], "vae is a AutoencoderKL; what runs here is one of "),
-    ("transformer", ["diffusers", "LTXVideoTransformer3DModel"], "transformer is a LTXVideoTransformer3DModel; what"),
-]
-
-
-@pytest.mark.parametrize(("key", "value", "message"), BROKEN, ids=["family", "vae", "transformer"])
-def test_a_folder_of_another_family_is_refused_with_what_it_is(
-    key: str, value: object, message: str, folders: dict[str, tuple[Path, DiffusionPipeline]], tmp_path: Path
-) -> None:
-    own = Path(shutil.copytree(folders["T2V 2.1"][0], tmp_path / "own"))
-    index = json.loads((own / "model_index.json").read_text()) | {key: value}
-    (own / "model_index.json").write_text(json.dumps(index))
-    for way in (VideoPipeline.load, VideoPipeline.from_pretrained, read_defaults):
-        with pytest.raises(ValueError, match=message):
-            way(own)
-
-
-def test_a_missing_shard_is_named(folders: dict[str, tuple[Path, DiffusionPipeline]], tmp_path: Path) -> None:
-    folders["T2V 2.1"][1].save_pretrained(str(tmp_path), max_shard_size="20KB")
-    shards = sorted((tmp_path / "transformer").glob("*-of-*.safetensors"))
-    assert len(shards) > 1
-    VideoPipeline.load(tmp_path)
-    shards[1].unlink()
-    with pytest.raises(ValueError, match=f"transformer lacks {shards[1].name}, one of the files of its weights"):
-        VideoPipeline.load(tmp_path)
-
-
-def test_an_unknown_scheduler_is_refused(folders: dict[str, tuple[Path, DiffusionPipeline]], tmp_path: Path) -> None:
-    own = Path(shutil.copytree(folders["T2V 2.1"][0], tmp_path / "own"))
-    path = own / "scheduler" / "scheduler_config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"_class_name": "DDIMScheduler"}))
-    with pytest.raises(ValueError, match="the scheduler is a DDIMScheduler; what runs here is one of UniPC"):
-        read_defaults(own)

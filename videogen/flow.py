@@ -144,19 +144,6 @@ def flow_error(dit: nn.Module, task: FlowTask, facts: float = 0.0) -> Tensor:
     return (error * task.weight).sum() / task.total
 
 
-def flow_loss(
-    dit: nn.Module,
-    clean: PackedVideo,
-    text: PackedText,
-    levels: NoiseLevels,
-    *,
-    base_tokens: float,
-    generator: Generator,
-) -> Tensor:
-    """The flow error of a pack at noise drawn now."""
-    return flow_error(dit, draw_task(clean, text, levels, base_tokens=base_tokens, generator=generator))
-
-
 def drop_captions(captions: Sequence[str], share: float, generator: Generator) -> list[str]:
     """Leave some clips without their caption, so that the network also knows what is likely on its own."""
     drawn = torch.rand(len(captions), generator=generator)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import resource
 import statistics
 import subprocess
@@ -22,6 +21,8 @@ from datetime import date
 from pathlib import Path
 
 import torch
+
+from tests.bench.machine import processor
 
 ROOT = Path(__file__).parents[2]
 PROMPT = "a large red circle moves right on a black background"
@@ -170,10 +171,8 @@ def read_raw(decord: object, path: Path) -> object:
 def main() -> None:
     """Measure everything and write assets/bench/line.json."""
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout
-    info = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines() if Path("/proc/cpuinfo").exists() else []
-    cpu = next((line for line in info if line.startswith("model name")), platform.processor())
     result = {
-        "machine": f"{cpu.split(':')[-1].strip()}, {os.cpu_count()} cores, torch {torch.__version__}",
+        "machine": f"{processor()}, {os.cpu_count()} cores, torch {torch.__version__}",
         "date": date.today().isoformat(),
         "commit": commit.strip(),
         "cold": cold(),

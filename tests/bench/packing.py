@@ -14,7 +14,6 @@ import argparse
 import contextlib
 import json
 import platform
-import random
 import statistics
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -30,6 +29,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
+from tests.bench.packing_attention import grouped_attention
 from tests.bench.packing_plans import (
     Plan,
     Shape,
@@ -44,7 +44,7 @@ from tests.bench.packing_plans import (
     simulate,
 )
 from videogen import attention
-from videogen.attention import Rotary, attend, rotary
+from videogen.attention import Rotary, rotary
 from videogen.data import cover
 from videogen.dit import VideoDiT
 from videogen.flow import FlowTask, draw_levels, draw_task, drop_captions, flow_error, step_generator
@@ -325,47 +325,6 @@ def check_padding(runner: Runner, plan: Plan) -> None:
     model.load_state_dict(new_model(runner.texts[0].shape[1]).state_dict())
 
 
-# --- attention alone
-
-
-def grouped_attention(rounds: int = 100) -> dict[str, float]:
-    """Forward and backward of attend on a pack, against one equal-length batch of the same clips or the same work."""
-    draw = random.Random(0)
-    shapes = [native(source, MAX_TOKENS // (1 + (source.frames - 1) // 4)) for source in mixed_sources(300)]
-    plan = packed(shapes, budget=BUDGET, ranks=1, seed=0)
-    packs = {"equal": [80] * 32, "a_pack_of_the_folder": plan.lengths(plan.batches[0])}
-    packs["all_different"] = sorted((draw.randint(12, 400) for _ in range(13)), reverse=True)
-    found = {}
-    for name, lengths in packs.items():
-        alike = round(sum(n * n for n in lengths) / sum(lengths))  # a batch of this length has the same work a token
-        num, same = sum(lengths), alike * round(sum(lengths) / alike)
-        ways = {
-            "pack": (num, lambda *qkv, n=tuple(lengths): attend(*qkv, n)),
-            "batch": (same, lambda *qkv, n=alike: batch_attention(*qkv, n)),
-        }
-        pairs = []
-        for turn in range(rounds):
-            order = ("pack", "batch") if turn % 2 else ("batch", "pack")
-            taken = {way: timed(ways[way][1], ways[way][0]) / ways[way][0] for way in order}
-            pairs.append(taken["pack"] / taken["batch"])
-        found[name] = round(statistics.median(pairs[3:]), 3)
-    return found
-
-
-def batch_attention(q: Tensor, k: Tensor, v: Tensor, length: int) -> Tensor:
-    """One call for a batch of equally long clips, as any transformer makes it."""
-    batch = (rearrange(x, "(b n) heads e -> b heads n e", n=length) for x in (q, k, v))
-    return rearrange(F.scaled_dot_product_attention(*batch), "b heads n e -> (b n) heads e")
-
-
-def timed(work: Callable[[Tensor, Tensor, Tensor], Tensor], num: int) -> float:
-    """Seconds of a forward and a backward pass on so many tokens, four heads of 64."""
-    q, k, v = (torch.randn(num, 4, 64, requires_grad=True) for _ in range(3))
-    began = time.process_time()
-    work(q, k, v).sum().backward()
-    return time.process_time() - began
-
-
 ROWS = ("fill", "padding", "dropped", "pixels_lost", "useful_tokens_per_second", "source_pixels_per_second")
 ROWS += ("held_out_loss_native", "held_out_loss_in_buckets")
 
@@ -394,7 +353,8 @@ def main() -> None:
     parser.add_argument("--clips", type=int, default=1200, help="in the folder, 60 of them held out")
     args = parser.parse_args()
     threads = f"{torch.get_num_threads()} thread{'s' if torch.get_num_threads() > 1 else ''}"
-    alone, raced, simulated = grouped_attention(), race(draw_folder(args.clips), 60, args.minutes), simulate()
+    alone, simulated = grouped_attention(BUDGET, MAX_TOKENS), simulate()
+    raced = race(draw_folder(args.clips), 60, args.minutes)
     print(table(raced, alone, simulated))
     result = {
         "machine": f"{platform.machine()}, {threads}, torch {torch.__version__}",

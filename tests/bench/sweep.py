@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -23,6 +22,7 @@ from pathlib import Path
 
 import torch
 
+from tests.bench.machine import processor
 from videogen.pipeline import VideoPipeline
 from videogen.plain import to_mapping
 from videogen.sweep.axes import read_axes
@@ -88,11 +88,9 @@ def main() -> None:
         alone = processes(plan, few, out)
     loop, sweep = (statistics.median(values) for values in times.values())
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout
-    info = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines() if Path("/proc/cpuinfo").exists() else []
-    cpu = next((line for line in info if line.startswith("model name")), platform.processor()).split(":")[-1].strip()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     result = {
-        "machine": f"{cpu}, {torch.get_num_threads()} threads on {cores} cores, torch {torch.__version__}",
+        "machine": f"{processor()}, {torch.get_num_threads()} threads on {cores} cores, torch {torch.__version__}",
         "date": date.today().isoformat(),
         "commit": commit.strip(),
         "axes": list(AXES),

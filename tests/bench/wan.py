@@ -8,9 +8,6 @@ MP4 with the real VAE, and memory, of a new process each. Ten minutes on one cor
 
 from __future__ import annotations
 
-import json
-import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -19,7 +16,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
-from datetime import date
 from pathlib import Path
 from typing import NamedTuple
 
@@ -33,6 +29,7 @@ from torch.utils.flop_counter import FlopCounterMode
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
+from tests.bench.machine import publish, use_threads  # noqa: E402
 from tests.wan_folders import make_parts  # noqa: E402
 from videogen import attention, dit_layers, pipeline  # noqa: E402
 from videogen.caching import BlockCache  # noqa: E402
@@ -349,19 +346,9 @@ def memory(name: str) -> dict[str, float]:
     return peaks
 
 
-def table(rows: dict[str, dict[str, float]]) -> str:
-    """Rows and columns."""
-    columns = list(next(iter(rows.values())))
-    lines = [f"{'':32}" + "".join(f"{column:>22}" for column in columns)]
-    lines += [f"{name:32}" + "".join(f"{row[column]:>22}" for column in columns) for name, row in rows.items()]
-    return "\n".join(lines) + "\n"
-
-
 def main() -> None:
     """Measure everything, print it and write assets/bench/wan.json."""
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)))
-    info = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines() if Path("/proc/cpuinfo").exists() else []
-    cpu = next((row for row in info if row.startswith("model name")), platform.processor())
+    use_threads()
     sections = {
         "guided_step": {name: step(case) for name, case in CASES.items()},
         "without": tricks(SMALL),
@@ -369,16 +356,7 @@ def main() -> None:
         "prompt_to_mp4": {"17 frames of 64x64, 10 steps": line(SMALL._replace(steps=10, rounds=3))},
         "memory": {name: memory(name) for name in ("width 256 x 12, 80 tokens", "width 256 x 12, 3,960 tokens")},
     }
-    for name, rows in sections.items():
-        print(name, table(rows), sep="\n")
-    threads = torch.get_num_threads()
-    result = {
-        "machine": f"{cpu.split(':')[-1].strip()}, {threads} of {os.cpu_count()} cores, torch {torch.__version__}",
-        "date": date.today().isoformat(),
-        **sections,
-    }
-    path = ROOT / "assets" / "bench" / "wan.json"
-    path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    publish("wan", sections)
 
 
 if __name__ == "__main__":

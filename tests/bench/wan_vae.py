@@ -8,16 +8,12 @@ widths and 64 x 64 pixels, where a run takes five minutes on one core. Memory is
 
 from __future__ import annotations
 
-import json
-import os
-import platform
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from datetime import date
 from pathlib import Path
 
 import torch
@@ -27,6 +23,7 @@ from einops import repeat
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from tests.bench.machine import publish, use_threads
 from videogen import wan_conv, wan_layers, wan_vae
 from videogen.wan_layers import Norm
 from videogen.wan_vae import WanVAE, lay_out
@@ -226,35 +223,16 @@ def memory() -> dict[str, dict[str, float]]:
     return rows
 
 
-def table(rows: dict[str, dict[str, float]]) -> str:
-    """Rows and columns."""
-    columns = list(next(iter(rows.values())))
-    lines = [f"{'':36}" + "".join(f"{column:>24}" for column in columns)]
-    lines += [f"{name:36}" + "".join(f"{row[column]:>24}" for column in columns) for name, row in rows.items()]
-    return "\n".join(lines) + "\n"
-
-
 @torch.no_grad()
 def main() -> None:
     """Measure everything, print it and write assets/bench/wan_vae.json."""
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)))
-    info = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines() if Path("/proc/cpuinfo").exists() else []
-    cpu = next((line for line in info if line.startswith("model name")), platform.processor())
+    use_threads()
     sections = {
         "whole": whole("2.1", 5, 3) | whole("2.2", 2, 1),
         "without": tricks(3, 3),
         "memory": memory(),
     }
-    for name, rows in sections.items():
-        print(name, table(rows), sep="\n")
-    threads = torch.get_num_threads()
-    result = {
-        "machine": f"{cpu.split(':')[-1].strip()}, {threads} of {os.cpu_count()} cores, torch {torch.__version__}",
-        "date": date.today().isoformat(),
-        **sections,
-    }
-    path = ROOT / "assets" / "bench" / "wan_vae.json"
-    path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    publish("wan_vae", sections)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,82 @@
+"""What a DiT has learned, noise level by noise level: with captions, without, and beside a linear estimate.
+
+    python tests/bench/levels.py RECIPE.toml RUN_FOLDER [--vae FOLDER]
+
+The error of the velocity at one level for all tokens, mean over held-out clips of the longest length. The linear
+estimate knows a token's covariance over training clips and nothing of its neighbours; below it, a network has learned
+to look around, and what captions take off the error is what it has learned to read.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from videogen.config import TrainConfig
+from videogen.flow import FlowTask, draw_task, flow_error, step_generator
+from videogen.packing import Patch, pack, shared_level
+from videogen.plain import load_toml
+from videogen.stages import DitStage
+from videogen.training import saved_steps
+
+LEVELS = (0.99, 0.95, 0.9, 0.85, 0.8, 0.7, 0.6, 0.5, 0.3, 0.1)
+
+
+def longest(stage: DitStage, indices: list[int], num: int) -> list[int]:
+    """The first clips of the length that most tokens stand for."""
+    frames = max(stage.folder.entries[index].frames for index in indices)
+    return [index for index in indices if stage.folder.entries[index].frames == frames][:num]
+
+
+def linear_error(spectrum: Tensor, sigma: float) -> float:
+    """The least error of the velocity that a linear estimate of a token leaves, of its covariance's eigenvalues."""
+    left = spectrum / (1 + ((1 - sigma) / sigma) ** 2 * spectrum)
+    return float(left.mean() / sigma**2)
+
+
+@torch.no_grad()
+def errors(stage: DitStage, patch: Patch, num_clips: int) -> dict[float, tuple[float, float, float]]:
+    """For each level: the error with captions, without, and of the linear estimate."""
+    tokens = pack(stage.read(longest(stage, stage.train, 300), 0).latents, patch).tokens
+    spectrum = torch.linalg.eigvalsh((tokens.T @ tokens / len(tokens)).double()).clamp(min=0)
+    batch = stage.read(longest(stage, stage.val, num_clips), 0)
+    clean = pack(batch.latents, patch)
+
+    def error(captions: list[str], sigma: float) -> float:
+        levels = shared_level(torch.tensor([sigma]), len(clean.tokens))
+        generator = step_generator(5, 1)
+        task: FlowTask = draw_task(clean, stage.embed(captions), levels, base_tokens=80, generator=generator)
+        return flow_error(stage.model, task).item()
+
+    blank = [""] * len(batch.captions)
+    return {s: (error(batch.captions, s), error(blank, s), linear_error(spectrum, s)) for s in LEVELS}
+
+
+def main() -> None:
+    """Print a table for each patch size."""
+    parser = argparse.ArgumentParser(prog="levels", description=__doc__.split("\n")[0])
+    parser.add_argument("recipe", type=Path)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--vae", type=Path, help="checkpoint folder whose VAE the run is trained on")
+    parser.add_argument("--clips", type=int, default=32)
+    args = parser.parse_args()
+    recipe = load_toml(TrainConfig, args.recipe)
+    dit = recipe.dit if args.vae is None else replace(recipe.dit, vae=args.vae)
+    stage = DitStage(replace(recipe, dit=dit, run=replace(recipe.run, dir=args.run)))
+    if not (steps := saved_steps(args.run)):
+        sys.exit(f"{args.run} has no step_* folder; give the folder of a run that has saved")
+    stage.model.load_state_dict(load_file(args.run / f"step_{steps[-1]:06d}" / "model.safetensors"))
+    for patch in stage.model.patches:
+        print(f"step {steps[-1]}, patch {patch}\nlevel   with  without  linear")
+        for sigma, row in errors(stage, patch, args.clips).items():
+            print(f"{sigma:5}  " + "  ".join(f"{value:.3f}" for value in row))
+
+
+if __name__ == "__main__":
+    main()
