@@ -7,7 +7,8 @@ import torch
 from transformers import BertModel, PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from tests.conftest import TEXT_DIM, WORDS
-from videogen.text import embed_prompts, load_text, pack_texts
+from videogen import text
+from videogen.text import TextCache, embed_prompts, load_text, pack_texts
 
 MINI = Path(__file__).parent.parent / "assets" / "mini"
 LARGE = "a large blue star moves right on a white background"
@@ -104,3 +105,38 @@ def test_a_folder_without_its_text_part_is_refused(own_checkpoint: Path, missing
     (own_checkpoint / missing).rename(own_checkpoint / "elsewhere")
     with pytest.raises(ValueError, match=f"has no {missing}/; give a checkpoint folder that holds one"):
         load_text(own_checkpoint)
+
+
+# --- kept on disk
+
+
+def test_a_text_is_encoded_once_and_read_from_disk_ever_after(
+    mini: tuple[PreTrainedTokenizerBase, PreTrainedModel], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(text, "embed_prompts", lambda new, *parts: asked.extend(new) or embed_prompts(new, *parts))
+    first = TextCache(*mini, tmp_path).read(PROMPTS)
+    assert sorted(asked) == sorted(set(PROMPTS))
+    again = TextCache(*mini, tmp_path).read(PROMPTS)
+    assert len(asked) == len(set(PROMPTS))
+    assert all(map(torch.equal, first, again))
+    for kept, prompt in zip(first, PROMPTS, strict=True):
+        torch.testing.assert_close(kept, embed_prompts([prompt], *mini)[0], atol=2e-3, rtol=1e-3)  # half precision
+
+
+def test_a_damaged_text_is_encoded_anew(mini: tuple[PreTrainedTokenizerBase, PreTrainedModel], tmp_path: Path) -> None:
+    cache = TextCache(*mini, tmp_path)
+    (whole,) = cache.read(["a red circle"])
+    cache.path_of("a red circle").write_bytes(b"cut")
+    (mended,) = TextCache(*mini, tmp_path).read(["a red circle"])
+    assert torch.equal(whole, mended)
+    (read,) = TextCache(*mini, tmp_path).read(["a red circle"])
+    assert torch.equal(whole, read)
+
+
+def test_another_encoder_does_not_read_this_one_s_texts(
+    mini: tuple[PreTrainedTokenizerBase, PreTrainedModel], checkpoint: Path, tmp_path: Path
+) -> None:
+    ours, other = (TextCache(*parts, tmp_path) for parts in (mini, load_text(checkpoint)))
+    assert ours.path_of("a red circle") != other.path_of("a red circle")
+    assert ours.read(["a red circle"])[0].shape[1] != other.read(["a red circle"])[0].shape[1]

@@ -80,8 +80,31 @@ def runs_of(lengths: Lengths) -> list[tuple[int, int]]:
     return [(len(list(group)), length) for length, group in groupby(lengths)]
 
 
+def autocasts(device: torch.device) -> bool:
+    """Whether mixed precision is on for a device."""
+    return torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
+
+
+def settle(*parts: Tensor) -> tuple[Tensor, ...]:
+    """Under autocast, attention's inputs in its dtype; in float32 on CPU, where half the bits take 5 times as long."""
+    device = parts[0].device
+    if not autocasts(device):
+        return parts
+    dtype = torch.float32 if device.type == "cpu" else torch.get_autocast_dtype(device.type)
+    return tuple(part.to(dtype) for part in parts)
+
+
+def sdpa(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Softmax attention of q on k and v (b, heads, n, e) in the dtype that they have, autocast or not."""
+    if not autocasts(q.device):
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+    with torch.autocast(q.device.type, enabled=False):
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+
+
 def attend(q: Tensor, k: Tensor, v: Tensor, lengths: Lengths) -> Tensor:
     """Self-attention within each clip: q, k, v (n, heads, e), rows of a clip see only its own rows."""
+    q, k, v = settle(q, k, v)
     return SELF_KERNELS[self_kernel(q.device.type)](q, k, v, lengths)
 
 
@@ -97,7 +120,7 @@ def attend_by_runs(q: Tensor, k: Tensor, v: Tensor, lengths: Lengths) -> Tensor:
     out = []
     for (num, _), *parts in zip(runs, *(parts_of(x, rows) for x in (q, k, v)), strict=True):
         own_q, own_k, own_v = (rearrange(x, "(b n) heads e -> b heads n e", b=num) for x in parts)
-        answer = F.scaled_dot_product_attention(own_q, own_k, own_v)
+        answer = sdpa(own_q, own_k, own_v)
         out.append(rearrange(answer, "b heads n e -> (b n) heads e"))
     return torch.cat(out) if len(out) > 1 else out[0]
 
@@ -170,6 +193,7 @@ def text_keys(lengths: Lengths, weights: Tensor) -> TextKeys:
 
 def attend_text(q: Tensor, k: Tensor, v: Tensor, lengths: Lengths, keys: TextKeys) -> Tensor:
     """Cross-attention: q (n, heads, e) of a clip see its own text k, v (b, heads, m, e), gathered by gather_text."""
+    q, k, v = settle(q, k, v)
     runs = runs_of(lengths)
     clips = [num for num, _ in runs]
     parts = [parts_of(x, clips) for x in (k, v, keys.bias)]
@@ -177,7 +201,7 @@ def attend_text(q: Tensor, k: Tensor, v: Tensor, lengths: Lengths, keys: TextKey
     for queries, own_k, own_v, own_bias in zip(parts_of(q, [num * n for num, n in runs]), *parts, strict=True):
         queries = rearrange(queries, "(b n) heads e -> b heads n e", b=len(own_k))
         bias = None if keys.plain else own_bias.to(q.dtype)
-        answer = F.scaled_dot_product_attention(queries, own_k, own_v, attn_mask=bias)
+        answer = sdpa(queries, own_k, own_v, bias)
         out.append(rearrange(answer, "b heads n e -> (b n) heads e"))
     return torch.cat(out) if len(out) > 1 else out[0]
 

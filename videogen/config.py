@@ -286,6 +286,8 @@ class RunConfig:
     """Decides every random draw of the run."""
     steps: int = 1000
     """Optimiser steps in all."""
+    mixed_precision: Literal["no", "bf16"] = "no"
+    """bf16: matrix products in half the bits, on CUDA and on CPUs that have it (avx512_bf16); weights keep theirs."""
     minutes: float | None = None
     """Wall-clock limit of this session: the run saves and stops, and the same command goes on."""
     save_every: int = 500

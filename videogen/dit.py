@@ -251,9 +251,11 @@ class VideoDiT(ModelMixin, ConfigMixin, PeftAdapterMixin):
             tokens = video.tokens.to(self.patch_embedding.weight.dtype)
             pt, ph, pw = video.patch
             cells = rearrange(tokens, "n (c pt ph pw) -> n c pt ph pw", pt=pt, ph=ph, pw=pw)
-            return rearrange(self.patch_embedding(cells), "n d 1 1 1 -> n d"), 0.0
+            # .to(): autocast's answer has fewer bits, the residual stream is the weights'
+            return rearrange(self.patch_embedding(cells), "n d 1 1 1 -> n d").to(tokens.dtype), 0.0
         extra = self.extra(video.patch)
-        return extra.embed(video.tokens.to(dtype_of(extra.embed))), extra.level.to(video.tokens.device)
+        dtype = dtype_of(extra.embed)
+        return extra.embed(video.tokens.to(dtype)).to(dtype), extra.level.to(video.tokens.device)
 
     def unembed(self, x: Tensor, patch: Patch) -> Tensor:
         """Tokens (n, d) to (n, c·pt·ph·pw); Wan's head puts the channel last within a token."""

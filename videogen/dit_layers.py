@@ -127,6 +127,11 @@ class ConditionEmbedder(nn.Module):
         return mlp.linear_2(F.gelu(mlp.linear_1(tokens.to(dtype_of(mlp.linear_1))), approximate="tanh"))
 
 
+def normed(norm: nn.RMSNorm, x: Tensor) -> Tensor:
+    """The norm in its own precision: under autocast a linear layer's answer has fewer bits."""
+    return norm(x.to(norm.weight.dtype))
+
+
 class Attention(nn.Module):
     """Projections and query/key norms (over all heads at once, as Wan) for self- or cross-attention."""
 
@@ -144,7 +149,7 @@ class Attention(nn.Module):
         """Self-attention within each clip, x (n, d)."""
         q, k, v = (
             rearrange(part, "n (heads e) -> n heads e", heads=self.heads)
-            for part in (self.norm_q(self.to_q(x)), self.norm_k(self.to_k(x)), self.to_v(x))
+            for part in (normed(self.norm_q, self.to_q(x)), normed(self.norm_k, self.to_k(x)), self.to_v(x))
         )
         out = attend(rotate(q, table), rotate(k, table), v, lengths)
         return self.to_out[0](rearrange(out, "n heads e -> n (heads e)"))
@@ -167,17 +172,17 @@ class Attention(nn.Module):
 
     def read(self, text: Tensor, keys: TextKeys) -> tuple[Tensor, Tensor]:
         """Keys and values of packed text rows (m, d), (b, heads, m, e)."""
-        k, v = self.norm_k(self.to_k(text)), self.to_v(text)
+        k, v = normed(self.norm_k, self.to_k(text)), self.to_v(text)
         return gather_text(k, keys, self.heads), gather_text(v, keys, self.heads)
 
     def read_image(self, rows: Tensor, keys: TextKeys) -> tuple[Tensor, Tensor]:
         """Keys and values of packed image rows (m, d), (b, heads, m, e)."""
-        k, v = self.norm_added_k(self.add_k_proj(rows)), self.add_v_proj(rows)
+        k, v = normed(self.norm_added_k, self.add_k_proj(rows)), self.add_v_proj(rows)
         return gather_text(k, keys, self.heads), gather_text(v, keys, self.heads)
 
     def look_up(self, x: Tensor, sources: Sequence[Source], lengths: Lengths) -> Tensor:
         """Cross-attention of x (n, d) to its own clip's text, and beside it to its images."""
-        q = rearrange(self.norm_q(self.to_q(x)), "n (heads e) -> n heads e", heads=self.heads)
+        q = rearrange(normed(self.norm_q, self.to_q(x)), "n (heads e) -> n heads e", heads=self.heads)
         first, *others = (attend_text(q, source.k, source.v, lengths, source.keys) for source in sources)
         out = sum(others, start=first)
         return self.to_out[0](rearrange(out, "n heads e -> n (heads e)"))

@@ -32,7 +32,7 @@ from videogen.plain import to_mapping
 from videogen.plan import dit_options, epoch_packs, num_tokens, open_clips, packed_lengths
 from videogen.sampling import check_sampler
 from videogen.storage import whole_folder
-from videogen.text import PackedText, embed_prompts, num_rows_of, pad_texts
+from videogen.text import PackedText, TextCache, num_rows_of, pad_texts
 from videogen.toybox.facts import FACTS, Truth, say
 from videogen.training import saved_steps
 from videogen.vae import SPACE_STRIDE, VideoVAE, to_patches
@@ -207,7 +207,7 @@ class DitStage:
         truth = self.folder.truth if isinstance(self.folder, DrawnClips) and config.dit.facts else None
         cache_dir = config.run.dir / "latents"
         self.cache = LatentCache(self.folder, encoder_id(self.vae), self._encode, cache_dir, truth)
-        self.texts: dict[str, Tensor] = {}
+        self.texts = TextCache(self.tokenizer, self.text_encoder, config.run.dir / "texts")
         if self.model.data_variance is not None and config.dit.init is None and not saved_steps(config.run.dir):
             self.model.data_variance.data = self._data_variance()
         if config.dit.gradient_checkpointing:
@@ -298,12 +298,8 @@ class DitStage:
         return dit.facts if step < dit.facts_until * self.config.run.steps else 0.0
 
     def embed(self, captions: list[str]) -> PackedText:
-        """The captions' token embeddings, each different one made once and kept in half precision."""
-        new = sorted(set(captions) - self.texts.keys())
-        if new:
-            made = embed_prompts(new, self.tokenizer, self.text_encoder)
-            self.texts |= {caption: tokens.half().cpu() for caption, tokens in zip(new, made, strict=True)}
-        rows = [self.texts[caption].float().to(self.model.device) for caption in captions]
+        """The captions' token embeddings, side by side."""
+        rows = [row.to(self.model.device) for row in self.texts.read(captions)]
         return pad_texts(rows, num_rows_of(self.text_encoder))
 
     def _task(self, batch: Pack, captions: list[str], generator: torch.Generator) -> FlowTask:

@@ -9,19 +9,22 @@ al. 2023), frozen.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import html
 import logging
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor
 
 from videogen.packing import Lengths
+from videogen.storage import checkpoint_id, save_tensors
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
@@ -124,3 +127,36 @@ def embed_prompts(
         hidden = encoder(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state
         done |= dict(zip(rows, hidden.float(), strict=True))
     return [done[i] for i in range(len(prompts))]
+
+
+class TextCache:
+    """Embedded prompts in memory and on disk, in half precision: each different one is encoded once, not every session.
+
+    A file's name is a hash of the prompt and of the encoder's and the tokenizer's files, so it is never stale.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, encoder: PreTrainedModel, cache_dir: Path) -> None:
+        self.tokenizer, self.encoder, self.cache_dir = tokenizer, encoder, cache_dir
+        names = [part.name_or_path for part in (tokenizer, encoder)]
+        self.text_id = "|".join(checkpoint_id(Path(str(name)))["sha256"] for name in names)
+        self.texts: dict[str, Tensor] = {}
+
+    def path_of(self, prompt: str) -> Path:
+        """Where this prompt's embedding lies or will lie."""
+        digest = hashlib.sha256(f"{self.text_id}|{prompt}".encode()).hexdigest()
+        return self.cache_dir / digest[:2] / f"{digest[2:34]}.safetensors"
+
+    def read(self, prompts: Sequence[str]) -> list[Tensor]:
+        """Each prompt's token embeddings (m_i, text_dim) float32 on the host, from disk or made now."""
+        new = []
+        for prompt in sorted(set(prompts) - self.texts.keys()):
+            try:
+                self.texts[prompt] = load_file(self.path_of(prompt))["text"]
+            except (FileNotFoundError, SafetensorError, KeyError):  # not there, or damaged: made anew
+                new.append(prompt)
+        if new:
+            for prompt, made in zip(new, embed_prompts(new, self.tokenizer, self.encoder), strict=True):
+                self.texts[prompt] = made.half().cpu()
+                self.path_of(prompt).parent.mkdir(parents=True, exist_ok=True)
+                save_tensors({"text": self.texts[prompt]}, self.path_of(prompt))
+        return [self.texts[prompt].float() for prompt in prompts]

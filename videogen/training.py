@@ -14,20 +14,19 @@ import math
 import shutil
 import signal
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Generic, Protocol, TypeVar
 
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from videogen.config import OptimConfig, TrainConfig
 from videogen.flow import power_gamma
 from videogen.plain import to_mapping
+from videogen.progress import Log, Meter, progress_bar
 from videogen.storage import save_tensors, save_text, whole_folder
 
 logger = logging.getLogger(__name__)
@@ -164,6 +163,12 @@ def out_of_memory(error: BaseException) -> bool:
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(word in str(error) for word in words)
 
 
+def slow_in_bf16(device: torch.device) -> bool:
+    """Whether it is a CPU without instructions for bfloat16, where products in it take 40 times as long and more."""
+    has = torch.cpu.get_capabilities()
+    return device.type == "cpu" and has["architecture"] == "x86_64" and not (has["avx512_bf16"] or has["amx_bf16"])
+
+
 class StopRequest:
     """Ctrl-C and SIGTERM ask the loop to save and stop; a second Ctrl-C stops at once."""
 
@@ -182,58 +187,6 @@ class StopRequest:
             signal.signal(number, handler)
 
 
-class Log:
-    """Numbers of a run: a line of log.jsonl each time, and TensorBoard where it is installed."""
-
-    def __init__(self, run_dir: Path) -> None:
-        from accelerate.tracking import TensorBoardTracker, is_tensorboard_available
-
-        self.path = run_dir / "log.jsonl"
-        self.tracker = TensorBoardTracker("tensorboard", run_dir) if is_tensorboard_available() else None
-        if self.tracker is not None:
-            self.tracker.start()
-
-    def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Log values after a step."""
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step, **values}) + "\n")
-        if self.tracker is not None:
-            self.tracker.log(dict(values), step=step)
-
-
-class Meter:
-    """Averages the numbers of ten steps at a time, logs them, and says them in a few words."""
-
-    def __init__(self, log: Log | None, num_processes: int = 1) -> None:
-        self.log, self.num_processes = log, num_processes
-        self.window, self.clock = list[dict[str, float]](), time.monotonic()
-
-    def add(self, step: int, values: dict[str, float]) -> str:
-        """Take a step's numbers; after every tenth, what to show."""
-        self.window.append(values)
-        if step % 10:
-            return ""
-        num, elapsed = len(self.window), time.monotonic() - self.clock
-        rows: dict[str, list[float]] = {}
-        for key, value in (item for one in self.window for item in one.items()):
-            rows.setdefault(key, []).append(value)
-        shown = {key: sum(row) / len(row) for key, row in rows.items()}
-        shown["tokens_per_second"] = shown.get("tokens", 0.0) * num * self.num_processes / elapsed
-        shown["steps_per_second"] = num / elapsed
-        if self.log is not None:
-            self.log.write(step, shown)
-        self.window, self.clock = [], time.monotonic()
-        said = f"loss {shown['loss']:.4f} · {shown['tokens_per_second']:,.0f} tokens/s"
-        return said + (f" · fill {shown['fill']:.1%}" if "fill" in shown else "")
-
-
-def progress_bar(*, disable: bool = False) -> Progress:
-    """Bar, step, what the loop says, and time left, on stderr."""
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed:.0f}/{task.total:.0f}"))
-    columns = (*columns, TextColumn("{task.fields[said]}"), TimeRemainingColumn())
-    return Progress(*columns, console=Console(stderr=True), disable=disable)
-
-
 class Trainer(Generic[Batch]):
     """The loop and what it owns: optimiser, averages, checkpoints."""
 
@@ -242,7 +195,7 @@ class Trainer(Generic[Batch]):
 
         self.stage, self.config, self.run = stage, config, config.run
         one_size = DistributedDataParallelKwargs(find_unused_parameters=config.dit.coarse_patch is not None)
-        self.accelerator = Accelerator(kwargs_handlers=[one_size])  # precision is the launcher's: none unless it says
+        self.accelerator = Accelerator(kwargs_handlers=[one_size])
         alone = "the VAE" if config.stage == "vae" else "a DiT with dit.facts" if config.dit.facts else ""
         if self.accelerator.num_processes > 1 and alone:
             raise ValueError(f"{alone} is trained on one device; start train.py without accelerate launch")
@@ -251,6 +204,8 @@ class Trainer(Generic[Batch]):
         self.optimizer = make_optimizer(stage.model, config.optim)
         self.ema = PowerEMA(stage.model, config.optim.ema)
         self.pass_tokens = config.data.token_budget  # most tokens computed at once; less once memory ran out
+        if self.run.mixed_precision == "bf16" and slow_in_bf16(self.accelerator.device):
+            logger.warning("this CPU has no bf16 instructions: run.mixed_precision = 'no' would be many times as fast")
         self.run.dir.mkdir(parents=True, exist_ok=True)
         self.step = max(saved_steps(self.run.dir), default=0)
         if self.step:
@@ -309,11 +264,8 @@ class Trainer(Generic[Batch]):
         """The numbers of a batch whose gradient is now added up; None where memory ran out."""
         sums: dict[str, float] = {}
         try:
-            if self.pass_tokens < self.config.data.token_budget:
-                parts = self.stage.losses(self.model, batch, number, self.pass_tokens)
-            else:
-                parts = iter([self.stage.loss(self.model, batch, number)])
-            for losses in parts:
+            parts = self.parts(batch, number)
+            while losses := self.next_losses(parts):
                 self.accelerator.backward(losses["loss"] * self.share(losses.pop("weight", None)))
                 for name, value in losses.items():
                     sums[name] = sums.get(name, 0.0) + value.item()
@@ -322,6 +274,19 @@ class Trainer(Generic[Batch]):
                 raise
             return None  # and with it goes the traceback, which holds on to what the step had computed
         return sums
+
+    def parts(self, batch: Batch, number: int) -> Iterator[dict[str, Tensor]]:
+        """The losses of a batch at once, or in parts that fit in memory; each is computed when it is asked for."""
+        if self.pass_tokens < self.config.data.token_budget:
+            yield from self.stage.losses(self.model, batch, number, self.pass_tokens)
+        else:
+            yield self.stage.loss(self.model, batch, number)
+
+    def next_losses(self, parts: Iterator[dict[str, Tensor]]) -> dict[str, Tensor]:
+        """The next part's losses, in the run's precision; none when there are no more."""
+        enabled = self.run.mixed_precision == "bf16"
+        with torch.autocast(self.accelerator.device.type, torch.bfloat16, enabled=enabled):
+            return next(parts, {})
 
     def share(self, weight: Tensor | None) -> Tensor | float:
         """What this process's loss counts for in the mean over all processes: as much as its clips weigh."""
