@@ -112,7 +112,7 @@ def test_a_latent_of_diffusers_weights_is_decoded_by_the_vae_alone(
         for path in (tmp_path / "wan" / part).glob("*.safetensors"):
             path.rename(path.with_suffix(".away"))
     monkeypatch.setattr(
-        "videogen.generate.checkpoint_id", lambda _: latent_settings(tmp_path / "a.safetensors")["checkpoint"]
+        "videogen.provenance.checkpoint_id", lambda _: latent_settings(tmp_path / "a.safetensors")["checkpoint"]
     )
     forbid_denoising(monkeypatch)
     latent = ["--from", str(tmp_path / "a.safetensors"), "--model", str(tmp_path / "wan")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,12 +10,14 @@ import pytest
 import torch
 from diffusers import WanPipeline
 from safetensors.torch import load_file
+from torch import Tensor
 
 from tests.conftest import assert_same_state, elsewhere, fit, state_of, tiny_recipe
 from tests.test_wan_pipeline import PROMPT, SETTINGS, assert_same_latents, latents_of
 from tests.wan_folders import save
 from videogen.config import DitConfig, TrainConfig
 from videogen.estimate import training_memory
+from videogen.parts import frozen_parts
 from videogen.pipeline import Job, VideoPipeline
 from videogen.plan import plan_folder
 from videogen.stages import DitStage, make_stage
@@ -112,16 +115,45 @@ def test_a_lora_run_that_was_stopped_equals_one_that_was_not(trained: TrainConfi
     assert all(torch.equal(one[name], other[name]) for name in one.keys() | other.keys())
 
 
-def test_its_plan_knows_that_the_weights_stay(trained: TrainConfig) -> None:
-    whole = plan_folder(replace(trained, dit=replace(trained.dit, lora_rank=0)))
+def count(weights: Iterable[Tensor]) -> int:
+    return sum(weight.numel() for weight in weights)
+
+
+def test_its_plan_counts_what_is_trained_and_what_stays(trained: TrainConfig) -> None:
+    """A LoRA's weights are few; those of the model, the VAE and the text encoder are in memory all the same."""
+    stage = make_stage(trained)
+    assert isinstance(stage, DitStage)
+    beside = [*stage.vae.parameters(), *stage.text_encoder.parameters()]
+    learned = [p for p in stage.model.parameters() if p.requires_grad]
+    kept = [*beside, *(p for p in stage.model.parameters() if not p.requires_grad)]
     small = plan_folder(trained)
-    assert whole.memory_gb is not None
-    assert small.memory_gb is not None
-    assert small.memory_gb <= whole.memory_gb  # tiny: both round to the same
+    assert (small.weights, small.frozen_weights) == (count(learned), count(kept))
+    assert sum(p.nbytes for p in kept) == 4 * count(kept)  # float32, as training_memory takes them
+    assert count(beside) > count(stage.model.parameters()) > 10 * count(learned)
+    memory = training_memory(
+        SIZES, trained.data.token_budget, count(learned), frozen=count(kept), averages=len(trained.optim.ema),
+        recompute=True,
+    )  # fmt: skip
+    assert small.memory_gb == round(memory, 2)
+
+
+def test_the_plan_of_a_whole_model_counts_the_parts_of_its_own_folders(trained: TrainConfig) -> None:
+    recipe = replace(trained, dit=replace(trained.dit, lora_rank=0))
+    vae, _, text_encoder, _ = frozen_parts(recipe.dit)
+    whole, small = plan_folder(recipe), plan_folder(trained)
+    assert trained.dit.init is not None
+    model = VideoPipeline.load(trained.dit.init).transformer
+    assert whole.weights == count(model.parameters())
+    assert whole.frozen_weights == count(vae.parameters()) + count(text_encoder.parameters())
+    assert whole.tokens == small.tokens
+    later = replace(recipe, dit=replace(recipe.dit, vae=Path("made") / "later" / "vae"))
+    assert plan_folder(later).frozen_weights == count(text_encoder.parameters())
+
+
+def test_frozen_weights_take_four_bytes_each() -> None:
     assert training_memory({**SIZES}, 100, 10**6, frozen=10**9, recompute=True) == pytest.approx(
         training_memory({**SIZES}, 100, 10**6, recompute=True) + 4
     )
-    assert small.tokens == whole.tokens
 
 
 @pytest.mark.parametrize(

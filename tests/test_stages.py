@@ -13,7 +13,7 @@ from tests.conftest import assert_same_state, elsewhere, fit, seeded, tiny_recip
 from videogen.config import DataConfig, TrainConfig
 from videogen.drawn import DrawnClips
 from videogen.flow import draw_levels
-from videogen.packing import pack
+from videogen.packing import Patch, pack
 from videogen.stages import DitStage, VaeStage, encoder_id, make_stage, num_tokens
 from videogen.toybox import caption, draw_scene
 from videogen.training import Trainer
@@ -91,6 +91,22 @@ def test_coarse_patches_learn_no_level_below_theirs() -> None:
     levels = draw_levels(video, {"nothing": 1.0}, base_tokens=5, uniform=0.5, generator=seeded(), least=0.3)
     assert 0.3 <= levels.values.min() < 0.33
     assert levels.values.max() > 0.97
+
+
+def test_coarse_patches_may_learn_noisier_levels_than_fine_ones(recipe: TrainConfig) -> None:
+    """Fine ones keep theirs."""
+    means: dict[tuple[int | None, Patch], float] = {}
+    for coarse_tokens in (None, 1):
+        own = replace(recipe, dit=replace(recipe.dit, coarse_tokens=coarse_tokens, known={"nothing": 1.0}))
+        stage = dit_stage(own)
+        drawn: dict[Patch, list[float]] = {patch: [] for patch in stage.model.patches}
+        for number, batch in enumerate(islice(stage.batches(0), 60)):
+            task = stage._task(batch, batch.captions, seeded(number))
+            drawn[batch.patch].append(task.levels.per_token().mean().item())
+        means |= {(coarse_tokens, patch): sum(levels) / len(levels) for patch, levels in drawn.items()}
+    fine, coarse = (means[None, patch] for patch in (stage.model.base_patch, COARSE))
+    assert means[1, stage.model.base_patch] == fine
+    assert means[1, COARSE] > coarse + 0.02
 
 
 def test_both_patch_sizes_are_validated(recipe: TrainConfig) -> None:

@@ -160,8 +160,13 @@ def test_a_run_has_a_command_that_makes_its_clip(checkpoint: Path) -> None:
         assert (args.prompt, args.seed, made) == ((run.prompt,), run.seed, run.config)
 
 
-def test_what_stands_beside_the_model_tells_sweeps_apart_and_is_in_their_commands(checkpoint: Path) -> None:
+def test_what_stands_beside_the_model_tells_sweeps_apart_and_is_in_their_commands(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A LoRA, fewer bits: the rows of one are not the rows of the other."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.safetensors", "b"):
+        Path(name).write_text(name, encoding="utf-8")
     words = ["x", "--model", str(checkpoint), "--sweep", "steps=2,3"]
     beside = ["--lora", "a.safetensors=0.5", "b", "--quantise", "fp8"]
     plain, other = (make_plan(parse_args(more)) for more in (words, [*words, *beside]))

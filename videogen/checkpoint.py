@@ -14,6 +14,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from safetensors import SafetensorError, safe_open
 
 from videogen.dit import VideoDiT
+from videogen.text import blank_encoder
 from videogen.vae import VideoVAE
 from videogen.wan_folder import CLASSES, PARTS, check_family, class_of, read_json
 from videogen.wan_vae import WanVAE
@@ -40,10 +41,7 @@ def check_weights(kind: type[ModelMixin], folder: Path) -> None:
     missing = sorted(name for name in _files_of_index(folder) if not (folder / name).is_file())
     if missing:
         raise ValueError(f"{folder} lacks {missing[0]}, one of the files of its weights; download it again")
-    with torch.device("meta"):
-        config = kind.load_config(folder)  # type: ignore[attr-defined]
-        model = cast("torch.nn.Module", kind.from_config(config))  # type: ignore[attr-defined]
-    wanted = {name: tuple(p.shape) for name, p in model.state_dict().items()}
+    wanted = {name: tuple(p.shape) for name, p in blank_network(kind, folder).state_dict().items()}
     found: dict[str, tuple[int, ...]] = {}
     for path in files:
         try:
@@ -60,6 +58,19 @@ def check_weights(kind: type[ModelMixin], folder: Path) -> None:
     for name, shape in wanted.items():
         if found[name] != shape:
             raise ValueError(f"{folder}: {name} is {found[name]} and its config.json asks for {shape}")
+
+
+def blank_network(kind: type[ModelMixin], folder: Path) -> torch.nn.Module:
+    """A network as its config says, on the meta device: all of it but the weights' values."""
+    with torch.device("meta"):
+        config = kind.load_config(folder)  # type: ignore[attr-defined]
+        return cast("torch.nn.Module", kind.from_config(config))  # type: ignore[attr-defined]
+
+
+def blank(folder: Path, part: str) -> torch.nn.Module:
+    """A part of a checkpoint folder on the meta device: a network of ours, or an encoder of transformers'."""
+    name = str(read_json(folder / part / "config.json").get("_class_name"))
+    return blank_network(KINDS[CLASSES[name][1]], folder / part) if name in CLASSES else blank_encoder(folder / part)
 
 
 def load_vae(folder: Path, *, dtype: torch.dtype = torch.float32) -> VideoVAE | WanVAE:

@@ -216,6 +216,8 @@ class DitConfig:
     """Share of the steps that train it."""
     coarse_from: float = 0.3
     """The least noise level that it is trained for."""
+    coarse_tokens: int | None = None
+    """Its own base_tokens, counted in its tokens; otherwise base_tokens in proportion to what a token holds."""
     prediction: Literal["preconditioned", "clean", "velocity"] = "preconditioned"
     """What the network puts out: what a channel's variance leaves open, the clean value (Li & He 2025) or the velocity;
     the loss is on the velocity."""
@@ -236,6 +238,8 @@ class DitConfig:
 
     def __post_init__(self) -> None:
         require_positive(self, "num_layers", "num_attention_heads", "attention_head_dim", "ffn_dim", "base_tokens")
+        if self.coarse_tokens is not None:
+            require_positive(self, "coarse_tokens")
         if self.lora_rank < 0 or (self.lora_rank and self.init is None):
             raise ValueError(
                 f"dit.lora_rank = {self.lora_rank} needs weights to stand beside; give dit.init, or set it to 0"

@@ -1,6 +1,6 @@
 """What a clip will cost, from a checkpoint's config alone: nothing is loaded.
 
-checkpoint folder, tokens, network evaluations, pixels  ->  GFLOP, GB, seconds on this machine
+checkpoint folder, tokens, network evaluations, pixels, bytes of the weights  ->  GFLOP, GB, seconds on this machine
 """
 
 from __future__ import annotations
@@ -75,12 +75,25 @@ def matmul_flops(seconds: float = 0.2) -> float:
     return 2 * 1024**3 * num / (time.perf_counter() - began)
 
 
-def estimate(folder: Path, *, tokens: int, evaluations: int, pixels: int) -> Cost:
-    """The cost of one clip with the checkpoint in a folder."""
-    config = json.loads((folder / "transformer" / "config.json").read_text(encoding="utf-8"))
+def clip_flop(folder: Path, *, tokens: int, evaluations: int, pixels: int) -> float:
+    """Floating point operations of one clip with the checkpoint in a folder."""
+    config, vae = (_read(folder / part / "config.json") for part in ("transformer", "vae"))
+    return dit_flop(config, tokens) * evaluations + vae_flop(vae) * pixels
+
+
+def clip_seconds(flop: float) -> float:
+    """How long so many operations take here."""
+    return flop / (0.6 * matmul_flops())
+
+
+def estimate(folder: Path, *, tokens: int, evaluations: int, pixels: int, weights: int, bytes_a_value: int = 4) -> Cost:
+    """The cost of one clip with the checkpoint in a folder, whose loaded weights take so many bytes."""
+    config = _read(folder / "transformer" / "config.json")
     d = config["num_attention_heads"] * config["attention_head_dim"]
-    vae = json.loads((folder / "vae" / "config.json").read_text(encoding="utf-8"))
-    flop = dit_flop(config, tokens) * evaluations + vae_flop(vae) * pixels
-    weights = 4 * sum(map(count_weights, folder.rglob("*.safetensors")))
-    activations = 4 * (tokens * (12 * d + config["ffn_dim"]) + 3 * pixels)
-    return Cost(flop / 1e9, (weights + activations) / 1e9 + 0.6, flop / (0.6 * matmul_flops()))
+    flop = clip_flop(folder, tokens=tokens, evaluations=evaluations, pixels=pixels)
+    activations = bytes_a_value * (tokens * (12 * d + config["ffn_dim"]) + 3 * pixels)
+    return Cost(flop / 1e9, (weights + activations) / 1e9 + 0.6, clip_seconds(flop))
+
+
+def _read(path: Path) -> dict[str, int]:
+    return json.loads(path.read_text(encoding="utf-8"))

@@ -13,6 +13,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TypeVar, cast
 
 import tyro
@@ -95,6 +96,14 @@ def read_word(word: str) -> list[object]:
     with contextlib.suppress(json.JSONDecodeError):
         return [json.loads(word)]
     return [word]
+
+
+def read_lora(word: str) -> tuple[Path, float]:
+    """ "style.safetensors=0.8" -> a LoRA's path and its scale, 1 if not said; a ValueError where it is not there."""
+    name, _, scale = word.rpartition("=") if re.search(r"=[-+.\d]+$", word) else (word, "", "1")
+    if not Path(name).exists():
+        raise ValueError(f"there is no LoRA {name}; give a .safetensors file or its folder, =SCALE behind it")
+    return Path(name), float(scale)
 
 
 def offline() -> None:

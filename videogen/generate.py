@@ -8,26 +8,24 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
-from importlib.metadata import version
+from dataclasses import dataclass, field, replace
 from itertools import chain, groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple, cast
+from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
 import tyro
 
-from videogen import __version__
 from videogen.config import MINI, SampleConfig, check_frames, check_size, read_defaults, resolve_frames
 from videogen.flags import parse, peek
+from videogen.hub import find_checkpoint
 from videogen.latents import check_latent, latent_settings, read_latent, save_latent
 from videogen.patches import cut_by, draft, known_patches, mean_share
-from videogen.plain import from_mapping, load_toml, to_mapping
+from videogen.plain import load_toml
 from videogen.prompts import read_prompts, read_seeds
-from videogen.storage import checkpoint_id
-from videogen.video_io import read_settings, write_video
+from videogen.provenance import as_made, check_made, is_latent, provenance, read_made, settings_of
+from videogen.video_io import write_video
 from videogen.wan_folder import strides
 
 if TYPE_CHECKING:
@@ -52,7 +50,7 @@ class SampleArgs:
     out: Path | None = None
     """A .mp4, .gif, .webm or .png file for one clip, or a folder; default out/<prompt>-<seed>.mp4."""
     model: Path = MINI
-    """Checkpoint folder."""
+    """Checkpoint folder, or owner/name[@revision] of one in the Hugging Face cache."""
     num: int = 1
     """Clips a prompt; their seeds follow on from --seed."""
     seed: int = 0
@@ -122,8 +120,9 @@ def run(args: SampleArgs) -> int:
     """Load, make, print the paths."""
     orders = place(list_orders(args), args)
     if args.dry_run:
+        weights = count_bytes(args)
         for order in orders:
-            print(describe(order, args))
+            print(describe(order, args, weights))
         return 0
     began, kept = time.monotonic(), find_latents(orders, args)
     pipeline = load(args) if len(kept) < len(orders) else None
@@ -140,35 +139,25 @@ def run(args: SampleArgs) -> int:
 
 def parse_args(argv: Sequence[str]) -> SampleArgs:
     """Flags over --from over --config over the checkpoint's own defaults."""
-    model = Path(peek(argv, "--model") or MINI)
+    model = find_checkpoint(peek(argv, "--model") or MINI)
     if not model.is_dir():
         hint = "or leave --model out" if model != MINI else "the default one is in assets/mini of a checkout"
         raise ValueError(f"no checkpoint folder {model}; give one with model_index.json, {hint}")
     base = SampleArgs(model=model, sample=read_defaults(model))
     if path := peek(argv, "--config"):
         base = replace(base, sample=load_toml(SampleConfig, Path(path), over=base.sample))
-    if path := peek(argv, "--from"):
-        settings = latent_settings(Path(path)) if is_latent(path) else read_settings(Path(path))
-        known = {item.name for item in fields(SampleConfig)}
-        if "prompt" not in settings or "seed" not in settings:
-            raise ValueError(f"{path} does not say its prompt and seed; it was not written by sample.py")
-        stored = {key: value for key, value in settings.items() if key in known}
-        base = replace(base, sample=from_mapping(SampleConfig, to_mapping(base.sample) | stored))
-        base = replace(base, prompt=(str(settings["prompt"]),), seed=int(str(settings["seed"])))
-        beside = {name: Path(str(settings[name])) for name in ("image", "last_image") if name in settings}
-        files = {name: tuple(map(str, cast("list[object]", settings.get(name, [])))) for name in ("lora", "gguf")}
-        base = replace(base, **beside, lora=files["lora"], gguf=tuple(map(Path, files["gguf"])))
-        base = replace(base, quantise=settings.get("quantise", "none"))  # type: ignore[arg-type]
-        was, now = settings.get("checkpoint"), checkpoint_id(model)
-        if was != now and peek(argv, "--model") is None:
-            raise ValueError(f"{path} was made by checkpoint {was}, which {model} is not; give its folder with --model")
-        if was != now:
-            print(f"note: {path} was made by checkpoint {was}, not {now}", file=sys.stderr)
+    made = None
+    if (path := peek(argv, "--from")) is not None:
+        base = as_made(base, made := read_made(Path(path)))
     if peek(argv, "--frames") is not None:
         if peek(argv, "--seconds") is not None:
             raise ValueError("give --frames or --seconds, not both")
         base = replace(base, sample=replace(base.sample, seconds=None))
-    return parse(SampleArgs, argv, default=base, prog="sample.py", description=DESCRIPTION)
+    args = parse(SampleArgs, argv, default=base, prog="sample.py", description=DESCRIPTION)
+    args = replace(args, model=find_checkpoint(args.model))
+    if path is not None and made is not None:
+        check_made(Path(path), made, args, argv)
+    return args
 
 
 def list_orders(args: SampleArgs) -> list[tuple[str, int, SampleConfig]]:
@@ -237,11 +226,6 @@ def slug(prompt: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:60].rstrip("-") or "clip"
 
 
-def is_latent(path: str | Path) -> bool:
-    """Whether a file holds a latent, by its name."""
-    return Path(path).suffix == ".safetensors"
-
-
 def find_latents(orders: Sequence[Order], args: SampleArgs) -> dict[Order, Path]:
     """The clips whose latents are there already, from --from or an earlier try; a wrong one is refused."""
     found: dict[Order, Path] = {}
@@ -251,9 +235,9 @@ def find_latents(orders: Sequence[Order], args: SampleArgs) -> dict[Order, Path]
             found[order] = args.from_clip
         elif args.save_latents and not args.overwrite and beside.exists():
             found[order] = beside
-    checkpoint = checkpoint_id(args.model) if found else {}
+    about = provenance(args) if found else {}
     for order, path in found.items():
-        check_latent(path, settings_of(order, checkpoint, args))
+        check_latent(path, settings_of(order, about))
     return found
 
 
@@ -315,7 +299,7 @@ def make(pipeline: VideoPipeline, orders: Sequence[Order], args: SampleArgs) -> 
     from videogen.pipeline import Job
     from videogen.wan_image import open_images
 
-    checkpoint, images = checkpoint_id(args.model), open_images(args.image, args.last_image)
+    images, about = open_images(args.image, args.last_image), provenance(args)
     for config, group in groupby(orders, key=lambda order: order.config):
         same = list(group)
         size = max(1, TOKENS_AT_ONCE // count_tokens(config, pixel_stride(args.model)))
@@ -325,31 +309,14 @@ def make(pipeline: VideoPipeline, orders: Sequence[Order], args: SampleArgs) -> 
                 latents = pipeline.sample([Job(order.prompt, order.seed, images) for order in batch], config, tick)
             share = (time.monotonic() - began) / len(batch)
             for order, latent in zip(batch, latents if args.save_latents else [], strict=False):
-                save_latent(order.path.with_suffix(".safetensors"), latent, settings_of(order, checkpoint, args))
+                save_latent(order.path.with_suffix(".safetensors"), latent, settings_of(order, about))
             for order, latent in zip(batch, latents, strict=True):
                 began = time.monotonic()
-                settings = settings_of(order, checkpoint, args)
+                settings = settings_of(order, about)
                 write_video(
                     order.path, pipeline.frames(latent), fps=config.fps, settings=settings, overwrite=args.overwrite
                 )
                 yield order, share + time.monotonic() - began
-
-
-def settings_of(order: Order, checkpoint: Mapping[str, str], args: SampleArgs) -> dict[str, object]:
-    """Everything that decides a clip, for its metadata."""
-    made = {"prompt": order.prompt, "seed": order.seed, **to_mapping(order.config)}
-    return {**made, **provenance(checkpoint, args)}
-
-
-def provenance(checkpoint: Mapping[str, str], args: SampleArgs) -> dict[str, object]:
-    """What else decides the bytes of every clip of a command."""
-    versions = {"videogen": __version__, **{name: version(name) for name in ("torch", "diffusers")}}
-    images = {"image": args.image, "last_image": args.last_image}
-    beside: dict[str, object] = {name: str(path) for name, path in images.items() if path is not None}
-    beside |= {"lora": list(args.lora)} if args.lora else {}
-    beside |= {"quantise": args.quantise} if args.quantise != "none" else {}
-    beside |= {"gguf": [str(path) for path in args.gguf]} if args.gguf else {}
-    return {"checkpoint": dict(checkpoint), "device": args.device, "dtype": args.dtype, "versions": versions, **beside}
 
 
 @contextlib.contextmanager
@@ -376,14 +343,31 @@ def count_tokens(config: SampleConfig, stride: int) -> int:
     return (1 + (frames - 1) // TIME_STRIDE) * (config.height // stride) * (config.width // stride)
 
 
-def describe(order: Order, args: SampleArgs) -> str:
-    """What a clip would take: nothing is run but one small matrix product, to know the machine."""
+def count_bytes(args: SampleArgs) -> int:
+    """Bytes of the weights that would be loaded."""
+    import torch
+
+    from videogen.memory import weight_bytes
+
+    dtype = getattr(torch, args.dtype)
+    return weight_bytes(args.model, dtype=dtype, quantise=args.quantise, gguf=args.gguf, loras=args.lora)
+
+
+def describe(order: Order, args: SampleArgs, weights: int) -> str:
+    """What a clip would take beside so many bytes of weights; one small matrix product is run, to know the machine."""
     from videogen.estimate import estimate
 
     config, frames = order.config, resolve_frames(order.config, TIME_STRIDE)
     pixels, tokens = frames * config.width * config.height, count_tokens(config, pixel_stride(args.model))
     cut = tokens * mean_share(config, known_patches(args.model)[0])
-    cost = estimate(args.model, tokens=round(cut), evaluations=num_evaluations(config), pixels=pixels)
+    cost = estimate(
+        args.model,
+        tokens=round(cut),
+        evaluations=num_evaluations(config),
+        pixels=pixels,
+        weights=weights,
+        bytes_a_value={"float32": 4, "bfloat16": 2}[args.dtype],
+    )
     row = {
         "path": str(order.path),
         "size": config.size,

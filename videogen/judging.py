@@ -23,6 +23,7 @@ import tyro
 from videogen.config import SampleConfig, check_size, read_defaults, resolve_frames
 from videogen.flags import parse, peek
 from videogen.generate import TIME_STRIDE, TOKENS_AT_ONCE, count_tokens, pixel_stride
+from videogen.hub import called, find_checkpoint, look_up
 from videogen.storage import checkpoint_id, save_text
 from videogen.toybox import Scene, caption, draw_scene, render
 from videogen.toybox.judge import Clauses, Said, judge, read
@@ -50,7 +51,8 @@ class JudgeArgs:
     """What to judge, by which captions, and where to write it."""
 
     target: tyro.conf.Positional[Path | None] = None
-    """A checkpoint folder, or a folder of clips with metadata.csv; left out, the world's own clips are judged."""
+    """A checkpoint folder or owner/name[@revision] of one in the Hugging Face cache, or a folder of clips with
+    metadata.csv; left out, the world's own clips are judged."""
     clips: int = 256
     """How many captions."""
     seeds: int = 2
@@ -120,11 +122,13 @@ def parse_args(argv: Sequence[str]) -> JudgeArgs:
     """Flags over a checkpoint's own settings."""
     # The target's settings are the defaults of its flags; it may stand anywhere but behind --vae.
     words = [word for before, word in pairwise(["", *argv]) if before != "--vae"]
-    model = next((Path(word) for word in words if is_checkpoint(Path(word))), None)
+    model = next((found for word in words if (found := look_up(word)) is not None and is_checkpoint(found)), None)
     base = JudgeArgs() if model is None else JudgeArgs(sample=read_defaults(model))
     if peek(argv, "--frames") is not None:
         base = replace(base, sample=replace(base.sample, seconds=None))
     args = parse(JudgeArgs, argv, default=base, prog="videogen judge", description=DESCRIPTION)
+    named = {"target": args.target, "vae": args.vae}
+    args = replace(args, **{name: find_checkpoint(path) for name, path in named.items() if path is not None})
     model = args.target if args.target is not None and is_checkpoint(args.target) else None
     if args.target is not None and not args.target.is_dir():
         raise ValueError(f"{args.target} is no folder; give a checkpoint, or a folder of clips with metadata.csv")
@@ -338,7 +342,7 @@ def publish(
     judged: Sequence[tuple[Judged, np.ndarray]],
 ) -> None:
     """Print the table and write the files asked for."""
-    name = str(args.target or "the world's own clips")
+    name = called(args.target) if args.target else "the world's own clips"
     result = {
         "judged": name,
         **({"checkpoint": checkpoint_id(args.target)} if args.target and is_checkpoint(args.target) else {}),

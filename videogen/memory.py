@@ -2,6 +2,7 @@
 
     VideoPipeline  ->  the same, its parts moved to the device when they compute (--offload)
     checkpoint folder  ->  VideoPipeline with quantised transformers (--quantise, --gguf)
+    checkpoint folder  ->  the bytes that all this takes, before it is loaded (--dry-run)
 
 All of it is diffusers' own: ModelMixin's layerwise casting and quantisers, DiffusionPipeline's offloading.
 """
@@ -10,9 +11,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
+from itertools import chain
 from pathlib import Path
+from typing import cast
 
 import torch
+from diffusers.models.modeling_utils import ModelMixin
 from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
 from diffusers.quantizers.pipe_quant_config import PipelineQuantizationConfig
 from diffusers.quantizers.quantization_config import (
@@ -21,12 +25,17 @@ from diffusers.quantizers.quantization_config import (
     QuantizationConfigMixin,
     TorchAoConfig,
 )
+from torch import Tensor, nn
 
+from videogen.checkpoint import blank
 from videogen.dit import VideoDiT
+from videogen.estimate import count_weights
+from videogen.flags import read_lora
 from videogen.pipeline import VideoPipeline
 from videogen.wan_folder import class_of, read_json
 
 EXPERTS = ("transformer", "transformer_2")
+OTHERS = ("vae", "text_encoder", "image_encoder")
 
 
 def _int8(dtype: torch.dtype) -> QuantizationConfigMixin:
@@ -44,6 +53,11 @@ QUANTISERS: dict[str, tuple[str, Callable[[torch.dtype], QuantizationConfigMixin
     "int8": ("torchao", _int8),
     "nf4": ("bitsandbytes", _nf4),
 }
+# What they make of a matrix (rows, columns), in bytes.
+BYTES_OF: dict[str, Callable[[Tensor], int]] = {
+    "int8": lambda weight: weight.numel() + 5 * len(weight),  # of a row, a scale in float32 and a zero point
+    "nf4": lambda weight: -(-weight.numel() // 2) + 4 * -(-weight.numel() // 64),  # of 64 values, a scale in float32
+}
 
 
 def load_small(
@@ -59,12 +73,7 @@ def load_small(
     fp8 keeps their weights in eight bits and computes in dtype (layerwise casting); int8 is torchao's, nf4 is
     bitsandbytes' and needs CUDA. Files of gguf stand for the transformers, that for high noise first.
     """
-    index = read_json(folder / "model_index.json")
-    parts = [part for part in EXPERTS if class_of(index, part) is not None]
-    if gguf and quantise != "none":
-        raise ValueError(f"the weights of a .gguf are quantised already; leave --quantise {quantise} out")
-    if gguf and len(gguf) != len(parts):
-        raise ValueError(f"{folder} has {len(parts)} transformers, got {len(gguf)} .gguf files; give one for each")
+    parts = find_experts(folder, quantise, gguf)
     options: dict[str, object] = {
         part: read_gguf(path, folder / part, dtype=dtype) for part, path in zip(parts, gguf, strict=False)
     }
@@ -81,14 +90,84 @@ def load_small(
     return pipeline
 
 
+def find_experts(folder: Path, quantise: str, gguf: Sequence[Path]) -> list[str]:
+    """The transformers of a checkpoint folder; a ValueError where the options do not go with them."""
+    index = read_json(folder / "model_index.json")
+    parts = [part for part in EXPERTS if class_of(index, part) is not None]
+    if gguf and quantise != "none":
+        raise ValueError(f"the weights of a .gguf are quantised already; leave --quantise {quantise} out")
+    if gguf and len(gguf) != len(parts):
+        raise ValueError(f"{folder} has {len(parts)} transformers, got {len(gguf)} .gguf files; give one for each")
+    return parts
+
+
+def weight_bytes(
+    folder: Path,
+    *,
+    dtype: torch.dtype = torch.float32,
+    quantise: str = "none",
+    gguf: Sequence[Path] = (),
+    loras: Sequence[str] = (),
+) -> int:
+    """Bytes of the weights that load_small would hold, from configs and the headers of files: nothing is loaded."""
+    index = read_json(folder / "model_index.json")
+    experts = [cast_as_loaded(blank(folder, part), dtype) for part in find_experts(folder, quantise, gguf)]
+    others = [cast_as_loaded(blank(folder, part), dtype) for part in OTHERS if class_of(index, part) is not None]
+    saved = sum(shrink(expert, quantise, dtype) for expert in experts) + sum(gguf_saves(path, dtype) for path in gguf)
+    paths = [read_lora(word)[0] for word in loras]
+    files = [file for path in paths for file in ([path] if path.is_file() else path.glob("*.safetensors"))]
+    beside = dtype.itemsize * sum(map(count_weights, files))
+    return sum(weight.nbytes for part in (*experts, *others) for weight in weights_of(part).values()) + beside - saved
+
+
+def weights_of(part: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers, by name."""
+    return dict(chain(part.named_parameters(), part.named_buffers()))
+
+
+def kept_whole(part: nn.Module) -> set[str]:
+    """What diffusers keeps in float32 whatever the precision: words of its parameters' names."""
+    return set(part._keep_in_fp32_modules or ()) if isinstance(part, ModelMixin) else set()
+
+
+def cast_as_loaded(part: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """A part on the meta device in the precision that from_pretrained gives each of its weights."""
+    for name, weight in weights_of(part).items():
+        if weight.is_floating_point():
+            weight.data = weight.data.to(torch.float32 if kept_whole(part) & {*name.split(".")} else dtype)
+    return part
+
+
+def shrink(expert: nn.Module, quantise: str, dtype: torch.dtype) -> int:
+    """Bytes that a quantiser takes off a transformer; fp8 casts it, and what is left is counted as it is."""
+    if quantise == "fp8":
+        cast("ModelMixin", expert).enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=dtype)
+    if quantise not in BYTES_OF:
+        return 0
+    layers = [layer for name, layer in expert.named_modules() if not kept_whole(expert) & {*name.split(".")}]
+    matrices = [layer.weight for layer in layers if isinstance(layer, nn.Linear)]
+    return sum(weight.nbytes - BYTES_OF[quantise](weight) for weight in matrices)
+
+
+def gguf_saves(path: Path, dtype: torch.dtype) -> int:
+    """Bytes that a file of a transformer takes off it: what is quantised there stays so, the rest is cast."""
+    check_gguf(path)
+    import gguf
+
+    whole = (gguf.GGMLQuantizationType.F32, gguf.GGMLQuantizationType.F16)
+    try:
+        tensors = [tensor for tensor in gguf.GGUFReader(path).tensors if tensor.tensor_type not in whole]
+    except (ValueError, IndexError) as error:
+        raise ValueError(f"{path} cannot be read: {error}; give the .gguf of this model") from None
+    return sum(dtype.itemsize * int(tensor.n_elements) - int(tensor.n_bytes) for tensor in tensors)
+
+
 def read_gguf(path: Path, config: Path, *, dtype: torch.dtype = torch.float32) -> VideoDiT:
     """A transformer from a .gguf in Wan's or diffusers' names; the folder config says its size.
 
     diffusers reads it into its own class; layer for layer, quantised ones as they are, it moves into ours.
     """
-    require("gguf", "--gguf")
-    if not path.is_file() or path.suffix != ".gguf":
-        raise ValueError(f"there is no .gguf file {path}; give one of a Wan transformer")
+    check_gguf(path)
     try:
         theirs = WanTransformer3DModel.from_single_file(
             str(path),
@@ -107,6 +186,13 @@ def read_gguf(path: Path, config: Path, *, dtype: torch.dtype = torch.float32) -
             ours.set_submodule(name, layer)
     ours.load_state_dict(theirs.state_dict(), assign=True)
     return ours.eval()
+
+
+def check_gguf(path: Path) -> None:
+    """Refuse a .gguf that is not there or that nothing here can read."""
+    require("gguf", "--gguf")
+    if not path.is_file() or path.suffix != ".gguf":
+        raise ValueError(f"there is no .gguf file {path}; give one of a Wan transformer")
 
 
 def offload(pipeline: VideoPipeline, how: str, device: str) -> None:

@@ -6,6 +6,8 @@ DitConfig  ->  Frozen(VAE, tokenizer, text encoder, scheduler)
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -14,9 +16,10 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from videogen.checkpoint import load_vae
+from videogen.checkpoint import blank, load_vae
 from videogen.config import DitConfig
 from videogen.dit import VideoDiT
+from videogen.hub import find_checkpoint
 from videogen.sampling import Scheduler
 from videogen.text import load_text
 from videogen.toybox.facts import FACTS
@@ -50,6 +53,20 @@ def frozen_parts(dit: DitConfig) -> Frozen:
     name = class_of(index, "scheduler")
     scheduler = getattr(diffusers, name).from_pretrained(dit.init, subfolder="scheduler") if name else None
     return Frozen(vae, *load_text(dit.init), scheduler)
+
+
+def count_frozen(dit: DitConfig) -> int:
+    """The weights that frozen_parts will load, from their configs; a part that is not there yet counts none."""
+    own = dit.init if dit.lora_rank else None
+    found = [(own or dit.vae, "vae"), (own or dit.text, "text_encoder")]
+    there = [(folder, part) for folder, part in found if (folder / part / "config.json").is_file()]
+    return sum(weight.numel() for folder, part in there for weight in blank(folder, part).parameters())
+
+
+def located(dit: DitConfig, find: Callable[[Path], Path] = find_checkpoint) -> DitConfig:
+    """The same recipe with folders in place of Hub ids."""
+    init = None if dit.init is None else find(dit.init)
+    return replace(dit, vae=find(dit.vae), text=find(dit.text), init=init)
 
 
 def check_fit(model: VideoDiT, vae: VideoVAE | WanVAE, dit: DitConfig) -> None:

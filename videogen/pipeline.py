@@ -8,10 +8,10 @@ A folder of diffusers' WanPipeline or WanImageToVideoPipeline is one too, and on
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
+from os import PathLike
 from pathlib import Path
 from typing import ClassVar, NamedTuple, cast
 
@@ -26,7 +26,9 @@ from videogen.caching import BlockCache, cache_of
 from videogen.checkpoint import align, check_checkpoint, quiet_libraries
 from videogen.config import SampleConfig, check_size, read_defaults, resolve_frames
 from videogen.dit import TextContext, VideoDiT
+from videogen.flags import read_lora
 from videogen.flow import velocity_of
+from videogen.hub import find_checkpoint
 from videogen.packing import Lengths, PackedVideo, Scaling, check_patch, pack, recut, unpack
 from videogen.patches import Cut, coarsest, cut_by
 from videogen.plain import from_mapping, to_mapping
@@ -108,13 +110,13 @@ class VideoPipeline(DiffusionPipeline, WanLoraLoaderMixin):
 
     @classmethod
     def load(
-        cls, folder: Path, *, dtype: torch.dtype = torch.float32, options: Mapping[str, object] | None = None
+        cls, name: str | Path, *, dtype: torch.dtype = torch.float32, options: Mapping[str, object] | None = None
     ) -> VideoPipeline:
-        """from_pretrained of a local folder, checked first: every weight there, none too many, each of its shape.
+        """from_pretrained, checked first: every weight there, none too many, each of its shape.
 
         What else from_pretrained takes, such as a part that is already there, stands in options.
         """
-        options = options or {}
+        folder, options = find_checkpoint(name), options or {}
         read_defaults(folder)
         check_checkpoint(folder, but=options)
         quiet_libraries()
@@ -128,11 +130,15 @@ class VideoPipeline(DiffusionPipeline, WanLoraLoaderMixin):
         return at_home(cast("dict[str, object]", index), Path(str(args[0])))
 
     @classmethod
-    def from_pretrained(cls, *args: object, **options: object) -> VideoPipeline:  # type: ignore[override]
-        """As of diffusers, but float32 unless another dtype is asked for: transformers would keep the file's."""
+    def from_pretrained(cls, pretrained_model_name_or_path: str | PathLike[str], **options: object) -> VideoPipeline:
+        """As of diffusers, with two differences: a Hub id is looked up in the local cache and nothing is fetched, and
+        it is float32 unless another dtype is asked for, where transformers would keep the file's.
+        """
+        where = {name: cast("str | None", options.pop(name, None)) for name in ("revision", "cache_dir")}
+        folder = find_checkpoint(pretrained_model_name_or_path, **where)
         if options.get("dtype") is None and options.get("torch_dtype") is None:
             options["dtype"] = torch.float32
-        pipeline = super().from_pretrained(*args, **options)  # type: ignore[arg-type]
+        pipeline = super().from_pretrained(folder, **options)  # type: ignore[arg-type]
         for part in pipeline.components.values():
             if isinstance(part, torch.nn.Module):
                 align(part)
@@ -150,13 +156,10 @@ class VideoPipeline(DiffusionPipeline, WanLoraLoaderMixin):
     def add_loras(self, words: Sequence[str]) -> None:
         """Put LoRAs beside the weights: files or folders of diffusers' or PEFT's making, each with =SCALE if not 1."""
         scales: dict[str, float] = {}
-        for word in words:
-            name, _, scale = word.rpartition("=") if re.search(r"=[-+.\d]+$", word) else (word, "", "1")
-            if not Path(name).exists():
-                raise ValueError(f"there is no LoRA {name}; give a .safetensors file or its folder, =SCALE behind it")
+        for path, scale in map(read_lora, words):
             adapter = f"lora_{len(scales)}"
-            self.load_lora_weights(name, adapter_name=adapter, local_files_only=True)
-            scales[adapter] = float(scale)
+            self.load_lora_weights(str(path), adapter_name=adapter, local_files_only=True)
+            scales[adapter] = scale
         self.set_adapters(list(scales), list(scales.values()))
 
     @property

@@ -17,7 +17,9 @@ from videogen.config import DataConfig, DitConfig, TrainConfig
 from videogen.data import Entry, VideoFolder, epoch_order
 from videogen.drawn import DrawnClips, DrawnEntry
 from videogen.estimate import dit_flop, matmul_flops, training_memory
+from videogen.hub import look_up
 from videogen.packing import Patch, check_budget, plan_packs
+from videogen.parts import count_frozen, located
 from videogen.toybox.facts import FACTS
 from videogen.vae import SPACE_STRIDE, TIME_STRIDE
 
@@ -107,6 +109,10 @@ class FolderPlan:
     """Optimiser steps in which every clip is seen data.repeats times."""
     coarse_steps: int = 0
     """As many more in which those that the coarse patch divides are seen in it too."""
+    weights: int | None = None
+    """Values that are trained; none where it is not known."""
+    frozen_weights: int | None = None
+    """Values that stay as they are: those a LoRA stands beside, the VAE's, the text encoder's."""
     memory_gb: float | None = None
     """Weights, optimiser, averages and the activations of a pack; none where it is not known."""
     seconds_per_step: float | None = None
@@ -116,6 +122,7 @@ class FolderPlan:
 def plan_folder(config: TrainConfig) -> FolderPlan:
     """Look at the clips of a recipe and pack the first epoch of them."""
     data, seed = config.data, config.run.seed
+    config = replace(config, dit=located(config.dit, lambda path: look_up(path) or path))
     network = network_config(config.dit) if config.stage == "dit" else None
     pt, ph, pw = network["patch_size"] if network else config.dit.patch_size  # type: ignore[misc]
     patch: Patch = (pt, ph, pw)
@@ -148,6 +155,7 @@ def _with_cost(plan: FolderPlan, config: TrainConfig, network: dict[str, object]
         model = cast("VideoDiT", VideoDiT.from_config(network))
         model = adapt(model, config.dit, seed=0) if config.dit.lora_rank else model
     weights, frozen = (sum(p.numel() for p in model.parameters() if p.requires_grad is some) for some in (True, False))
+    frozen += count_frozen(config.dit)
     sizes = {name: value for name, value in network.items() if isinstance(value, int)}
     recompute = config.dit.gradient_checkpointing
     averages = len(config.optim.ema)
@@ -158,7 +166,7 @@ def _with_cost(plan: FolderPlan, config: TrainConfig, network: dict[str, object]
     # The gradient costs twice the way forward, once where the weights themselves need none.
     flop = forward * ((3 if recompute else 2) + (not config.dit.lora_rank))
     seconds = None if torch.cuda.is_available() else flop / (0.6 * matmul_flops())
-    return replace(plan, memory_gb=round(memory, 2), seconds_per_step=seconds)
+    return replace(plan, weights=weights, frozen_weights=frozen, memory_gb=round(memory, 2), seconds_per_step=seconds)
 
 
 def tell(plan: FolderPlan, config: TrainConfig) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import count, islice
 from pathlib import Path
 from typing import NamedTuple
@@ -26,7 +27,7 @@ from videogen.flow import FlowTask, draw_levels, draw_task, drop_captions, flow_
 from videogen.known import check_mixture
 from videogen.lora import adapt, save_lora
 from videogen.packing import Patch, check_budget, pack, plan_packs
-from videogen.parts import check_fit, encoder_id, frozen_parts, load_part
+from videogen.parts import check_fit, encoder_id, frozen_parts, load_part, located
 from videogen.pipeline import VideoPipeline, quiet_libraries, to_uint8
 from videogen.plain import to_mapping
 from videogen.plan import dit_options, epoch_packs, num_tokens, open_clips, packed_lengths
@@ -194,6 +195,7 @@ class DitStage:
     """Denoise packs of latents, every clip at its own size."""
 
     def __init__(self, config: TrainConfig) -> None:
+        config = replace(config, dit=located(config.dit))
         self.config, self.seed = config, config.run.seed
         check_mixture(config.dit.known)
         quiet_libraries()
@@ -307,6 +309,8 @@ class DitStage:
         clean = pack([latent.to(self.model.device) for latent in batch.latents], batch.patch)
         coarse = batch.patch != self.model.base_patch
         base_tokens = dit.base_tokens * math.prod(self.model.base_patch) / math.prod(batch.patch)
+        if coarse and dit.coarse_tokens is not None:
+            base_tokens = dit.coarse_tokens
         levels = draw_levels(
             clean,
             dit.known,

@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from videogen.hub import hub_id
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -45,11 +47,19 @@ def save_text(path: Path, text: str) -> None:
 
 def checkpoint_id(folder: Path) -> dict[str, str]:
     """The name of a checkpoint folder and a hash of its configs and weights, to know it again."""
+    snapshot = hub_id(folder)  # whose folder's name is a commit
+    return {"name": snapshot.partition("@")[0] if snapshot else folder.name, "sha256": content_id(folder)}
+
+
+def content_id(path: Path) -> str:
+    """What a file, or a folder's configs and weights, are known by: 16 hexadecimal digits of a hash."""
+    if path.is_file():
+        return file_digest(path).hex()[:16]
     digest = hashlib.sha256()
-    for path in sorted(p for p in folder.rglob("*") if p.suffix in (".json", ".safetensors")):
-        digest.update(path.relative_to(folder).as_posix().encode())
-        digest.update(file_digest(path))
-    return {"name": folder.name, "sha256": digest.hexdigest()[:16]}
+    for part in sorted(p for p in path.rglob("*") if p.suffix in (".json", ".safetensors")):
+        digest.update(part.relative_to(path).as_posix().encode())
+        digest.update(file_digest(part))
+    return digest.hexdigest()[:16]
 
 
 def file_digest(path: Path) -> bytes:

@@ -25,7 +25,7 @@ from videogen.packing import Lengths
 from videogen.storage import checkpoint_id, save_tensors
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
 WAN_ROWS = 512
@@ -91,14 +91,29 @@ def load_encoder(folder: Path, part: str = "text_encoder", *, dtype: torch.dtype
     import transformers
 
     where = folder / part
-    config = transformers.AutoConfig.from_pretrained(where)
-    name = next(iter(config.architectures or []), "")
-    kind = getattr(transformers, name if name in HALVES else "AutoModel")
+    name = half_of(transformers.AutoConfig.from_pretrained(where))
+    kind = getattr(transformers, name or "AutoModel")
     encoder, info = kind.from_pretrained(where, dtype=dtype, output_loading_info=True)
     for say, names in (("lacks", info["missing_keys"]), ("has an extra weight", info["unexpected_keys"])):
         if names:
             raise ValueError(f"{where} {say} {min(names)}; its weights do not belong to its config.json")
     return encoder.eval().requires_grad_(False)
+
+
+def blank_encoder(where: Path) -> PreTrainedModel:
+    """The encoder of a folder on the meta device: all of it but the weights' values."""
+    import transformers
+
+    config = transformers.AutoConfig.from_pretrained(where)
+    name = half_of(config)
+    with torch.device("meta"):
+        return getattr(transformers, name)(config) if name else transformers.AutoModel.from_config(config)
+
+
+def half_of(config: PreTrainedConfig) -> str:
+    """The class of an encoder that is one half of a model; empty of any other."""
+    name = next(iter(config.architectures or []), "")
+    return name if name in HALVES else ""
 
 
 @torch.no_grad()

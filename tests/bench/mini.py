@@ -29,6 +29,7 @@ from tests.bench import readme
 from tests.bench.judged import BENCH, ROOT, Made, batches, judge_clips, make, write_result
 from tests.bench.patches import psnr
 from videogen.config import MINI, SampleConfig
+from videogen.hub import find_checkpoint
 from videogen.judging import JudgeArgs, as_plain, draw, list_cases, rebuild
 from videogen.pipeline import VideoPipeline
 from videogen.plain import to_mapping
@@ -323,7 +324,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=BENCH / "mini.json")
     parser.add_argument("--write", action="store_true", help="put the tables into README and model card, too")
     args = parser.parse_args(argv)
-    write_result(args.out, measure(args.model, args.rows, num_clips=args.clips, num_seeds=args.seeds))
+    model = find_checkpoint(args.model)
+    write_result(args.out, measure(model, args.rows, num_clips=args.clips, num_seeds=args.seeds))
     args.rows.replace(args.rows.with_suffix(".done.jsonl"))  # the next run measures anew, by the judge of its day
     result = json.loads(args.out.read_text(encoding="utf-8"))
     tables = {"mini": readme.mini(result), "clauses": readme.clauses(result)}

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from tests.bench.judged import BENCH, Made, Scores, batches, cases_of, judge_clips, make, scores_of, write_result
 from videogen.config import MINI
+from videogen.hub import find_checkpoint
 from videogen.patches import mean_share, patch_name
 from videogen.pipeline import VideoPipeline
 from videogen.storage import checkpoint_id
@@ -140,7 +141,8 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=2, help="clips a caption")
     parser.add_argument("--out", type=Path, default=BENCH / "patches.json")
     args = parser.parse_args()
-    pipeline = VideoPipeline.load(args.model)
+    model = find_checkpoint(args.model)
+    pipeline = VideoPipeline.load(model)
     rows = measure(pipeline, args.schedules, num_clips=args.clips, num_seeds=args.seeds)
     chosen = choose(rows)
     for row in rows:
@@ -148,7 +150,7 @@ def main() -> None:
     print(f"{RULE}: {chosen}")
     found = {"rule": RULE, "chosen": chosen, "rows": [row._asdict() for row in rows]}
     fronts = {quality: undominated(rows, quality) for quality in ("all_clauses", "psnr_db")}
-    write_result(args.out, {"checkpoint": checkpoint_id(args.model), **found, "undominated": fronts})
+    write_result(args.out, {"checkpoint": checkpoint_id(model), **found, "undominated": fronts})
     plot(rows, chosen, args.out.with_suffix(".png"))
 
 

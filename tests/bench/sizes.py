@@ -20,6 +20,7 @@ import torch
 
 from tests.bench.judged import BENCH, Made, Scores, batches, cases_of, judge_clips, make, scores_of, write_result
 from videogen.config import MINI, POSITION_SCALINGS, SampleConfig, resolve_frames
+from videogen.hub import find_checkpoint
 from videogen.judging import draw
 from videogen.pipeline import VideoPipeline
 from videogen.storage import checkpoint_id
@@ -92,10 +93,11 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=2, help="clips a caption")
     parser.add_argument("--out", type=Path, default=BENCH / "sizes.json")
     args = parser.parse_args()
-    pipeline = VideoPipeline.load(args.model)
+    model = find_checkpoint(args.model)
+    pipeline = VideoPipeline.load(model)
     pipeline.set_progress_bar_config(disable=True)
     rows = measure(pipeline, num_clips=args.clips, num_seeds=args.seeds)
-    write_result(args.out, {"checkpoint": checkpoint_id(args.model), "rows": [row._asdict() for row in rows]})
+    write_result(args.out, {"checkpoint": checkpoint_id(model), "rows": [row._asdict() for row in rows]})
 
 
 if __name__ == "__main__":

@@ -28,10 +28,10 @@ from videogen.generate import (
     num_evaluations,
     pixel_stride,
     progress,
-    provenance,
     slug,
 )
-from videogen.storage import checkpoint_id
+from videogen.hub import called
+from videogen.provenance import provenance
 from videogen.sweep.axes import read_axes
 from videogen.sweep.plan import Plan, Run, most_steps, open_folder
 from videogen.sweep.table import Row, arrow, gather, unfinished
@@ -82,14 +82,13 @@ def make_plan(args: SampleArgs) -> Plan:
     steps = REFERENCE_FACTOR * most_steps(bases, axes) if args.reference is None else args.reference
     if steps < 0:
         raise ValueError(f"--reference must be a number of steps, or 0 for none, got {steps}")
-    checkpoint = checkpoint_id(args.model)
-    about = {key: value for key, value in provenance(checkpoint, args).items() if key != "versions"}
+    about = {key: value for key, value in provenance(args).items() if key != "versions"}
     about |= {"score": args.score}
     return Plan(
         bases=bases,
         axes=axes,
         reference_steps=steps,
-        model="" if args.model == MINI else str(args.model),
+        model="" if args.model == MINI else called(args.model),
         defaults=read_defaults(args.model),
         about=tuple(about.items()),
     )
@@ -107,23 +106,23 @@ def check_runs(plan: Plan, model: Path) -> None:
 
 def foresee(plan: Plan, args: SampleArgs) -> str:
     """How many runs, and about how long; nothing is run but one small matrix product."""
-    from videogen.estimate import estimate
+    from videogen.estimate import clip_flop, clip_seconds
 
     runs = plan.runs()
     num_settings = min(args.search or len(plan.settings), len(plan.settings))
     share = num_settings / len(plan.settings)  # of a search, which may choose any
-    seconds, stride, references = 0.0, pixel_stride(args.model), plan.references(runs)
+    flop, stride, references = 0.0, pixel_stride(args.model), plan.references(runs)
     for run in (*runs, *references):
         frames = resolve_frames(run.config, TIME_STRIDE)
         pixels = frames * run.config.width * run.config.height
         tokens, evaluations = count_tokens(run.config, stride), num_evaluations(run.config)
-        seconds += share * estimate(args.model, tokens=tokens, evaluations=evaluations, pixels=pixels).seconds
+        flop += share * clip_flop(args.model, tokens=tokens, evaluations=evaluations, pixels=pixels)
     told = {
         "runs": num_settings * len(plan.bases),
         "settings": num_settings,
         "references": round(share * len(references)),
         "evaluations": round(share * sum(num_evaluations(run.config) for run in runs)),
-        "seconds": round(seconds, 1),
+        "seconds": round(clip_seconds(flop), 1),
     }
     return json.dumps(told) if args.json else "  ".join(f"{key} {value}" for key, value in told.items())
 
@@ -156,7 +155,7 @@ def carry_out(plan: Plan, folder: Path, args: SampleArgs, team: Team, score: Sco
     from videogen.sweep.work import Worker
 
     pipeline = load(args)
-    about = provenance(checkpoint_id(args.model), args)
+    about = provenance(args)
     share = min(1.0, args.search / len(plan.settings)) if args.search else 1.0
     total = round(share * sum(num_evaluations(run.config) for run in left))
     with progress(total, "evaluations") if team.rank == 0 else nullcontext(lambda: None) as tick:

@@ -67,7 +67,7 @@ class Plan:
     defaults: SampleConfig
     """The checkpoint's own settings."""
     about: tuple[tuple[str, object], ...] = ()
-    """What else must agree before two commands share a folder: checkpoint, device, precision, score."""
+    """What else must agree before two commands share a folder: checkpoint, LoRAs, device, precision, score."""
 
     def __post_init__(self) -> None:
         if not self.bases:

@@ -1,0 +1,177 @@
+"""A dry run knows, from configs and the headers of files, what would be loaded."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from peft import LoraConfig
+from torch import Tensor, nn
+
+from tests.test_cli import refused
+from tests.test_memory import folders as folders
+from tests.test_memory import write_gguf
+from videogen.cli import sample
+from videogen.estimate import estimate
+from videogen.generate import count_bytes, load, parse_args
+from videogen.lora import save_lora
+from videogen.memory import BYTES_OF
+from videogen.pipeline import VideoPipeline
+
+PRECISIONS = ("float32", "bfloat16")
+BILLION = {"transformer": 14.29, "text_encoder": 5.68, "vae": 0.127}  # of Wan 2.1 T2V 14B, as published
+
+
+def bytes_of(pipeline: VideoPipeline) -> int:
+    """What the weights and buffers of all parts take in memory; a quantised one may be several tensors."""
+    parts = [part for part in pipeline.components.values() if isinstance(part, nn.Module)]
+    found = [weight for part in parts for weight in (*part.parameters(), *part.buffers())]
+    return sum(inner.nbytes for weight in found for inner in inner_tensors(weight))
+
+
+def inner_tensors(weight: Tensor) -> list[Tensor]:
+    flatten = getattr(weight, "__tensor_flatten__", None)
+    return [weight] if flatten is None else [getattr(weight, name) for name in flatten()[0]]
+
+
+@pytest.fixture(scope="module")
+def lora(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder, model = tmp_path_factory.mktemp("lora"), VideoPipeline.load(folders["T2V 2.1"]).transformer
+    model.add_adapter(LoraConfig(r=2, lora_alpha=2, target_modules=["to_q", "ffn.net.2"], init_lora_weights=False))
+    save_lora(model, folder)
+    return folder
+
+
+@pytest.mark.parametrize("dtype", PRECISIONS)
+@pytest.mark.parametrize("more", ["none", "fp8", "int8", "lora", "fp8, lora"])
+@pytest.mark.parametrize("kind", ["T2V A14B", "TI2V 5B, image", "I2V 2.1"])
+def test_the_bytes_of_the_weights_are_those_that_are_loaded(
+    kind: str, more: str, dtype: str, folders: dict[str, Path], lora: Path
+) -> None:
+    if more == "int8":
+        pytest.importorskip("torchao")
+    quantise = more.split(", ")[0] if more != "lora" else "none"
+    words = ["x", "--model", str(folders[kind]), "--dtype", dtype, "--quantise", quantise]
+    args = parse_args([*words, *(["--lora", f"{lora}=0.5"] if "lora" in more else [])])
+    assert count_bytes(args) == bytes_of(load(args))
+
+
+@pytest.mark.parametrize("dtype", PRECISIONS)
+@pytest.mark.parametrize("quantise", ["none", "fp8"])
+def test_so_they_are_of_a_checkpoint_of_our_own_parts(quantise: str, dtype: str, checkpoint: Path) -> None:
+    args = parse_args(["x", "--model", str(checkpoint), "--dtype", dtype, "--quantise", quantise])
+    assert count_bytes(args) == bytes_of(load(args))
+
+
+@pytest.mark.parametrize("dtype", PRECISIONS)
+def test_so_they_are_of_a_gguf(dtype: str, folders: dict[str, Path], tmp_path: Path) -> None:
+    path = tmp_path / "wan.gguf"
+    write_gguf(VideoPipeline.load(folders["T2V 2.1"]).transformer, path)
+    args = parse_args(["x", "--model", str(folders["T2V 2.1"]), "--dtype", dtype, "--gguf", str(path)])
+    assert count_bytes(args) == bytes_of(load(args))
+    plain = parse_args(["x", "--model", str(folders["T2V 2.1"]), "--dtype", dtype])
+    assert count_bytes(args) < count_bytes(plain)
+
+
+@pytest.mark.parametrize("shape", [(64, 64), (36, 40), (96, 37)])
+def test_four_bits_are_counted_as_bitsandbytes_packs_them(shape: tuple[int, int]) -> None:
+    functional = pytest.importorskip("bitsandbytes").functional
+    weight = torch.randn(shape)
+    packed, state = functional.quantize_4bit(weight, quant_type="nf4")
+    assert BYTES_OF["nf4"](weight) == packed.nbytes + state.absmax.nbytes
+
+
+def test_activations_take_half_in_half_the_bits(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of a clip so large that the weights, some hundred kilobytes, do not count."""
+    words = ["x", "--model", str(checkpoint), "--size", "4096x4096", "--frames", "17", "--dry-run", "--json"]
+    found = []
+    for dtype in PRECISIONS:
+        assert sample([*words, "--dtype", dtype]) == 0
+        found.append(json.loads(capsys.readouterr().out)["memory_gb"] - 0.6)
+    assert found[0] > 3
+    assert found[0] == pytest.approx(2 * found[1], rel=0.01)
+
+
+def test_weights_count_by_their_bytes(checkpoint: Path) -> None:
+    assert estimate(checkpoint, tokens=0, evaluations=1, pixels=0, weights=3 * 10**9).memory_gb == pytest.approx(3.6)
+
+
+@pytest.fixture
+def large(tmp_path: Path) -> Path:
+    """The configs of Wan 2.1 T2V 14B, without its weights."""
+    theirs = {part: ["diffusers", kind] for part, kind in (
+        ("transformer", "WanTransformer3DModel"), ("vae", "AutoencoderKLWan"), ("scheduler", "UniPCMultistepScheduler"),
+    )}  # fmt: skip
+    encoder = {"text_encoder": ["transformers", "UMT5EncoderModel"], "tokenizer": ["transformers", "T5TokenizerFast"]}
+    dit = {
+        "num_attention_heads": 40, "attention_head_dim": 128, "in_channels": 16, "out_channels": 16, "text_dim": 4096,
+        "freq_dim": 256, "ffn_dim": 13824, "num_layers": 40, "patch_size": [1, 2, 2],
+    }  # fmt: skip
+    umt5 = {
+        "architectures": ["UMT5EncoderModel"], "model_type": "umt5", "d_model": 4096, "d_kv": 64, "d_ff": 10240,
+        "num_layers": 24, "num_heads": 64, "vocab_size": 256384, "feed_forward_proj": "gated-gelu",
+    }  # fmt: skip
+    files: dict[str, dict[str, object]] = {
+        "model_index.json": {"_class_name": "WanPipeline", **theirs, **encoder},
+        "transformer/config.json": {"_class_name": "WanTransformer3DModel", **dit},
+        "vae/config.json": {"_class_name": "AutoencoderKLWan", "base_dim": 96, "z_dim": 16},
+        "text_encoder/config.json": umt5,
+        "scheduler/scheduler_config.json": {"_class_name": "UniPCMultistepScheduler", "flow_shift": 3.0},
+    }
+    for name, values in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(json.dumps(values), encoding="utf-8")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("words", "gb"),
+    [
+        ([], 4 * sum(BILLION.values())),
+        (["--dtype", "bfloat16"], 2 * sum(BILLION.values())),
+        (["--dtype", "bfloat16", "--quantise", "fp8"], 2 * sum(BILLION.values()) - BILLION["transformer"]),
+        (["--dtype", "bfloat16", "--quantise", "int8"], 2 * sum(BILLION.values()) - BILLION["transformer"]),
+        (["--dtype", "bfloat16", "--quantise", "nf4"], 2 * sum(BILLION.values()) - 1.4375 * BILLION["transformer"]),
+    ],
+)
+def test_a_dry_run_of_a_model_of_14_billion_weights_says_what_it_takes(
+    words: list[str], gb: float, large: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What is published of it in billions, to 2%; a clip of one small frame adds next to nothing."""
+    small = ["--size", "64x64", "--frames", "1", "--dry-run", "--json"]
+    assert sample(["x", "--model", str(large), *small, *words]) == 0
+    assert json.loads(capsys.readouterr().out)["memory_gb"] == pytest.approx(gb + 0.6, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--gguf", "missing.gguf"], "there is no .gguf file missing.gguf"),
+        (["--gguf", "a.gguf", "b.gguf"], "has 1 transformers, got 2 .gguf files; give one for each"),
+        (["--gguf", "a.gguf", "--quantise", "fp8"], "quantised already; leave --quantise fp8 out"),
+        (["--lora", "missing.safetensors=2"], "there is no LoRA missing.safetensors"),
+    ],
+)
+def test_a_dry_run_refuses_what_the_run_would(
+    words: list[str], said: str, folders: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    refused(capsys, sample(["x", "--model", str(folders["T2V 2.1"]), "--size", "32x32", "--dry-run", *words]), said)
+
+
+def test_a_dry_run_says_that_a_gguf_is_none(
+    folders: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a.gguf").write_bytes(b"not one at all, and long enough to have a header")
+    words = [
+        "x",
+        "--model",
+        str(folders["T2V 2.1"]),
+        "--size",
+        "32x32",
+        "--dry-run",
+        "--gguf",
+        str(tmp_path / "a.gguf"),
+    ]
+    refused(capsys, sample(words), "a.gguf cannot be read", "give the .gguf of this model")
