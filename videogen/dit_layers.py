@@ -147,12 +147,14 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, table: Rotary, lengths: Lengths) -> Tensor:
         """Self-attention within each clip, x (n, d)."""
-        q, k, v = (
-            rearrange(part, "n (heads e) -> n heads e", heads=self.heads)
-            for part in (normed(self.norm_q, self.to_q(x)), normed(self.norm_k, self.to_k(x)), self.to_v(x))
-        )
-        out = attend(rotate(q, table), rotate(k, table), v, lengths)
+        q = rotate(self.apart(normed(self.norm_q, self.to_q(x))), table)
+        k = rotate(self.apart(normed(self.norm_k, self.to_k(x))), table)
+        out = attend(q, k, self.apart(self.to_v(x)), lengths)
         return self.to_out[0](rearrange(out, "n heads e -> n (heads e)"))
+
+    def apart(self, x: Tensor) -> Tensor:
+        """(n, d) -> (n, heads, e)."""
+        return rearrange(x, "n (heads e) -> n heads e", heads=self.heads)
 
     @torch.no_grad()
     def look_near(self, strength: float = 3.0) -> None:
@@ -182,7 +184,7 @@ class Attention(nn.Module):
 
     def look_up(self, x: Tensor, sources: Sequence[Source], lengths: Lengths) -> Tensor:
         """Cross-attention of x (n, d) to its own clip's text, and beside it to its images."""
-        q = rearrange(normed(self.norm_q, self.to_q(x)), "n (heads e) -> n heads e", heads=self.heads)
+        q = self.apart(normed(self.norm_q, self.to_q(x)))
         first, *others = (attend_text(q, source.k, source.v, lengths, source.keys) for source in sources)
         out = sum(others, start=first)
         return self.to_out[0](rearrange(out, "n heads e -> n (heads e)"))
