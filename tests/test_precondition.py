@@ -10,7 +10,7 @@ import torch
 
 from tests.conftest import CHANNELS, draw_texts, fit, seeded, tiny_dit, tiny_recipe
 from videogen.config import TrainConfig
-from videogen.dit_layers import precondition
+from videogen.dit_layers import MOST_GATED, precondition
 from videogen.flow import interpolate
 from videogen.packing import NoiseLevels, pack
 from videogen.stages import DitStage
@@ -24,7 +24,7 @@ def test_what_is_kept_is_the_linear_estimate_and_the_rest_has_unit_variance() ->
     clean = VARIANCE.sqrt() * torch.randn(200_000, 1, 3, generator=seeded(0))
     noise = torch.randn(200_000, 1, 3, generator=seeded(1))
     noised, velocity = interpolate(clean, noise, SIGMA), noise - clean
-    enter, keep, put = precondition(VARIANCE, SIGMA)
+    enter, keep, put, _ = precondition(VARIANCE, SIGMA)
     rest = (velocity - keep * noised) / put
     # the spread of a mean of 200,000 products is 0.002
     torch.testing.assert_close((noised * enter).var(0), torch.ones(5, 3), atol=0.02, rtol=0)
@@ -33,7 +33,7 @@ def test_what_is_kept_is_the_linear_estimate_and_the_rest_has_unit_variance() ->
 
 
 def test_the_answer_is_the_clean_value_under_noise_and_the_noise_without() -> None:
-    _, keep, put = precondition(VARIANCE, torch.tensor([[1.0], [0.0]]))
+    _, keep, put, _ = precondition(VARIANCE, torch.tensor([[1.0], [0.0]]))
     assert keep[0].tolist() == [1, 1, 1]  # v = z - sqrt(variance) * answer: the answer is x in unit variance
     torch.testing.assert_close(put[0], -VARIANCE.sqrt())
     torch.testing.assert_close(keep[1], -torch.ones(3))  # v = -x - answer: the answer is -e
@@ -55,6 +55,33 @@ def test_a_new_model_s_velocity_is_the_linear_estimate_of_every_channel(patch: t
     keep = precondition(variance, sigmas[:, None]).keep
     expected = pack([keep[i, :, None, None, None] * latent for i, latent in enumerate(latents)], patch).tokens
     torch.testing.assert_close(out, expected, atol=1e-6, rtol=1e-6)
+
+
+def test_a_closed_gate_says_that_there_is_nothing_but_noise() -> None:
+    """Then v = z / sigma, whatever the network's own value: no number of a plain token has to pass through it."""
+    sigma = SIGMA[2:]
+    assert ((1 - sigma) * VARIANCE.sqrt() / sigma <= MOST_GATED).all()  # a signal farther above noise cannot be taken away
+    _, keep, put, gate = precondition(VARIANCE, sigma)
+    noised = torch.randn(len(sigma), 3, generator=seeded(0))
+    torch.testing.assert_close(keep * noised + put * (gate * noised * -1), noised / sigma)
+
+
+@pytest.mark.parametrize("patch", [(1, 2, 2), (1, 4, 4)])
+@torch.no_grad()
+def test_what_the_gates_let_through_goes_round_the_network(patch: tuple[int, int, int]) -> None:
+    """With heads that say the same of all tokens, more of each noised value is kept, cell by cell."""
+    dit = tiny_dit(prediction="preconditioned", extra_patch_sizes=[(1, 4, 4)])
+    dit.init_weights()
+    latent = torch.randn(CHANNELS, 2, 4, 8)
+    video = pack([latent], patch)
+    levels = NoiseLevels(torch.tensor([0.5]), torch.zeros(video.lengths[0], dtype=torch.long))
+    before = dit(video, levels, draw_texts((3,)))
+    said = torch.randn(before.shape[1], generator=seeded(1))  # of cell after cell, all channels of each
+    (dit.gate_out if patch == dit.base_patch else dit.extra(patch).gate).bias.copy_(said)  # type: ignore[union-attr]
+    of_channel = said.reshape(-1, CHANNELS).T.flatten()
+    _, _, put, gate = precondition(dit.data_variance, torch.tensor([[0.5]]))  # type: ignore[arg-type]
+    each = (put * gate).repeat_interleave(before.shape[1] // CHANNELS, dim=1)
+    torch.testing.assert_close(dit(video, levels, draw_texts((3,))) - before, each * of_channel * video.tokens)
 
 
 @torch.no_grad()

@@ -61,11 +61,12 @@ class TextContext(NamedTuple):
 
 
 class ExtraPatch(nn.Module):
-    """Embedding and head of one more patch size, and the vector that tells the blocks of it (FlexiDiT)."""
+    """Embedding and heads of one more patch size, and the vector that tells the blocks of it (FlexiDiT)."""
 
-    def __init__(self, d: int, in_size: int, out_size: int) -> None:
+    def __init__(self, d: int, in_size: int, out_size: int, *, gated: bool = False) -> None:
         super().__init__()
         self.embed, self.unembed = nn.Linear(in_size, d), nn.Linear(d, out_size)
+        self.gate = nn.Linear(d, out_size) if gated else None
         self.level = nn.Parameter(torch.zeros(d))
 
 
@@ -131,12 +132,19 @@ class VideoDiT(ModelMixin, ConfigMixin, PeftAdapterMixin):
         self.scale_shift_table = nn.Parameter(torch.randn(1, 2, d) / d**0.5)
         self.extra_patches = nn.ModuleDict(
             {
-                patch_name(patch): ExtraPatch(d, in_channels * math.prod(patch), self.out_channels * math.prod(patch))
+                patch_name(patch): ExtraPatch(
+                    d,
+                    in_channels * math.prod(patch),
+                    self.out_channels * math.prod(patch),
+                    gated=prediction == "preconditioned",
+                )
                 for patch in map(_as_patch, extra_patch_sizes)
             }
         )
         self.data_variance: nn.Parameter | None = None  # of each latent channel: measured, not trained
+        self.gate_out: nn.Linear | None = None
         if prediction == "preconditioned":
+            self.gate_out = nn.Linear(d, self.out_channels * math.prod(self.base_patch))
             self.data_variance = nn.Parameter(torch.ones(self.out_channels), requires_grad=False)
         self.facts_head = nn.Linear(d, num_facts) if num_facts else None  # only training uses it
         self.gradient_checkpointing = False
@@ -216,8 +224,12 @@ class VideoDiT(ModelMixin, ConfigMixin, PeftAdapterMixin):
             if facts is not None and i == (len(self.blocks) - 1) // 2:
                 facts.append(self.facts_head(x))  # type: ignore[misc]
         shift, scale = (self.scale_shift_table + time[:, None]).unbind(1)
-        out = self.unembed(modulate(self.norm_out, x, scale, shift, levels.index).to(x.dtype), video.patch)
-        return out if scales is None else scales.keep * noised + scales.put * out.float()
+        x = modulate(self.norm_out, x, scale, shift, levels.index).to(x.dtype)
+        out = self.unembed(x, video.patch)
+        if scales is None:
+            return out
+        residual = torch.addcmul(out.float(), scales.gate * noised, self.gates(x, video.patch).float())
+        return scales.keep * noised + scales.put * residual
 
     def some_blocks(
         self, modulation: Tensor, index: Tensor, table: Rotary, lengths: Lengths, context: TextContext
@@ -262,6 +274,11 @@ class VideoDiT(ModelMixin, ConfigMixin, PeftAdapterMixin):
         out = self.proj_out(x) if patch == self.base_patch else self.extra(patch).unembed(x)
         return rearrange(out, "n (cells c) -> n (c cells)", c=self.out_channels)
 
+    def gates(self, x: Tensor, patch: Patch) -> Tensor:
+        """Of tokens (n, d), how much of each noised value to let through (n, c·pt·ph·pw); 0 as the linear estimate."""
+        head = self.gate_out if patch == self.base_patch else self.extra(patch).gate
+        return rearrange(head(x), "n (cells c) -> n (c cells)", c=self.out_channels)  # type: ignore[misc]
+
     def extra(self, patch: Patch) -> ExtraPatch:
         """The embedding of one of the extra patch sizes."""
         if patch_name(patch) not in self.extra_patches:
@@ -283,7 +300,8 @@ class VideoDiT(ModelMixin, ConfigMixin, PeftAdapterMixin):
             nn.init.zeros_(block.attn2.to_out[0].weight)  # type: ignore[union-attr,index]
             block.attn1.look_near()  # type: ignore[union-attr,operator]
         nn.init.zeros_(self.scale_shift_table)
-        nn.init.zeros_(self.proj_out.weight)
+        for head in (self.proj_out, *([self.gate_out] if self.gate_out is not None else [])):
+            nn.init.zeros_(head.weight)
         if self.facts_head is not None:
             nn.init.constant_(self.facts_head.bias, -4.0)  # most is untrue of most tokens
         self.init_extra_patches()
@@ -307,16 +325,18 @@ class VideoDiT(ModelMixin, ConfigMixin, PeftAdapterMixin):
         """
         c_in, c_out = self.config["in_channels"], self.out_channels
         base_embed = rearrange(self.patch_embedding.weight, "d c t h w -> d c (t h w)")
-        base_head = rearrange(self.proj_out.weight, "(cells c) d -> cells c d", c=c_out)
-        base_bias = rearrange(self.proj_out.bias, "(cells c) -> cells c", c=c_out)
         for patch in self.patches[1:] if patches is None else patches:
             extra, resize = self.extra(patch), _resize_matrix(self.base_patch, patch).to(base_embed)
             embed = torch.einsum("d c k, k p -> d c p", base_embed, torch.linalg.pinv(resize))
             extra.embed.weight.copy_(rearrange(embed, "d c p -> d (c p)", c=c_in))
             extra.embed.bias.copy_(self.patch_embedding.bias)  # type: ignore[arg-type]
-            head = torch.einsum("p k, k c d -> p c d", resize, base_head)
-            extra.unembed.weight.copy_(rearrange(head, "p c d -> (p c) d"))
-            extra.unembed.bias.copy_(rearrange(resize @ base_bias, "p c -> (p c)"))
+            for base_head, head in ((self.proj_out, extra.unembed), (self.gate_out, extra.gate)):
+                if base_head is None or head is None:
+                    continue
+                weight = rearrange(base_head.weight, "(cells c) d -> cells c d", c=c_out)
+                bias = rearrange(base_head.bias, "(cells c) -> cells c", c=c_out)
+                head.weight.copy_(rearrange(torch.einsum("p k, k c d -> p c d", resize, weight), "p c d -> (p c) d"))
+                head.bias.copy_(rearrange(resize @ bias, "p c -> (p c)"))
 
 
 def _as_patch(patch: Sequence[int]) -> Patch:
