@@ -60,7 +60,7 @@ def test_a_new_model_s_velocity_is_the_linear_estimate_of_every_channel(patch: t
 def test_a_closed_gate_says_that_there_is_nothing_but_noise() -> None:
     """Then v = z / sigma, whatever the network's own value: no number of a plain token has to pass through it."""
     sigma = SIGMA[2:]
-    assert ((1 - sigma) * VARIANCE.sqrt() / sigma <= MOST_GATED).all()  # a signal farther above noise cannot be taken away
+    assert ((1 - sigma) * VARIANCE.sqrt() / sigma <= MOST_GATED).all()  # more signal cannot be taken away
     _, keep, put, gate = precondition(VARIANCE, sigma)
     noised = torch.randn(len(sigma), 3, generator=seeded(0))
     torch.testing.assert_close(keep * noised + put * (gate * noised * -1), noised / sigma)
