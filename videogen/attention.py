@@ -13,7 +13,7 @@ import logging
 import math
 from collections.abc import Callable, Sequence
 from itertools import accumulate, groupby
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +24,7 @@ from videogen.packing import Grid, Lengths, Patch, Scaling, positions
 from videogen.scaling import frequencies
 
 logger = logging.getLogger(__name__)
+Function = TypeVar("Function", bound=Callable[..., Tensor])
 
 
 class Rotary(NamedTuple):
@@ -102,6 +103,12 @@ def sdpa(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
 
 
+def uncompiled(function: Function) -> Function:
+    """Left out of --compile: what looks at the clips' lengths would be compiled anew for each of them."""
+    return torch.compiler.disable(function)  # type: ignore[return-value]
+
+
+@uncompiled
 def attend(q: Tensor, k: Tensor, v: Tensor, lengths: Lengths) -> Tensor:
     """Self-attention within each clip: q, k, v (n, heads, e), rows of a clip see only its own rows."""
     q, k, v = settle(q, k, v)
@@ -191,6 +198,7 @@ def text_keys(lengths: Lengths, weights: Tensor) -> TextKeys:
     return TextKeys(rows.to(weights.device), rearrange(bias, "b m -> b 1 1 m").to(weights.device), plain)
 
 
+@uncompiled
 def attend_text(q: Tensor, k: Tensor, v: Tensor, lengths: Lengths, keys: TextKeys) -> Tensor:
     """Cross-attention: q (n, heads, e) of a clip see its own text k, v (b, heads, m, e), gathered by gather_text."""
     q, k, v = settle(q, k, v)

@@ -290,7 +290,7 @@ def load(args: SampleArgs) -> VideoPipeline:
         offload(pipeline, args.offload, args.device)
     if args.compile:
         for expert in pipeline.experts:
-            expert.compile_repeated_blocks()
+            expert.compile_repeated_blocks(dynamic=True)
     return pipeline
 
 
