@@ -112,12 +112,34 @@ def sweep(result: dict) -> str:
     return rows([what, f"{result['machine']}, {result['date']}, commit {result['commit']}, medians"], body)
 
 
+def wan(result: dict) -> str:
+    """Guided steps beside diffusers', and the whole way."""
+    body: list[list[object]] = [
+        [
+            f"a guided step, {name}",
+            f"{row['diffusers_ms']:,} ms",
+            f"{row['videogen_ms']:,} ms",
+            row["times_faster"],
+            f"{row['floor_share']:.0%}",
+        ]
+        for name, row in result["guided_step"].items()
+    ]
+    for name, row in result["prompt_to_mp4"].items():
+        body.append([f"prompt to MP4, {name}", *(f"{row[f'{who}_seconds']} s" for who in ("diffusers", "videogen"))])
+        body[-1] += [row["times_faster"], ""]
+    for name, row in result["memory"].items():
+        body.append([f"memory, {name}", f"{row['diffusers_mb']} MB", f"{row['videogen_mb']} MB", "", ""])
+    header = ["", "WanPipeline", "videogen", "times as fast", "of it products and attention"]
+    return f"{rows(header, body)}\n\n{result['machine']}, {result['date']}; random weights, medians in one process."
+
+
 TABLES = {
     "line": ("line", line),
     "mini": ("mini", mini),
     "clauses": ("mini", clauses),
     "real_overfit": ("real_overfit", real_overfit),
     "sweep": ("sweep", sweep),
+    "wan": ("wan", wan),
 }
 """Each table by the name of its markers: the result file it is made from, and how."""
 

@@ -13,8 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -31,15 +30,12 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
 from tests.bench.machine import publish, use_threads  # noqa: E402
+from tests.bench.wan_tricks import NEGATIVE, PROMPT, Ways, compare, not_taken, tricks_off  # noqa: E402
 from tests.wan_folders import make_parts  # noqa: E402
-from videogen import attention, dit_layers, pipeline  # noqa: E402
 from videogen.caching import BlockCache  # noqa: E402
 from videogen.config import MINI, SampleConfig  # noqa: E402
 from videogen.pipeline import Job, VideoPipeline  # noqa: E402
-from videogen.text import PackedText  # noqa: E402
 from videogen.video_io import write_video  # noqa: E402
-
-PROMPT, NEGATIVE = "a cat walks in the rain on the red grass", "blurry, worst quality"
 
 
 class Case(NamedTuple):
@@ -63,7 +59,7 @@ class Case(NamedTuple):
 
 
 CASES = {
-    "width 256 x 12, 80 tokens": Case(256, 12, 4, "64x64", 17, 4, 7),
+    "width 256 x 12, 80 tokens": Case(256, 12, 4, "64x64", 17, 4, 15),
     "width 256 x 12, 320 tokens": Case(256, 12, 4, "128x128", 17, 4, 5),
     "width 256 x 12, 3,960 tokens": Case(256, 12, 4, "352x160", 69, 1, 3),
     "width 768 x 8, 80 tokens": Case(768, 8, 12, "64x64", 17, 2, 5),
@@ -176,100 +172,10 @@ def step(case: Case) -> dict[str, float]:
     }
 
 
-# --- each trick off
-
-
-@contextmanager
-def replaced(place: object, name: str, by: object) -> Iterator[None]:
-    """Another value for a while."""
-    kept = getattr(place, name)
-    setattr(place, name, by)
-    try:
-        yield
-    finally:
-        setattr(place, name, kept)
-
-
-def pad_in_full(texts: list[Tensor], num_rows: int) -> PackedText:
-    """All of Wan's rows of zeros."""
-    rows = [torch.cat([text, text.new_zeros(num_rows - len(text), text.shape[1])]) for text in texts]
-    tokens = torch.cat(rows)
-    return PackedText(tokens, (num_rows,) * len(texts), torch.ones(len(tokens)))
-
-
-def rotate_in_parts(x: Tensor, table: attention.Rotary) -> Tensor:
-    """Cosines and sines one by one."""
-    even, odd = x.unflatten(-1, (-1, 2)).unbind(-1)
-    turned = torch.stack((even * table.cos - odd * table.sin, even * table.sin + odd * table.cos), dim=-1)
-    return turned.flatten(-2)
-
-
-def modulate_in_steps(norm: dit_layers.Norm, x: Tensor, scale: Tensor, shift: Tensor, index: Tensor) -> Tensor:
-    """Norm, scale and shift one after the other."""
-    return norm(x) * (1 + scale) + shift
-
-
-def gate_in_steps(x: Tensor, update: Tensor, gate: Tensor, index: Tensor) -> Tensor:
-    """Gate and sum one after the other."""
-    return x + update * gate
-
-
-def reading_each_step(ours: VideoPipeline) -> AbstractContextManager[None]:
-    """Keys and values of the texts computed again at every step."""
-    velocity = ours.velocity
-
-    def anew(video: object, context: object, *rest: object) -> Callable[[Tensor, Tensor], Tensor]:
-        texts = [PROMPT, NEGATIVE] if len(context.keys.rows) == 2 else [PROMPT]  # type: ignore[attr-defined]
-        return lambda x, sigma: velocity(video, ours.read(texts), *rest)(x, sigma)  # type: ignore[arg-type]
-
-    return replaced(ours, "velocity", anew)
-
-
-def tricks_off(ours: VideoPipeline) -> dict[str, Callable[[], AbstractContextManager[None]]]:
-    """Each trick's absence."""
-    return {
-        "nothing": nullcontext,
-        "one row for all of the padding": lambda: replaced(pipeline, "pad_texts", pad_in_full),
-        "both prompts in one call": lambda: replaced(pipeline, "TOKENS_AT_ONCE", 0),
-        "texts read once": lambda: reading_each_step(ours),
-        "turning by complex numbers": lambda: replaced(dit_layers, "rotate", rotate_in_parts),
-        "norm, scale and shift in one": lambda: replaced(dit_layers, "modulate", modulate_in_steps),
-        "gate and sum in one": lambda: replaced(dit_layers, "add_gated", gate_in_steps),
-        "gelu by a sigmoid": lambda: replaced(
-            dit_layers, "gelu_in_place", lambda x: F.gelu(x, approximate="tanh")
-        ),
-    }  # fmt: skip
-
-
-def tricks(case: Case) -> dict[str, dict[str, float]]:
-    """A step without each trick: time against with it, alternating, FLOPs, and what it changes."""
-    _, ours = make_pair(case)
-    off, times = tricks_off(ours), dict[str, list[float]]()
-    made: dict[str, Tensor] = {}
-    flop: dict[str, float] = {}
-    for turn in range(case.rounds + 1):
-        for name, without in off.items():
-            with without():
-                times.setdefault(name, []).append(seconds(lambda name=name: made.update({name: _latent(ours, case)})))
-                if turn == 0:
-                    with FlopCounterMode(display=False) as counter:
-                        ask_ours(ours, case.config)
-                    flop[name] = counter.get_total_flops() / case.steps / 1e9
-    ratios = {
-        name: [b / a for a, b in zip(times["nothing"][1:], some[1:], strict=True)] for name, some in times.items()
-    }
-    return {
-        name: {
-            "times_slower_without": round(statistics.median(ratios[name]), 3),
-            "gflop": round(flop[name], 2),
-            "max_difference": float(f"{(made[name] - made['nothing']).abs().max().item():.1e}"),
-        }
-        for name in off
-    }
-
-
-def _latent(ours: VideoPipeline, case: Case) -> Tensor:
-    return ask_ours(ours, case.config)
+def tricks(ways: Callable[[VideoPipeline], Ways]) -> dict[str, dict[str, float]]:
+    """What ways of computing a step bring, at the size where little else counts."""
+    _, ours = make_pair(SMALL)
+    return compare(ways(ours), lambda: ask_ours(ours, SMALL.config), rounds=SMALL.rounds, steps=SMALL.steps)
 
 
 # --- approximate: the default checkpoint, whose weights have been trained
@@ -373,7 +279,8 @@ def main() -> None:
     sections = {
         "guided_step": {name: step(case) for name, case in CASES.items()},
         "where_ours_goes": {name: profiled(case) for name, case in CASES.items()},
-        "without": tricks(SMALL),
+        "without": tricks(tricks_off),
+        "with": tricks(not_taken),
         "approximate": approximate(3),
         "prompt_to_mp4": {"17 frames of 64x64, 10 steps": line(SMALL._replace(steps=10, rounds=3))},
         "memory": {name: memory(name) for name in ("width 256 x 12, 80 tokens", "width 256 x 12, 3,960 tokens")},

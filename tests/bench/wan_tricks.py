@@ -1,0 +1,155 @@
+"""What each trick of Wan's line brings: one taken away at a time, and some that are not taken put in.
+
+A pipeline and a call that makes a clip  ->  rows: time against as it is, FLOPs, bytes, what it changes
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
+from torch.utils.flop_counter import FlopCounterMode
+
+from videogen import attention, dit_layers, pipeline
+from videogen.packing import Lengths
+from videogen.pipeline import VideoPipeline
+from videogen.text import PackedText
+
+Ways = Mapping[str, Callable[[], AbstractContextManager[None]]]
+PROMPT, NEGATIVE = "a cat walks in the rain on the red grass", "blurry, worst quality"
+
+
+@contextmanager
+def replaced(place: object, name: str, by: object) -> Iterator[None]:
+    """Another value for a while."""
+    kept = getattr(place, name)
+    setattr(place, name, by)
+    try:
+        yield
+    finally:
+        setattr(place, name, kept)
+
+
+def pad_in_full(texts: list[Tensor], num_rows: int) -> PackedText:
+    """All of Wan's rows of zeros."""
+    rows = [torch.cat([text, text.new_zeros(num_rows - len(text), text.shape[1])]) for text in texts]
+    tokens = torch.cat(rows)
+    return PackedText(tokens, (num_rows,) * len(texts), torch.ones(len(tokens)))
+
+
+def rotate_in_parts(x: Tensor, table: attention.Rotary) -> Tensor:
+    """Cosines and sines one by one."""
+    even, odd = x.unflatten(-1, (-1, 2)).unbind(-1)
+    turned = torch.stack((even * table.cos - odd * table.sin, even * table.sin + odd * table.cos), dim=-1)
+    return turned.flatten(-2)
+
+
+def modulate_in_steps(norm: dit_layers.Norm, x: Tensor, scale: Tensor, shift: Tensor, index: Tensor) -> Tensor:
+    """Norm, scale and shift one after the other."""
+    return norm(x) * (1 + scale) + shift
+
+
+def gate_in_steps(x: Tensor, update: Tensor, gate: Tensor, index: Tensor) -> Tensor:
+    """Gate and sum one after the other."""
+    return x + update * gate
+
+
+def reading_each_step(ours: VideoPipeline) -> AbstractContextManager[None]:
+    """Keys and values of the texts computed again at every step."""
+    velocity = ours.velocity
+
+    def anew(video: object, context: object, *rest: object) -> Callable[[Tensor, Tensor], Tensor]:
+        texts = [PROMPT, NEGATIVE] if len(context.keys.rows) == 2 else [PROMPT]  # type: ignore[attr-defined]
+        return lambda x, sigma: velocity(video, ours.read(texts), *rest)(x, sigma)  # type: ignore[arg-type]
+
+    return replaced(ours, "velocity", anew)
+
+
+def tricks_off(ours: VideoPipeline) -> dict[str, Callable[[], AbstractContextManager[None]]]:
+    """Each trick's absence."""
+    return {
+        "nothing": nullcontext,
+        "one row for all of the padding": lambda: replaced(pipeline, "pad_texts", pad_in_full),
+        "both prompts in one call": lambda: replaced(pipeline, "TOKENS_AT_ONCE", 0),
+        "texts read once": lambda: reading_each_step(ours),
+        "turning by complex numbers": lambda: replaced(dit_layers, "rotate", rotate_in_parts),
+        "norm, scale and shift in one": lambda: replaced(dit_layers, "modulate", modulate_in_steps),
+        "gate and sum in one": lambda: replaced(dit_layers, "add_gated", gate_in_steps),
+        "gelu by a sigmoid": lambda: replaced(
+            dit_layers, "gelu_in_place", lambda x: F.gelu(x, approximate="tanh")
+        ),
+    }  # fmt: skip
+
+
+def at_once(ours: VideoPipeline) -> AbstractContextManager[None]:
+    """Queries, keys and values by one product of weights that were laid end to end beforehand."""
+    kept: dict[int, tuple[Tensor, Tensor]] = {}
+    for block in ours.transformer.blocks:
+        layers = [getattr(block.attn1, name) for name in ("to_q", "to_k", "to_v")]  # type: ignore[union-attr]
+        parts = ([getattr(layer, name) for layer in layers] for name in ("weight", "bias"))
+        kept[id(block.attn1)] = tuple(map(torch.cat, parts))  # type: ignore[assignment]
+
+    def forward(self: dit_layers.Attention, x: Tensor, table: attention.Rotary, lengths: Lengths) -> Tensor:
+        q, k, v = F.linear(x, *kept[id(self)]).chunk(3, dim=-1)
+        q, k = (attention.rotate(self.apart(n(part)), table) for n, part in ((self.norm_q, q), (self.norm_k, k)))
+        return self.to_out[0](attention.attend(q, k, self.apart(v), lengths).flatten(1))
+
+    return replaced(dit_layers.Attention, "forward", forward)
+
+
+def known_beforehand(ours: VideoPipeline) -> AbstractContextManager[None]:
+    """The embedding of every step's noise level, as if it had been computed with those of the other steps."""
+    embedder = ours.transformer.condition_embedder
+    compute, kept = embedder.time, dict[float, Tensor]()
+
+    def look_up(sigma: Tensor) -> Tensor:
+        if (level := float(sigma[0])) not in kept:
+            kept[level] = compute(sigma)
+        return kept[level]
+
+    return replaced(embedder, "time", look_up)
+
+
+def not_taken(ours: VideoPipeline) -> Ways:
+    """What could be done as well."""
+    return {
+        "nothing": nullcontext,
+        "queries, keys and values at once": lambda: at_once(ours),
+        "noise levels embedded beforehand": lambda: known_beforehand(ours),
+    }
+
+
+def allocated(work: Callable[[], object]) -> float:
+    """MB that a call asks memory for, freed or not."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+        work()
+    return sum(max(0, event.self_cpu_memory_usage) for event in seen.events()) / 1e6
+
+
+def compare(ways: Ways, ask: Callable[[], Tensor], *, rounds: int, steps: int) -> dict[str, dict[str, float]]:
+    """Each way in turn, after a round that is not counted: medians of ratios to "nothing", and a step's work."""
+    times: dict[str, list[float]] = {name: [] for name in ways}
+    rows: dict[str, dict[str, float]] = {}
+    made: dict[str, Tensor] = {}
+    for turn in range(rounds + 1):
+        for name, way in ways.items():
+            with way():
+                began = time.perf_counter()
+                made[name] = ask()
+                times[name].append(time.perf_counter() - began)
+                if turn == 0:
+                    with FlopCounterMode(display=False) as counter:
+                        ask()
+                    flop = counter.get_total_flops() / steps / 1e9
+                    rows[name] = {"gflop": round(flop, 2), "allocated_mb": round(allocated(ask) / steps, 1)}
+    for name, row in rows.items():
+        ratios = [b / a for a, b in zip(times["nothing"][1:], times[name][1:], strict=True)]
+        row["time"] = round(statistics.median(ratios), 3)
+        row["max_difference"] = float(f"{(made[name] - made['nothing']).abs().max().item():.1e}")
+    return rows
