@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 import shlex
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import pytest
 
 from tests.bench.readme import PAGES, filled
-from videogen.cli import COMMANDS
+from videogen.cli import COMMANDS, BenchArgs
 from videogen.config import SampleConfig, TrainConfig
 from videogen.flags import flags_of
 from videogen.generate import SampleArgs
@@ -64,6 +65,14 @@ def test_the_tables_are_those_of_the_result_files() -> None:
         assert filled(text) == text, f"{page} is not current; run: python tests/bench/readme.py"
     for name in ("line", "mini", "real_overfit", "wan"):
         assert (ROOT / "assets" / "bench" / f"{name}.json").is_file()
+
+
+def test_every_bench_that_is_named_can_be_started() -> None:
+    known = get_args(get_type_hints(BenchArgs)["name"])
+    pages = [*PAGES, *(ROOT / name for name in ("CHANGELOG.md", "CONTRIBUTING.md", "assets/LOG.md"))]
+    named = {name for page in pages for name in re.findall(r"`videogen bench (\w+)", page.read_text(encoding="utf-8"))}
+    assert {"wan", "precision"} <= named <= set(known)
+    assert all((ROOT / "tests" / "bench" / f"{name}.py").is_file() for name in known)
 
 
 def test_every_recipe_loads_and_says_its_command() -> None:

@@ -142,7 +142,9 @@ class BenchArgs:
     """Measure what the README claims; the result goes to assets/bench/NAME.json."""
 
     name: tyro.conf.Positional[
-        Literal["framing", "line", "mini", "packing", "patches", "sizes", "sweep", "teaser", "wan", "wan_vae"]
+        Literal[
+            "framing", "line", "mini", "packing", "patches", "precision", "sizes", "sweep", "teaser", "wan", "wan_vae"
+        ]
     ]
     """Which measurement."""
 

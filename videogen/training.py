@@ -165,8 +165,9 @@ def out_of_memory(error: BaseException) -> bool:
 
 def slow_in_bf16(device: torch.device) -> bool:
     """Whether it is a CPU without instructions for bfloat16, where products in it take 40 times as long and more."""
-    has = torch.cpu.get_capabilities()
-    return device.type == "cpu" and has["architecture"] == "x86_64" and not (has["avx512_bf16"] or has["amx_bf16"])
+    has = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}  # not in all of torch 2.1x
+    told = device.type == "cpu" and has.get("architecture") == "x86_64"
+    return told and not (has["avx512_bf16"] or has["amx_bf16"])
 
 
 class StopRequest:

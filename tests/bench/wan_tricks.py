@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from unittest import mock
 
 import torch
 import torch.nn.functional as F
@@ -21,19 +22,8 @@ from videogen.packing import Lengths
 from videogen.pipeline import VideoPipeline
 from videogen.text import PackedText
 
-Ways = Mapping[str, Callable[[], AbstractContextManager[None]]]
+Ways = Mapping[str, Callable[[], AbstractContextManager[object]]]
 PROMPT, NEGATIVE = "a cat walks in the rain on the red grass", "blurry, worst quality"
-
-
-@contextmanager
-def replaced(place: object, name: str, by: object) -> Iterator[None]:
-    """Another value for a while."""
-    kept = getattr(place, name)
-    setattr(place, name, by)
-    try:
-        yield
-    finally:
-        setattr(place, name, kept)
 
 
 def pad_in_full(texts: list[Tensor], num_rows: int) -> PackedText:
@@ -60,7 +50,7 @@ def gate_in_steps(x: Tensor, update: Tensor, gate: Tensor, index: Tensor) -> Ten
     return x + update * gate
 
 
-def reading_each_step(ours: VideoPipeline) -> AbstractContextManager[None]:
+def reading_each_step(ours: VideoPipeline) -> AbstractContextManager[object]:
     """Keys and values of the texts computed again at every step."""
     velocity = ours.velocity
 
@@ -68,26 +58,26 @@ def reading_each_step(ours: VideoPipeline) -> AbstractContextManager[None]:
         texts = [PROMPT, NEGATIVE] if len(context.keys.rows) == 2 else [PROMPT]  # type: ignore[attr-defined]
         return lambda x, sigma: velocity(video, ours.read(texts), *rest)(x, sigma)  # type: ignore[arg-type]
 
-    return replaced(ours, "velocity", anew)
+    return mock.patch.object(ours, "velocity", anew)
 
 
-def tricks_off(ours: VideoPipeline) -> dict[str, Callable[[], AbstractContextManager[None]]]:
+def tricks_off(ours: VideoPipeline) -> dict[str, Callable[[], AbstractContextManager[object]]]:
     """Each trick's absence."""
     return {
         "nothing": nullcontext,
-        "one row for all of the padding": lambda: replaced(pipeline, "pad_texts", pad_in_full),
-        "both prompts in one call": lambda: replaced(pipeline, "TOKENS_AT_ONCE", 0),
+        "one row for all of the padding": lambda: mock.patch.object(pipeline, "pad_texts", pad_in_full),
+        "both prompts in one call": lambda: mock.patch.object(pipeline, "TOKENS_AT_ONCE", 0),
         "texts read once": lambda: reading_each_step(ours),
-        "turning by complex numbers": lambda: replaced(dit_layers, "rotate", rotate_in_parts),
-        "norm, scale and shift in one": lambda: replaced(dit_layers, "modulate", modulate_in_steps),
-        "gate and sum in one": lambda: replaced(dit_layers, "add_gated", gate_in_steps),
-        "gelu by a sigmoid": lambda: replaced(
+        "turning by complex numbers": lambda: mock.patch.object(dit_layers, "rotate", rotate_in_parts),
+        "norm, scale and shift in one": lambda: mock.patch.object(dit_layers, "modulate", modulate_in_steps),
+        "gate and sum in one": lambda: mock.patch.object(dit_layers, "add_gated", gate_in_steps),
+        "gelu by a sigmoid": lambda: mock.patch.object(
             dit_layers, "gelu_in_place", lambda x: F.gelu(x, approximate="tanh")
         ),
     }  # fmt: skip
 
 
-def at_once(ours: VideoPipeline) -> AbstractContextManager[None]:
+def at_once(ours: VideoPipeline) -> AbstractContextManager[object]:
     """Queries, keys and values by one product of weights that were laid end to end beforehand."""
     kept: dict[int, tuple[Tensor, Tensor]] = {}
     for block in ours.transformer.blocks:
@@ -100,10 +90,10 @@ def at_once(ours: VideoPipeline) -> AbstractContextManager[None]:
         q, k = (attention.rotate(self.apart(n(part)), table) for n, part in ((self.norm_q, q), (self.norm_k, k)))
         return self.to_out[0](attention.attend(q, k, self.apart(v), lengths).flatten(1))
 
-    return replaced(dit_layers.Attention, "forward", forward)
+    return mock.patch.object(dit_layers.Attention, "forward", forward)
 
 
-def known_beforehand(ours: VideoPipeline) -> AbstractContextManager[None]:
+def known_beforehand(ours: VideoPipeline) -> AbstractContextManager[object]:
     """The embedding of every step's noise level, as if it had been computed with those of the other steps."""
     embedder = ours.transformer.condition_embedder
     compute, kept = embedder.time, dict[float, Tensor]()
@@ -113,7 +103,7 @@ def known_beforehand(ours: VideoPipeline) -> AbstractContextManager[None]:
             kept[level] = compute(sigma)
         return kept[level]
 
-    return replaced(embedder, "time", look_up)
+    return mock.patch.object(embedder, "time", look_up)
 
 
 def not_taken(ours: VideoPipeline) -> Ways:

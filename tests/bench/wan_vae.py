@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from unittest import mock
 
 import torch
 import torch.nn.functional as F
@@ -112,17 +113,6 @@ def normalise_in_steps(self: Norm, x: Tensor) -> Tensor:
 
 
 @contextmanager
-def replaced(place: object, name: str, by: object) -> Iterator[None]:
-    """Another value for a while."""
-    kept = getattr(place, name)
-    setattr(place, name, by)
-    try:
-        yield
-    finally:
-        setattr(place, name, kept)
-
-
-@contextmanager
 def plain_kernels(vae: WanVAE) -> Iterator[None]:
     """Kernels as they lie in the file."""
     for module in vae.modules():
@@ -136,28 +126,35 @@ def plain_kernels(vae: WanVAE) -> Iterator[None]:
 
 def usual_points() -> wan_conv.Turns:
     """Winograd's matrices at 0, 1, -1, 2, -2."""
-    with replaced(wan_conv, "POINTS", (0.0, 1.0, -1.0, 2.0, -2.0)):
+    with mock.patch.object(wan_conv, "POINTS", (0.0, 1.0, -1.0, 2.0, -2.0)):
         return wan_conv.turns.__wrapped__(torch.float32)
 
 
-def tricks_off(vae: WanVAE) -> dict[str, Callable[[], AbstractContextManager[None]]]:
+def tricks_off(vae: WanVAE) -> dict[str, Callable[[], AbstractContextManager[object]]]:
     """Each trick's absence."""
     usual, library = usual_points(), wan_conv.by_library
+
+    def usual_turns(dtype: torch.dtype) -> wan_conv.Turns:
+        return usual
+
+    def never(x: Tensor, kernels: Tensor) -> bool:
+        return False
+
     return {
-        "nothing": lambda: replaced(wan_vae, "CHUNK", wan_vae.CHUNK),
-        "products in Winograd's space": lambda: replaced(wan_conv, "winograd_pays", lambda x, kernels: False),
-        "points that keep float32 exact": lambda: replaced(wan_conv, "turns", lambda dtype: usual),
-        "Winograd only where it pays": lambda: replaced(wan_conv, "winograd_pays", is_3x3),
-        "a Conv2d a tap, not Conv3d": lambda: replaced(wan_conv, "by_taps", library),
-        "a plain product for few positions": lambda: replaced(wan_conv, "CHANNELS_A_POSITION", 10**9),
-        "no zeros before the first frame": lambda: replaced(wan_layers, "convolve", with_zeros),
-        "kernels merged, not pixels doubled": lambda: replaced(wan_layers, "convolve_doubled", doubled_pixels),
-        "the norm in two steps": lambda: replaced(Norm, "forward", normalise_in_steps),
+        "nothing": lambda: mock.patch.object(wan_vae, "CHUNK", wan_vae.CHUNK),
+        "products in Winograd's space": lambda: mock.patch.object(wan_conv, "winograd_pays", never),
+        "points that keep float32 exact": lambda: mock.patch.object(wan_conv, "turns", usual_turns),
+        "Winograd only where it pays": lambda: mock.patch.object(wan_conv, "winograd_pays", is_3x3),
+        "a Conv2d a tap, not Conv3d": lambda: mock.patch.object(wan_conv, "by_taps", library),
+        "a plain product for few positions": lambda: mock.patch.object(wan_conv, "CHANNELS_A_POSITION", 10**9),
+        "no zeros before the first frame": lambda: mock.patch.object(wan_layers, "convolve", with_zeros),
+        "kernels merged, not pixels doubled": lambda: mock.patch.object(wan_layers, "convolve_doubled", doubled_pixels),
+        "the norm in two steps": lambda: mock.patch.object(Norm, "forward", normalise_in_steps),
         "kernels laid out for their use": lambda: plain_kernels(vae),
-        "4 latent frames a chunk: 1": lambda: replaced(wan_vae, "CHUNK", 1),
-        "4 latent frames a chunk: 2": lambda: replaced(wan_vae, "CHUNK", 2),
-        "4 latent frames a chunk: 8": lambda: replaced(wan_vae, "CHUNK", 8),
-        "4 frames a piece where large: 8": lambda: replaced(wan_layers, "PIECE", 8),
+        "4 latent frames a chunk: 1": lambda: mock.patch.object(wan_vae, "CHUNK", 1),
+        "4 latent frames a chunk: 2": lambda: mock.patch.object(wan_vae, "CHUNK", 2),
+        "4 latent frames a chunk: 8": lambda: mock.patch.object(wan_vae, "CHUNK", 8),
+        "4 frames a piece where large: 8": lambda: mock.patch.object(wan_layers, "PIECE", 8),
     }
 
 
