@@ -266,7 +266,9 @@ def test_a_dry_run_of_training_says_what_a_folder_becomes_and_writes_nothing(
         assert f"{row['width']}x{row['height']}" in table
     assert 0.5 < said["fill"] <= 1
     assert said["tokens"] == round(said["fill"] * said["steps_per_epoch"] * 160)
-    assert (said["coarse_steps"] > 0) == any(row["width"] % 32 == row["height"] % 32 == 0 for row in said["clips"])
+    assert said["more_steps"]["1x1x1"] > 3 * said["steps_per_epoch"] - 3
+    divided = any(row["width"] % 32 == row["height"] % 32 == 0 for row in said["clips"])
+    assert (said["more_steps"]["1x4x4"] > 0) == divided
     assert f"{said['tokens']} tokens to train on" in table
     assert f"{said['steps_per_epoch']} packs of at most 160 tokens" in table
     assert f"about {said['memory_gb']:.1f} GB" in table

@@ -78,7 +78,7 @@ def test_an_image_goes_nowhere() -> None:
 def recipe(clips_folder: Path, checkpoint: Path, tmp_path: Path) -> TrainConfig:
     base = tiny_recipe("dit", clips_folder, checkpoint, tmp_path / "run")
     data = DataConfig(toybox=12, toybox_sizes=("64x64",), toybox_lengths=(1, 9), token_budget=240, val_clips=2)
-    return replace(base, data=data, dit=replace(base.dit, facts=0.1, facts_until=0.5, coarse_patch=(1, 4, 4)))
+    return replace(base, data=data, dit=replace(base.dit, facts=0.1, facts_until=0.5, patches={"1x4x4": 0.5}))
 
 
 def test_a_step_asks_for_the_facts_until_their_share_of_the_run_is_over(recipe: TrainConfig) -> None:

@@ -1,19 +1,20 @@
 """What a step of training is made of: packs of two patch sizes, drawn clips, latents that a decoder does not change."""
 
 import math
-from collections import Counter
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from tests.conftest import assert_same_state, elsewhere, fit, seeded, tiny_recipe
-from videogen.config import DataConfig, TrainConfig
+from videogen.config import DataConfig, DitConfig, TrainConfig, parse_patch
 from videogen.drawn import DrawnClips
 from videogen.flow import draw_levels
 from videogen.packing import Patch, pack
+from videogen.patches import patch_name
 from videogen.stages import DitStage, VaeStage, encoder_id, make_stage, num_tokens
 from videogen.toybox import caption, draw_scene
 from videogen.training import Trainer
@@ -27,7 +28,7 @@ def recipe(clips_folder: Path, checkpoint: Path, tmp_path: Path) -> TrainConfig:
     """Drawn clips in two patch sizes, two steps in five of them coarse."""
     made = tiny_recipe("dit", clips_folder, checkpoint, tmp_path / "run", steps=5, save_every=2, val_every=5)
     data = DataConfig(toybox=24, toybox_sizes=("64x48", "48x48"), toybox_lengths=(5, 1), token_budget=96, val_clips=4)
-    return replace(made, data=data, dit=replace(made.dit, coarse_patch=COARSE, coarse_share=0.4))
+    return replace(made, data=data, dit=replace(made.dit, patches={"1x2x4": 0.4}))
 
 
 def dit_stage(recipe: TrainConfig) -> DitStage:
@@ -36,11 +37,15 @@ def dit_stage(recipe: TrainConfig) -> DitStage:
     return stage
 
 
-def test_the_coarse_patch_has_its_share_of_the_steps_evenly(recipe: TrainConfig) -> None:
-    stage = dit_stage(recipe)
-    sizes = [stage.patch_of(step) for step in range(100)]
-    assert Counter(sizes) == {COARSE: 40, stage.model.base_patch: 60}
-    assert all(Counter(sizes[start : start + 5])[COARSE] == 2 for start in range(95))
+@pytest.mark.parametrize("patches", [{"1x2x4": 0.4}, {"1x2x4": 0.2, "1x1x1": 0.5}, {"1x1x1": 1.0}])
+def test_every_patch_size_has_its_share_of_the_steps_evenly(recipe: TrainConfig, patches: dict[str, float]) -> None:
+    stage = dit_stage(replace(recipe, dit=replace(recipe.dit, patches=patches)))
+    sizes = [stage.patch_of(step) for step in range(1000)]
+    shares = {parse_patch(name): share for name, share in patches.items()}
+    shares |= {stage.model.base_patch: 1 - sum(shares.values())}
+    for patch, share in shares.items():
+        for first, num in ((0, 1000), (0, 10), (333, 20), (500, 100)):
+            assert abs(sizes[first : first + num].count(patch) - share * num) < 2.5, (patch, first, num)
 
 
 def test_every_patch_size_goes_through_the_clips_that_it_divides(recipe: TrainConfig) -> None:
@@ -86,37 +91,80 @@ def test_a_run_with_two_patch_sizes_resumes_bit_for_bit(recipe: TrainConfig, tmp
     assert_same_state(recipe.run.dir, short.run.dir, 5)
 
 
-def test_coarse_patches_learn_no_level_below_theirs() -> None:
+def test_patches_learn_no_level_beyond_theirs() -> None:
     video = pack([torch.zeros(4, 5, 8, 8)] * 200, (1, 4, 4))
-    levels = draw_levels(video, {"nothing": 1.0}, base_tokens=5, uniform=0.5, generator=seeded(), least=0.3)
+    levels = draw_levels(video, {"nothing": 1.0}, base_tokens=5, uniform=0.5, generator=seeded(), between=(0.3, 0.9))
     assert 0.3 <= levels.values.min() < 0.33
-    assert levels.values.max() > 0.97
+    assert 0.87 < levels.values.max() <= 0.9
 
 
 def test_coarse_patches_may_learn_noisier_levels_than_fine_ones(recipe: TrainConfig) -> None:
     """Fine ones keep theirs."""
-    means: dict[tuple[int | None, Patch], float] = {}
-    for coarse_tokens in (None, 1):
-        own = replace(recipe, dit=replace(recipe.dit, coarse_tokens=coarse_tokens, known={"nothing": 1.0}))
+    means: dict[tuple[bool, Patch], float] = {}
+    for given in (False, True):
+        tokens = {"1x2x4": 1} if given else {}
+        own = replace(recipe, dit=replace(recipe.dit, patch_tokens=tokens, known={"nothing": 1.0}))
         stage = dit_stage(own)
         drawn: dict[Patch, list[float]] = {patch: [] for patch in stage.model.patches}
         for number, batch in enumerate(islice(stage.batches(0), 60)):
             task = stage._task(batch, batch.captions, seeded(number))
             drawn[batch.patch].append(task.levels.per_token().mean().item())
-        means |= {(coarse_tokens, patch): sum(levels) / len(levels) for patch, levels in drawn.items()}
-    fine, coarse = (means[None, patch] for patch in (stage.model.base_patch, COARSE))
-    assert means[1, stage.model.base_patch] == fine
-    assert means[1, COARSE] > coarse + 0.02
+        means |= {(given, patch): sum(levels) / len(levels) for patch, levels in drawn.items()}
+    fine, coarse = (means[False, patch] for patch in (stage.model.base_patch, COARSE))
+    assert means[True, stage.model.base_patch] == fine
+    assert means[True, COARSE] > coarse + 0.02
+
+
+def test_each_patch_size_has_its_levels(recipe: TrainConfig) -> None:
+    levels = {"1x2x4": (0.6, 1.0), "1x2x2": (0.0, 0.5)}
+    stage = dit_stage(replace(recipe, dit=replace(recipe.dit, patch_levels=levels, known={"nothing": 1.0})))
+    for number, batch in enumerate(islice(stage.batches(0), 20)):
+        drawn = stage._task(batch, batch.captions, seeded(number)).levels.values
+        least, most = levels[patch_name(batch.patch)]
+        assert least <= drawn.min()
+        assert drawn.max() <= most
+
+
+def test_images_are_cut_finely_and_not_coarsely(recipe: TrainConfig) -> None:
+    stage = dit_stage(replace(recipe, dit=replace(recipe.dit, patches={"1x2x4": 0.2, "1x1x1": 0.4})))
+    for patch, seen in (((1, 1, 1), True), ((1, 2, 2), True), (COARSE, False)):
+        packed = {index for _, indices in islice(stage.packs(patch), 20) for index in indices}
+        assert any(stage.folder.entries[index].frames == 1 for index in packed) == seen
 
 
 def test_both_patch_sizes_are_validated(recipe: TrainConfig) -> None:
     found = dit_stage(recipe).validate()
-    assert found.keys() == {"loss", "loss_coarse"}
+    assert found.keys() == {"loss", "loss_1x2x4"}
     assert all(map(math.isfinite, found.values()))
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"patches": {"1x4": 0.3}}, "a patch must be TxHxW in latent cells"),
+        ({"patches": {"1x2x2": 0.3}}, "sizes beside dit.patch_size, each once"),
+        ({"patches": {"1x4x4": 0.6, "1x1x1": 0.5}}, "shares above 0 of at most 1 in all"),
+        ({"patch_levels": {"1x4x4": (0.5, 1.0)}}, "1x4x4 is no patch size of this recipe"),
+        ({"patch_levels": {"1x2x2": (0.9, 0.5)}}, "must rise within 0..1"),
+        ({"patch_tokens": {"1x2x2": 0}}, "must be 1 or more"),
+    ],
+)
+def test_wrong_patches_get_one_sentence(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        DitConfig(**options)
+
+
+def test_patches_finer_than_the_budget_holds_are_refused(recipe: TrainConfig) -> None:
+    with pytest.raises(ValueError, match="token_budget must hold the longest clip of 96 tokens, got 95"):
+        make_stage(
+            replace(
+                recipe, data=replace(recipe.data, token_budget=95), dit=replace(recipe.dit, patches={"1x1x1": 0.4})
+            )
+        )
+
+
 def test_a_patch_that_divides_no_clip_is_refused(recipe: TrainConfig) -> None:
-    stage = dit_stage(replace(recipe, dit=replace(recipe.dit, coarse_patch=(3, 2, 2))))
+    stage = dit_stage(replace(recipe, dit=replace(recipe.dit, patches={"3x2x2": 0.4})))
     with pytest.raises(ValueError, match="no clip's size is a multiple of the patch"):
         next(stage.packs((3, 2, 2)))
 

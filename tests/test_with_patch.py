@@ -76,7 +76,7 @@ def recipe(clips_folder: Path, checkpoint: Path, tmp_path: Path) -> TrainConfig:
     """Five steps from a checkpoint of one patch size, two of them in coarse patches."""
     made = tiny_recipe("dit", clips_folder, checkpoint, tmp_path / "run", steps=5, save_every=5, val_every=5)
     data = DataConfig(toybox=24, toybox_sizes=("64x64",), toybox_lengths=(5, 1), token_budget=96, val_clips=4)
-    dit = replace(made.dit, init=checkpoint, coarse_patch=COARSE, coarse_share=0.4)
+    dit = replace(made.dit, init=checkpoint, patches={"1x4x4": 0.4})
     return replace(made, data=data, dit=dit)
 
 
@@ -86,7 +86,7 @@ def test_a_checkpoint_of_one_patch_size_is_trained_in_two(recipe: TrainConfig) -
     before = {name: p.detach().clone() for name, p in stage.model.named_parameters()}
     found = stage.validate()
     assert math.isfinite(found["loss"])
-    assert math.isfinite(found["loss_coarse"])
+    assert math.isfinite(found["loss_1x4x4"])
     assert fit(recipe)
     folder = recipe.run.dir / "checkpoint"
     assert known_patches(folder) == [(1, 2, 2), COARSE]
@@ -107,5 +107,5 @@ def test_a_dry_run_knows_the_added_patch(recipe: TrainConfig) -> None:
 
 
 def test_a_lora_cannot_add_a_patch(checkpoint: Path) -> None:
-    with pytest.raises(ValueError, match=r"a LoRA trains no patch sizes; leave dit.coarse_patch out"):
-        DitConfig(init=checkpoint, lora_rank=4, coarse_patch=COARSE)
+    with pytest.raises(ValueError, match=r"a LoRA trains no patch sizes; leave dit.patches out"):
+        DitConfig(init=checkpoint, lora_rank=4, patches={"1x4x4": 0.4})

@@ -30,6 +30,14 @@ def parse_size(size: str) -> tuple[int, int]:
     return sides
 
 
+def parse_patch(name: str) -> tuple[int, int, int]:
+    """ "1x4x4" -> (1, 4, 4): frames, rows and columns of latent cells in one token."""
+    match = re.fullmatch(r"\s*(\d+)x(\d+)x(\d+)\s*", name)
+    if match is None or 0 in (sides := (int(match[1]), int(match[2]), int(match[3]))):
+        raise ValueError(f"a patch must be TxHxW in latent cells, such as 1x4x4, got {name!r}")
+    return sides
+
+
 @dataclass(frozen=True, kw_only=True)
 class SampleConfig:
     """Everything that decides what a clip looks like, but its prompt and its seed."""
@@ -210,14 +218,12 @@ class DitConfig:
     """Hidden width of the feed-forward layers."""
     patch_size: tuple[int, int, int] = (1, 2, 2)
     """Frames, rows and columns of latent cells in one token."""
-    coarse_patch: tuple[int, int, int] | None = None
-    """One more patch size, for the noisier part of a sampling run (FlexiDiT)."""
-    coarse_share: float = 0.5
-    """Share of the steps that train it."""
-    coarse_from: float = 0.3
-    """The least noise level that it is trained for."""
-    coarse_tokens: int | None = None
-    """Its own base_tokens, counted in its tokens; otherwise base_tokens in proportion to what a token holds."""
+    patches: dict[str, float] = field(default_factory=dict)
+    """More patch sizes and the shares of the steps that train them, as 1x4x4 = 0.3; patch_size has the rest (FlexiDiT)."""
+    patch_levels: dict[str, tuple[float, float]] = field(default_factory=dict)
+    """The least and the most noise that a patch size is trained for, as 1x4x4 = [0.7, 1]; otherwise all."""
+    patch_tokens: dict[str, int] = field(default_factory=dict)
+    """A patch size's own base_tokens, counted in its tokens; otherwise base_tokens in proportion to what one holds."""
     prediction: Literal["preconditioned", "clean", "velocity"] = "preconditioned"
     """What the network puts out: what a channel's variance leaves open, the clean value (Li & He 2025) or the velocity;
     the loss is on the velocity."""
@@ -238,21 +244,36 @@ class DitConfig:
 
     def __post_init__(self) -> None:
         require_positive(self, "num_layers", "num_attention_heads", "attention_head_dim", "ffn_dim", "base_tokens")
-        if self.coarse_tokens is not None:
-            require_positive(self, "coarse_tokens")
         if self.lora_rank < 0 or (self.lora_rank and self.init is None):
             raise ValueError(
                 f"dit.lora_rank = {self.lora_rank} needs weights to stand beside; give dit.init, or set it to 0"
             )
-        if self.lora_rank and self.coarse_patch is not None:
-            raise ValueError("a LoRA trains no patch sizes; leave dit.coarse_patch out, or set dit.lora_rank to 0")
+        if self.lora_rank and self.patches:
+            raise ValueError("a LoRA trains no patch sizes; leave dit.patches out, or set dit.lora_rank to 0")
+        self._check_patches()
         if self.attention_head_dim % 2:
             raise ValueError(f"attention_head_dim must be even, got {self.attention_head_dim}")
         if not 0 <= self.facts < math.inf:
             raise ValueError(f"facts must be 0 or more, got {self.facts:g}")
-        for name in ("caption_dropout", "uniform_sigmas", "coarse_share", "coarse_from", "facts_until"):
+        for name in ("caption_dropout", "uniform_sigmas", "facts_until"):
             if not 0 <= (value := getattr(self, name)) <= 1:
                 raise ValueError(f"{name} must be a share, 0 to 1, got {value:g}")
+
+    def _check_patches(self) -> None:
+        extra = list(map(parse_patch, self.patches))
+        if self.patch_size in extra or len(set(extra)) < len(extra):
+            raise ValueError(f"dit.patches names sizes beside dit.patch_size, each once, got {', '.join(self.patches)}")
+        if min(self.patches.values(), default=1) <= 0 or sum(self.patches.values()) > 1 + 1e-6:
+            raise ValueError(f"dit.patches must be shares above 0 of at most 1 in all, got {self.patches}")
+        for name in (*self.patch_levels, *self.patch_tokens):
+            if parse_patch(name) not in (self.patch_size, *extra):
+                raise ValueError(f"{name} is no patch size of this recipe; give dit.patches a share of the steps for it")
+        for name, (least, most) in self.patch_levels.items():
+            if not 0 <= least < most <= 1:
+                raise ValueError(f"dit.patch_levels must rise within 0..1, got {name} = {least:g}, {most:g}")
+        for name, tokens in self.patch_tokens.items():
+            if tokens < 1:
+                raise ValueError(f"dit.patch_tokens must be 1 or more, got {name} = {tokens}")
 
 
 @dataclass(frozen=True, kw_only=True)

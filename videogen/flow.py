@@ -56,14 +56,15 @@ def draw_levels(
     base_tokens: float,
     uniform: float,
     generator: Generator,
-    least: float = 0.0,
+    between: tuple[float, float] = (0.0, 1.0),
 ) -> NoiseLevels:
     """The noise level of every token: its clip's own, 0 where known; few distinct ones, found on the host.
 
-    base_tokens counts tokens of the pack's own patch size. Levels below the least are raised in proportion.
+    base_tokens counts tokens of the pack's own patch size. All levels are brought between two in proportion.
     """
+    least, most = between
     sigmas = draw_sigmas(video.lengths, base_tokens=base_tokens, uniform=uniform, generator=generator)
-    sigmas = least + (1 - least) * sigmas
+    sigmas = least + (most - least) * sigmas
     shares = [draw_known(grid, known, generator).flatten() for grid in video.grids]
     per_token = torch.cat([sigma * share for sigma, share in zip(sigmas, shares, strict=True)])
     values, index = torch.unique(per_token, return_inverse=True)

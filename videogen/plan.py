@@ -9,11 +9,11 @@ import json
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import cast
 
-from videogen.config import DataConfig, DitConfig, TrainConfig
+from videogen.config import DataConfig, DitConfig, TrainConfig, parse_patch
 from videogen.data import Entry, VideoFolder, epoch_order
 from videogen.drawn import DrawnClips, DrawnEntry
 from videogen.estimate import dit_flop, matmul_flops, training_memory
@@ -42,7 +42,7 @@ def num_tokens(entry: Entry | DrawnEntry, patch: Patch) -> int:
 def packed_lengths(entries: Sequence[Entry | DrawnEntry], patch: Patch, base: Patch) -> list[int]:
     """The tokens of every clip in patches of a size; 0 for those that are not trained in it."""
     lengths = [num_tokens(entry, patch) for entry in entries]
-    if patch != base:  # an image is a handful of coarse tokens, and cheap enough in fine ones
+    if math.prod(patch) > math.prod(base):  # an image is a handful of coarse tokens, and cheap enough in fine ones
         lengths = [0 if entry.frames == 1 else n for n, entry in zip(lengths, entries, strict=True)]
     return lengths
 
@@ -60,9 +60,10 @@ def network_config(dit: DitConfig) -> dict[str, object] | None:
     """The config of the DiT that a recipe trains; None while the checkpoints that decide it are not there."""
     if dit.init is not None:
         config = _read(dit.init / "transformer" / "config.json")
-        if config is None or dit.coarse_patch is None:
+        if config is None or not dit.patches:
             return config
-        known = [*cast("list[list[int]]", config.get("extra_patch_sizes", [])), list(dit.coarse_patch)]
+        more = [list(parse_patch(name)) for name in dit.patches]
+        known = [*cast("list[list[int]]", config.get("extra_patch_sizes", [])), *more]
         return config | {"extra_patch_sizes": [patch for i, patch in enumerate(known) if patch not in known[:i]]}
     vae, text = _read(dit.vae / "vae" / "config.json"), _read(dit.text / "text_encoder" / "config.json")
     if vae is None or text is None:
@@ -82,7 +83,7 @@ def dit_options(dit: DitConfig, *, channels: object, text_dim: object) -> dict[s
         "ffn_dim": dit.ffn_dim,
         "num_layers": dit.num_layers,
         "prediction": dit.prediction,
-        "extra_patch_sizes": [dit.coarse_patch] if dit.coarse_patch else [],
+        "extra_patch_sizes": list(map(parse_patch, dit.patches)),
         "num_facts": len(FACTS) if dit.facts else 0,
     }
 
@@ -107,8 +108,8 @@ class FolderPlan:
     """Share of the token budget that the packs of an epoch use; none for the VAE, which is not trained on packs."""
     steps_per_epoch: int
     """Optimiser steps in which every clip is seen data.repeats times."""
-    coarse_steps: int = 0
-    """As many more in which those that the coarse patch divides are seen in it too."""
+    more_steps: dict[str, int] = field(default_factory=dict)
+    """For each further patch size, as many in which the clips that are trained in it are seen."""
     weights: int | None = None
     """Values that are trained; none where it is not known."""
     frozen_weights: int | None = None
@@ -139,9 +140,11 @@ def plan_folder(config: TrainConfig) -> FolderPlan:
     check_budget(lengths, data.token_budget)
     packs = epoch_packs(lengths, train, data, seed, epoch=0)
     fill = sum(lengths[index] for packed in packs for index in packed) / (len(packs) * data.token_budget)
-    rough = packed_lengths(folder.entries, config.dit.coarse_patch, patch) if config.dit.coarse_patch else []
-    coarse = len(epoch_packs(rough, train, data, seed, epoch=0)) if rough else 0
-    plan = FolderPlan(**common, fill=fill, steps_per_epoch=len(packs), coarse_steps=coarse)  # type: ignore[arg-type]
+    more = {}
+    for name in config.dit.patches:
+        check_budget(own := packed_lengths(folder.entries, parse_patch(name), patch), data.token_budget)
+        more[name] = len(epoch_packs(own, train, data, seed, epoch=0))
+    plan = FolderPlan(**common, fill=fill, steps_per_epoch=len(packs), more_steps=more)  # type: ignore[arg-type]
     return plan if network is None else _with_cost(plan, config, network, [lengths[i] for p in packs for i in p])
 
 
@@ -189,8 +192,8 @@ def tell(plan: FolderPlan, config: TrainConfig) -> str:
     budget = config.data.token_budget
     packs = f"{plan.steps_per_epoch:,} packs of at most {budget:,} tokens, {plan.fill:.1%} full"
     lines.append(f"{plan.tokens:,} tokens to train on: an epoch is {packs}, a step each on one device")
-    if plan.coarse_steps:
-        lines.append(f"the coarse patch goes through the clips that it divides in {plan.coarse_steps:,} packs")
+    for name, steps in plan.more_steps.items():
+        lines.append(f"patch {name} goes through the clips that are trained in it in {steps:,} packs")
     if plan.memory_gb is None:
         lines.append(f"memory and time are not known before {config.dit.init or config.dit.vae} is there")
     else:

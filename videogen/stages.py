@@ -19,7 +19,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from videogen.config import TrainConfig
+from videogen.config import TrainConfig, parse_patch
 from videogen.data import LatentCache, busy_crops, epoch_order
 from videogen.dit import VideoDiT
 from videogen.drawn import DrawnClips
@@ -28,6 +28,7 @@ from videogen.known import check_mixture
 from videogen.lora import adapt, save_lora
 from videogen.packing import Patch, check_budget, pack, plan_packs
 from videogen.parts import check_fit, encoder_id, frozen_parts, load_part, located
+from videogen.patches import patch_name
 from videogen.pipeline import VideoPipeline, quiet_libraries, to_uint8
 from videogen.plain import to_mapping
 from videogen.plan import dit_options, epoch_packs, num_tokens, open_clips, packed_lengths
@@ -39,6 +40,8 @@ from videogen.training import saved_steps
 from videogen.vae import SPACE_STRIDE, VideoVAE, to_patches
 from videogen.vae_loss import busyness, psnr, vae_loss
 from videogen.video_io import write_video
+
+GOLDEN = (math.sqrt(5) - 1) / 2
 
 
 class Crops(NamedTuple):
@@ -202,7 +205,9 @@ class DitStage:
         self.vae, self.tokenizer, self.text_encoder, self.scheduler = frozen_parts(config.dit)
         self.model = self._new_model()
         self.folder = open_clips(config.data, self.model.base_patch, self.seed)
-        check_budget(packed_lengths(self.folder.entries, *[self.model.base_patch] * 2), config.data.token_budget)
+        for patch in self.model.patches:
+            lengths = packed_lengths(self.folder.entries, patch, self.model.base_patch)
+            check_budget(lengths, config.data.token_budget)
         if config.dit.facts and not isinstance(self.folder, DrawnClips):
             raise ValueError("dit.facts needs clips whose truth is known; set data.toybox, or leave it at 0")
         self.train, self.val = self.folder.split()
@@ -227,8 +232,8 @@ class DitStage:
         if dit.init is not None:
             model = load_part(VideoDiT, dit.init, "transformer")
             check_fit(model, self.vae, dit)
-            if dit.coarse_patch is not None:
-                model = model.with_patch(dit.coarse_patch)
+            for name in dit.patches:
+                model = model.with_patch(parse_patch(name))
             return adapt(model, dit, self.seed) if dit.lora_rank else model
         channels = self.vae.config["latent_channels"]
         torch.manual_seed(self.seed)  # the first weights; everything later draws from its own generators
@@ -248,9 +253,13 @@ class DitStage:
         return values.square().mean(1).clamp(min=1e-6)
 
     def patch_of(self, step: int) -> Patch:
-        """The patch size of a step: the coarse one's share is spread evenly."""
-        coarse, share = self.config.dit.coarse_patch, self.config.dit.coarse_share
-        return coarse if coarse and int((step + 1) * share) > int(step * share) else self.model.base_patch
+        """The patch size of a step: each has its share of the steps, spread evenly (multiples of the golden ratio)."""
+        place = (step + 0.5) * GOLDEN % 1
+        for name, share in self.config.dit.patches.items():
+            if place < share:
+                return parse_patch(name)
+            place -= share
+        return self.model.base_patch
 
     def packs(self, patch: Patch) -> Iterator[tuple[int, list[int]]]:
         """All packs of a patch size, epoch by epoch: in each, every clip that it divides stands exactly once."""
@@ -301,23 +310,24 @@ class DitStage:
 
     def embed(self, captions: list[str]) -> PackedText:
         """The captions' token embeddings, side by side."""
-        rows = [row.to(self.model.device) for row in self.texts.read(captions)]
+        device = self.model.device
+        rows = [row.to(device) for row in self.texts.read(captions)]
         return pad_texts(rows, num_rows_of(self.text_encoder))
 
     def _task(self, batch: Pack, captions: list[str], generator: torch.Generator) -> FlowTask:
         dit = self.config.dit
-        clean = pack([latent.to(self.model.device) for latent in batch.latents], batch.patch)
-        coarse = batch.patch != self.model.base_patch
-        base_tokens = dit.base_tokens * math.prod(self.model.base_patch) / math.prod(batch.patch)
-        if coarse and dit.coarse_tokens is not None:
-            base_tokens = dit.coarse_tokens
+        device = self.model.device
+        clean = pack([latent.to(device) for latent in batch.latents], batch.patch)
+        name = patch_name(batch.patch)
+        in_proportion = dit.base_tokens * math.prod(self.model.base_patch) / math.prod(batch.patch)
+        base_tokens = dit.patch_tokens.get(name, in_proportion)
         levels = draw_levels(
             clean,
             dit.known,
             base_tokens=base_tokens,
             uniform=dit.uniform_sigmas,
             generator=generator,
-            least=dit.coarse_from if coarse else 0.0,
+            between=dit.patch_levels.get(name, (0.0, 1.0)),
         )
         task = draw_task(clean, self.embed(captions), levels, base_tokens=base_tokens, generator=generator)
         if not batch.facts:
@@ -353,7 +363,8 @@ class DitStage:
                 task = self._task(batch, batch.captions, step_generator(-1, number))
                 losses.append(flow_error(self.model, task).item())
             if losses:
-                found["loss" if patch == self.model.base_patch else "loss_coarse"] = sum(losses) / len(losses)
+                name = "loss" if patch == self.model.base_patch else f"loss_{patch_name(patch)}"
+                found[name] = sum(losses) / len(losses)
         return found
 
     def pipeline(self) -> VideoPipeline:

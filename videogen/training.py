@@ -195,8 +195,9 @@ class Trainer(Generic[Batch]):
         from accelerate import Accelerator, DistributedDataParallelKwargs
 
         self.stage, self.config, self.run = stage, config, config.run
-        one_size = DistributedDataParallelKwargs(find_unused_parameters=config.dit.coarse_patch is not None)
-        self.accelerator = Accelerator(kwargs_handlers=[one_size])
+        one_size = DistributedDataParallelKwargs(find_unused_parameters=bool(config.dit.patches))
+        # cpu=True where there is nothing else: without it several processes would not know of each other there
+        self.accelerator = Accelerator(cpu=not torch.accelerator.is_available(), kwargs_handlers=[one_size])
         alone = "the VAE" if config.stage == "vae" else "a DiT with dit.facts" if config.dit.facts else ""
         if self.accelerator.num_processes > 1 and alone:
             raise ValueError(f"{alone} is trained on one device; start train.py without accelerate launch")

@@ -126,7 +126,7 @@ def measure(pipeline: VideoPipeline, schedules: Sequence[str], *, num_clips: int
     """A row for the base patch alone, and one for each schedule."""
     base, *others = pipeline.transformer.patches
     if not others:
-        raise ValueError(f"this model has patches of {patch_name(base)} alone; train it with dit.coarse_patch first")
+        raise ValueError(f"this model has patches of {patch_name(base)} alone; train it with dit.patches first")
     default = [f"{patch_name(patch)}:{share},{patch_name(base)}" for patch in others for share in SHARES]
     listed = list(dict.fromkeys([patch_name(base), *(schedules or default)]))
     return rows_of(try_all(pipeline, listed, num_clips=num_clips, num_seeds=num_seeds), pipeline)
