@@ -171,16 +171,19 @@ def slow_in_bf16(device: torch.device) -> bool:
 
 
 class StopRequest:
-    """Ctrl-C and SIGTERM ask the loop to save and stop; a second Ctrl-C stops at once."""
+    """Ctrl-C and SIGTERM ask the loop to save and stop; a second Ctrl-C stops at once.
+
+    A SIGTERM that follows is no second wish: torchrun sends one to all that had the terminal's Ctrl-C already.
+    """
 
     def __init__(self) -> None:
         self.signal: int | None = None
         self.before = {sig: signal.signal(sig, self._ask) for sig in (signal.SIGINT, signal.SIGTERM)}
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
-        if self.signal is not None:
+        if self.signal is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
-        self.signal = number
+        self.signal = self.signal or number
 
     def restore(self) -> None:
         """Give the signals back to whoever had them."""
