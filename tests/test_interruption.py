@@ -17,7 +17,7 @@ from videogen import training
 from videogen.config import TrainConfig
 from videogen.pipeline import VideoPipeline
 from videogen.stages import make_stage
-from videogen.training import Trainer, saved_steps
+from videogen.training import StopRequest, Trainer, saved_steps
 
 ROOT = Path(__file__).parent.parent
 
@@ -111,6 +111,20 @@ def test_signals_are_given_back(finished: dict[str, TrainConfig], tmp_path: Path
     recipe = elsewhere(finished["dit"], tmp_path / "run", steps=1)
     assert fit(recipe)
     assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
+
+
+@pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM])
+def test_only_a_second_ctrl_c_stops_at_once(first: signal.Signals) -> None:
+    """torchrun sends a SIGTERM to processes that had the terminal's Ctrl-C already: they go on saving."""
+    stop = StopRequest()
+    try:
+        for sent in (first, signal.SIGTERM, signal.SIGTERM):
+            os.kill(os.getpid(), sent)
+            assert stop.signal == first
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+    finally:
+        stop.restore()
 
 
 def test_sigterm_saves_first_and_the_same_command_goes_on(

@@ -30,7 +30,7 @@ def logged(out: Path) -> list[int]:
 
 
 def test_two_processes_train_one_model_and_ctrl_c_saves_it(checkpoint: Path, tmp_path: Path) -> None:
-    """A terminal's Ctrl-C reaches torchrun and both processes, and torchrun then stops them once more."""
+    """A terminal's Ctrl-C reaches torchrun and both processes."""
     out = tmp_path / "run"
     process = subprocess.Popen(command(checkpoint, out, 10_000), cwd=ROOT, start_new_session=True)
     try:
