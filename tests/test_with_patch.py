@@ -30,7 +30,7 @@ def levels_of(video: PackedVideo) -> NoiseLevels:
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 def test_what_the_model_said_before_it_says_again_to_the_bit(prediction: str) -> None:
     dit = tiny_dit(prediction=prediction)
-    more = dit.with_patch(COARSE)
+    more = dit.extended([COARSE])
     assert more.patches == [(1, 2, 2), COARSE]
     assert dit.patches == [(1, 2, 2)]
     video = pack([torch.randn(CHANNELS, 3, 4, 8), torch.randn(CHANNELS, 1, 8, 4)], (1, 2, 2))
@@ -40,14 +40,14 @@ def test_what_the_model_said_before_it_says_again_to_the_bit(prediction: str) ->
 
 def test_a_patch_that_is_known_changes_nothing() -> None:
     dit = tiny_dit(extra_patch_sizes=[COARSE])
-    assert dit.with_patch(COARSE) is dit
-    assert dit.with_patch((1, 2, 2)) is dit
+    assert dit.extended([COARSE]) is dit
+    assert dit.extended([(1, 2, 2)]) is dit
 
 
 @torch.no_grad()
 def test_patch_sizes_that_were_trained_already_stay_as_they_are() -> None:
     dit = tiny_dit(extra_patch_sizes=[COARSE])
-    more = dit.with_patch((2, 2, 2))
+    more = dit.extended([(2, 2, 2)])
     assert more.patches == [(1, 2, 2), COARSE, (2, 2, 2)]
     video = pack([torch.randn(CHANNELS, 2, 8, 8)], COARSE)
     args = video, levels_of(video), draw_texts((3,))
@@ -59,7 +59,7 @@ def test_patch_sizes_that_were_trained_already_stay_as_they_are() -> None:
 @pytest.mark.parametrize("patch", [COARSE, (2, 2, 2), (2, 4, 4)])
 def test_one_coarse_token_is_answered_as_the_fine_one_that_it_is_the_upscaled_of(prediction: str, patch: Patch) -> None:
     """Alone, a token's place does not matter: the pseudo-inverse resize makes the whole network agree."""
-    more, fine = tiny_dit(prediction=prediction).with_patch(patch), torch.randn(CHANNELS, 1, 2, 2)
+    more, fine = tiny_dit(prediction=prediction).extended([patch]), torch.randn(CHANNELS, 1, 2, 2)
 
     def upscale(clip: Tensor) -> Tensor:
         return F.interpolate(clip[None], size=patch, mode="trilinear", align_corners=False)[0]
@@ -104,6 +104,10 @@ def test_a_dry_run_knows_the_added_patch(recipe: TrainConfig) -> None:
     network = network_config(recipe.dit)
     assert network is not None
     assert network["extra_patch_sizes"] == [list(COARSE)]
+    assert not network["nearby"]
+    network = network_config(replace(recipe.dit, nearby=True))
+    assert network is not None
+    assert network["nearby"]
 
 
 def test_a_lora_cannot_add_a_patch(checkpoint: Path) -> None:

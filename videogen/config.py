@@ -218,6 +218,8 @@ class DitConfig:
     """Hidden width of the feed-forward layers."""
     patch_size: tuple[int, int, int] = (1, 2, 2)
     """Frames, rows and columns of latent cells in one token."""
+    nearby: bool = False
+    """A depthwise 3x3 convolution over each frame's tokens before every feed-forward layer, which Wan has not."""
     patches: dict[str, float] = field(default_factory=dict)
     """More patch sizes and the shares of the steps that train them, as 1x4x4 = 0.3; patch_size has the rest (FlexiDiT)."""
     patch_levels: dict[str, tuple[float, float]] = field(default_factory=dict)

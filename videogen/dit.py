@@ -34,7 +34,7 @@ from videogen.dit_layers import (
     modulate,
     precondition,
 )
-from videogen.packing import Lengths, NoiseLevels, PackedVideo, Patch
+from videogen.packing import Grid, NoiseLevels, PackedVideo, Patch
 from videogen.patches import patch_name
 from videogen.text import PackedText
 
@@ -102,6 +102,7 @@ class VideoDiT(ModelMixin, ConfigMixin, PeftAdapterMixin):
         prediction: Literal["velocity", "clean", "preconditioned"] = "velocity",
         extra_patch_sizes: Sequence[Sequence[int]] = (),
         num_facts: int = 0,
+        nearby: bool = False,
     ) -> None:
         super().__init__()
         if qk_norm != "rms_norm_across_heads":
@@ -125,7 +126,8 @@ class VideoDiT(ModelMixin, ConfigMixin, PeftAdapterMixin):
         self.patch_embedding = PatchEmbedding(in_channels, d, self.base_patch, stride=self.base_patch)
         self.condition_embedder = ConditionEmbedder(d, freq_dim, text_dim, image_dim, pos_embed_seq_len)
         self.blocks = nn.ModuleList(
-            Block(d, num_attention_heads, ffn_dim, eps, cross_attn_norm, added_kv_proj_dim) for _ in range(num_layers)
+            Block(d, num_attention_heads, ffn_dim, eps, cross_attn_norm, added_kv_proj_dim, nearby=nearby)
+            for _ in range(num_layers)
         )
         self.norm_out = Norm(d, eps, elementwise_affine=False)
         self.proj_out = nn.Linear(d, self.out_channels * math.prod(self.base_patch))
@@ -157,7 +159,8 @@ class VideoDiT(ModelMixin, ConfigMixin, PeftAdapterMixin):
     @property
     def is_wan(self) -> bool:
         """Whether diffusers' class would say the same of a clip."""
-        return self.config["prediction"] == "velocity" and len(self.patches) == 1 and self.facts_head is None
+        ours = self.facts_head is not None or self.config["nearby"]
+        return self.config["prediction"] == "velocity" and len(self.patches) == 1 and not ours
 
     @apply_forward_hook
     def read_text(self, text: PackedText, image: PackedText | None = None) -> TextContext:
@@ -214,9 +217,9 @@ class VideoDiT(ModelMixin, ConfigMixin, PeftAdapterMixin):
         time = self.condition_embedder.time(levels.values).to(x.dtype) + size_level
         modulation = rearrange(self.condition_embedder.time_proj(F.silu(time)), "u (six d) -> u six d", six=6)
         if around is not None:
-            x = around(x, video.lengths, self.some_blocks(modulation, levels.index, table, video.lengths, context))
+            x = around(x, video.lengths, self.some_blocks(modulation, levels.index, table, video.grids, context))
         for i, block in enumerate(self.blocks if around is None else ()):
-            args = (x, modulation, levels.index, table, video.lengths, context.of_block(i))
+            args = (x, modulation, levels.index, table, video.lengths, context.of_block(i), video.grids)
             if self.gradient_checkpointing and torch.is_grad_enabled():
                 x = self._gradient_checkpointing_func(block, *args)  # type: ignore[misc]
             else:
@@ -232,18 +235,19 @@ class VideoDiT(ModelMixin, ConfigMixin, PeftAdapterMixin):
         return scales.keep * noised + scales.put * residual
 
     def some_blocks(
-        self, modulation: Tensor, index: Tensor, table: Rotary, lengths: Lengths, context: TextContext
+        self, modulation: Tensor, index: Tensor, table: Rotary, grids: Sequence[Grid], context: TextContext
     ) -> Blocks:
         """The blocks as a function that runs some of them on some clips of a pack."""
 
         def run(x: Tensor, which: slice, clips: Sequence[int]) -> Tensor:
-            levels, own, own_lengths, read = index, table, lengths, context
-            if len(clips) < len(lengths):
-                rows = torch.tensor(list(rows_of(lengths, clips)), device=x.device)
+            levels, own, own_grids, read = index, table, grids, context
+            if len(clips) < len(grids):
+                rows = torch.tensor(list(rows_of(tuple(map(math.prod, grids)), clips)), device=x.device)
                 levels, own, read = index[rows], Rotary(*(part[rows] for part in table)), context.take(clips)
-                own_lengths = tuple(lengths[i] for i in clips)
+                own_grids = [grids[i] for i in clips]
+            lengths = tuple(map(math.prod, own_grids))
             for i in range(len(self.blocks))[which]:
-                x = self.blocks[i](x, modulation, levels, own, own_lengths, read.of_block(i))
+                x = self.blocks[i](x, modulation, levels, own, lengths, read.of_block(i), own_grids)
             return x
 
         return run
@@ -298,6 +302,8 @@ class VideoDiT(ModelMixin, ConfigMixin, PeftAdapterMixin):
         for block in self.blocks:
             nn.init.zeros_(block.scale_shift_table)  # type: ignore[arg-type]
             nn.init.zeros_(block.attn2.to_out[0].weight)  # type: ignore[union-attr,index]
+            if block.nearby is not None:
+                nn.init.zeros_(block.nearby.weight)  # type: ignore[union-attr,arg-type]
             block.attn1.look_near()  # type: ignore[union-attr,operator]
         nn.init.zeros_(self.scale_shift_table)
         for head in (self.proj_out, *([self.gate_out] if self.gate_out is not None else [])):
@@ -306,13 +312,16 @@ class VideoDiT(ModelMixin, ConfigMixin, PeftAdapterMixin):
             nn.init.constant_(self.facts_head.bias, -4.0)  # most is untrue of most tokens
         self.init_extra_patches()
 
-    def with_patch(self, patch: Patch) -> VideoDiT:
-        """The same model with one more patch size, for a short fine-tune; all that it said before it says again."""
-        if patch in self.patches:
+    def extended(self, patches: Sequence[Patch] = (), *, nearby: bool = False) -> VideoDiT:
+        """The same model with more patch sizes, or convolutions beside; all that it said before it says again."""
+        new = [patch for patch in patches if patch not in self.patches]
+        nearby = nearby or self.config["nearby"]
+        if not new and nearby == self.config["nearby"]:
             return self
-        more = cast("VideoDiT", VideoDiT.from_config(self.config, extra_patch_sizes=[*self.patches[1:], patch]))
+        options = {"extra_patch_sizes": [*self.patches[1:], *new], "nearby": nearby}
+        more = cast("VideoDiT", VideoDiT.from_config(self.config, **options))
         more.load_state_dict(more.state_dict() | self.state_dict())
-        more.init_extra_patches([patch])
+        more.init_extra_patches(new)
         more.to(self.device)  # type: ignore[call-overload]
         return more.train(self.training)
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from itertools import accumulate
+from itertools import accumulate, groupby
 from typing import Literal, NamedTuple
 
 import torch
@@ -16,7 +16,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from videogen.attention import Rotary, TextKeys, attend, attend_text, axis_sizes, gather_text, rotate
-from videogen.packing import Lengths
+from videogen.packing import Grid, Lengths
 
 MOST_GATED = 4.0  # beyond, noise hardly shows and an error of the gate would
 CACHED = 2**17  # numbers that stay in a core's cache
@@ -264,11 +264,42 @@ def add_gated(x: Tensor, update: Tensor, gate: Tensor, index: Tensor) -> Tensor:
     return (x.float() + update * spread(gate, index)).to(x.dtype)
 
 
+class Nearby(nn.Conv2d):
+    """What a token takes from the eight around it in its frame: a depthwise convolution that begins as nothing.
+
+    A small transformer learns late that what is near belongs together (Xie et al. 2024, SANA's Mix-FFN, in the
+    feed-forward layers as here).
+    """
+
+    def __init__(self, d: int) -> None:
+        super().__init__(d, d, 3, padding=1, groups=d, bias=False)
+        nn.init.zeros_(self.weight)
+
+    def forward(self, x: Tensor, grids: Sequence[Grid]) -> Tensor:  # type: ignore[override]
+        """Tokens (n, d) of clips with grids (t, h, w) to (n, d); clips of one frame size are convolved at once."""
+        runs = [(size, sum(t for t, _, _ in of_size)) for size, of_size in groupby(grids, key=lambda grid: grid[1:])]
+        parts = x.split([frames * h * w for (h, w), frames in runs])
+        out = []
+        with torch.autocast(x.device.type, enabled=False):  # a depthwise kernel gains nothing from half the bits
+            for part, ((h, w), _) in zip(parts, runs, strict=True):
+                frames = rearrange(part.to(self.weight.dtype), "(t h w) d -> t d h w", h=h, w=w)
+                out.append(rearrange(super().forward(frames), "t d h w -> (t h w) d"))
+        return torch.cat(out).to(x.dtype)
+
+
 class Block(nn.Module):
     """Self-attention, cross-attention and feed-forward, modulated by the noise level (adaLN with one shared MLP)."""
 
     def __init__(
-        self, d: int, heads: int, ffn_dim: int, eps: float, cross_attn_norm: bool, added_dim: int | None = None
+        self,
+        d: int,
+        heads: int,
+        ffn_dim: int,
+        eps: float,
+        cross_attn_norm: bool,
+        added_dim: int | None = None,
+        *,
+        nearby: bool = False,
     ) -> None:
         super().__init__()
         self.norm1 = Norm(d, eps, elementwise_affine=False)
@@ -276,6 +307,7 @@ class Block(nn.Module):
         self.norm2 = Norm(d, eps) if cross_attn_norm else nn.Identity()
         self.attn2 = Attention(d, heads, eps, added_dim)
         self.norm3 = Norm(d, eps, elementwise_affine=False)
+        self.nearby = Nearby(d) if nearby else None
         self.ffn = FeedForward(d, ffn_dim, d)
         self.scale_shift_table = nn.Parameter(torch.randn(1, 6, d) / d**0.5)
 
@@ -287,6 +319,7 @@ class Block(nn.Module):
         table: Rotary,
         lengths: Lengths,
         sources: Sequence[Source],
+        grids: Sequence[Grid],
     ) -> Tensor:
         """x (n, d); modulation (u, 6, d) of the distinct noise levels; index (n,) says which level a token has."""
         rows = (self.scale_shift_table + modulation.float()).unbind(1)
@@ -296,5 +329,6 @@ class Block(nn.Module):
             x, self.attn1(modulate(self.norm1, x, scale, shift, index).to(dtype), table, lengths), gate, index
         )
         x = x + self.attn2.look_up(self.norm2(x.float()).to(dtype), sources, lengths)
-        update = self.ffn(modulate(self.norm3, x, scale_ffn, shift_ffn, index).to(dtype))
+        hidden = modulate(self.norm3, x, scale_ffn, shift_ffn, index).to(dtype)
+        update = self.ffn(hidden if self.nearby is None else hidden + self.nearby(hidden, grids))
         return add_gated(x, update.float(), gate_ffn, index)

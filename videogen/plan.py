@@ -60,11 +60,12 @@ def network_config(dit: DitConfig) -> dict[str, object] | None:
     """The config of the DiT that a recipe trains; None while the checkpoints that decide it are not there."""
     if dit.init is not None:
         config = _read(dit.init / "transformer" / "config.json")
-        if config is None or not dit.patches:
-            return config
+        if config is None:
+            return None
         more = [list(parse_patch(name)) for name in dit.patches]
         known = [*cast("list[list[int]]", config.get("extra_patch_sizes", [])), *more]
-        return config | {"extra_patch_sizes": [patch for i, patch in enumerate(known) if patch not in known[:i]]}
+        sizes = [patch for i, patch in enumerate(known) if patch not in known[:i]]
+        return config | {"extra_patch_sizes": sizes, "nearby": dit.nearby or config.get("nearby", False)}
     vae, text = _read(dit.vae / "vae" / "config.json"), _read(dit.text / "text_encoder" / "config.json")
     if vae is None or text is None:
         return None
@@ -85,6 +86,7 @@ def dit_options(dit: DitConfig, *, channels: object, text_dim: object) -> dict[s
         "prediction": dit.prediction,
         "extra_patch_sizes": list(map(parse_patch, dit.patches)),
         "num_facts": len(FACTS) if dit.facts else 0,
+        "nearby": dit.nearby,
     }
 
 

@@ -232,8 +232,8 @@ class DitStage:
         if dit.init is not None:
             model = load_part(VideoDiT, dit.init, "transformer")
             check_fit(model, self.vae, dit)
-            for name in dit.patches:
-                model = model.with_patch(parse_patch(name))
+            if dit.patches or dit.nearby:
+                model = model.extended(list(map(parse_patch, dit.patches)), nearby=dit.nearby)
             return adapt(model, dit, self.seed) if dit.lora_rank else model
         channels = self.vae.config["latent_channels"]
         torch.manual_seed(self.seed)  # the first weights; everything later draws from its own generators
