@@ -1,4 +1,4 @@
-"""Convolutions over the tokens of a frame: within one frame of one clip, nothing to begin with, and saved with the rest."""
+"""Convolutions over the tokens of a frame: in one frame of one clip, nothing to begin with, saved with the rest."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Several processes on CPUs, as torchrun starts them: one run, one log, one checkpoint; Ctrl-C saves it, and it goes on."""
+"""Several processes on CPUs, as torchrun starts them: one run, one log, one checkpoint; Ctrl-C saves it."""
 
 import json
 import os

@@ -221,7 +221,7 @@ class DitConfig:
     nearby: bool = False
     """A depthwise 3x3 convolution over each frame's tokens before every feed-forward layer, which Wan has not."""
     patches: dict[str, float] = field(default_factory=dict)
-    """More patch sizes and the shares of the steps that train them, as 1x4x4 = 0.3; patch_size has the rest (FlexiDiT)."""
+    """More patch sizes and their shares of the steps, as 1x4x4 = 0.3; patch_size has the rest (FlexiDiT)."""
     patch_levels: dict[str, tuple[float, float]] = field(default_factory=dict)
     """The least and the most noise that a patch size is trained for, as 1x4x4 = [0.7, 1]; otherwise all."""
     patch_tokens: dict[str, int] = field(default_factory=dict)
@@ -269,7 +269,7 @@ class DitConfig:
             raise ValueError(f"dit.patches must be shares above 0 of at most 1 in all, got {self.patches}")
         for name in (*self.patch_levels, *self.patch_tokens):
             if parse_patch(name) not in (self.patch_size, *extra):
-                raise ValueError(f"{name} is no patch size of this recipe; give dit.patches a share of the steps for it")
+                raise ValueError(f"{name} is no patch size of this recipe; give it a share in dit.patches")
         for name, (least, most) in self.patch_levels.items():
             if not 0 <= least < most <= 1:
                 raise ValueError(f"dit.patch_levels must rise within 0..1, got {name} = {least:g}, {most:g}")

@@ -206,8 +206,7 @@ class DitStage:
         self.model = self._new_model()
         self.folder = open_clips(config.data, self.model.base_patch, self.seed)
         for patch in self.model.patches:
-            lengths = packed_lengths(self.folder.entries, patch, self.model.base_patch)
-            check_budget(lengths, config.data.token_budget)
+            check_budget(packed_lengths(self.folder.entries, patch, self.model.base_patch), config.data.token_budget)
         if config.dit.facts and not isinstance(self.folder, DrawnClips):
             raise ValueError("dit.facts needs clips whose truth is known; set data.toybox, or leave it at 0")
         self.train, self.val = self.folder.split()
@@ -232,8 +231,7 @@ class DitStage:
         if dit.init is not None:
             model = load_part(VideoDiT, dit.init, "transformer")
             check_fit(model, self.vae, dit)
-            if dit.patches or dit.nearby:
-                model = model.extended(list(map(parse_patch, dit.patches)), nearby=dit.nearby)
+            model = model.extended(list(map(parse_patch, dit.patches)), nearby=dit.nearby)
             return adapt(model, dit, self.seed) if dit.lora_rank else model
         channels = self.vae.config["latent_channels"]
         torch.manual_seed(self.seed)  # the first weights; everything later draws from its own generators
@@ -293,14 +291,8 @@ class DitStage:
         if not read:
             raise ValueError(f"no clip of {self.config.data.folder} can be read any more")
         latents, captions = [found.pop("latent").float() for found, _ in read], [caption for _, caption in read]
-        told = (
-            [
-                torch.from_numpy(say(Truth(**{name: value.numpy() for name, value in found.items()})))
-                for found, _ in read
-            ]
-            if facts
-            else []
-        )
+        asked = read if facts else []
+        told = [torch.from_numpy(say(Truth(**{k: v.numpy() for k, v in found.items()}))) for found, _ in asked]
         return Pack(latents, captions, self.model.base_patch, told)
 
     def facts_weight(self, step: int) -> float:
