@@ -37,7 +37,7 @@ def dit_stage(recipe: TrainConfig) -> DitStage:
     return stage
 
 
-@pytest.mark.parametrize("patches", [{"1x2x4": 0.4}, {"1x2x4": 0.2, "1x1x1": 0.5}, {"1x1x1": 1.0}])
+@pytest.mark.parametrize("patches", [{"1x2x4": 0.4}, {"1x2x4": 0.2, "1x1x1": 0.5}, {"1x1x1": 1.0}, {"1x2x4": 0.0}])
 def test_every_patch_size_has_its_share_of_the_steps_evenly(recipe: TrainConfig, patches: dict[str, float]) -> None:
     stage = dit_stage(replace(recipe, dit=replace(recipe.dit, patches=patches)))
     sizes = [stage.patch_of(step) for step in range(1000)]
@@ -143,7 +143,7 @@ def test_both_patch_sizes_are_validated(recipe: TrainConfig) -> None:
     [
         ({"patches": {"1x4": 0.3}}, "a patch must be TxHxW in latent cells"),
         ({"patches": {"1x2x2": 0.3}}, "sizes beside dit.patch_size, each once"),
-        ({"patches": {"1x4x4": 0.6, "1x1x1": 0.5}}, "shares above 0 of at most 1 in all"),
+        ({"patches": {"1x4x4": 0.6, "1x1x1": 0.5}}, "shares of 0 or more and at most 1 in all"),
         ({"patch_levels": {"1x4x4": (0.5, 1.0)}}, "1x4x4 is no patch size of this recipe"),
         ({"patch_levels": {"1x2x2": (0.9, 0.5)}}, "must rise within 0..1"),
         ({"patch_tokens": {"1x2x2": 0}}, "must be 1 or more"),

@@ -265,8 +265,8 @@ class DitConfig:
         extra = list(map(parse_patch, self.patches))
         if self.patch_size in extra or len(set(extra)) < len(extra):
             raise ValueError(f"dit.patches names sizes beside dit.patch_size, each once, got {', '.join(self.patches)}")
-        if min(self.patches.values(), default=1) <= 0 or sum(self.patches.values()) > 1 + 1e-6:
-            raise ValueError(f"dit.patches must be shares above 0 of at most 1 in all, got {self.patches}")
+        if min(self.patches.values(), default=0) < 0 or sum(self.patches.values()) > 1 + 1e-6:
+            raise ValueError(f"dit.patches must be shares of 0 or more and at most 1 in all, got {self.patches}")
         for name in (*self.patch_levels, *self.patch_tokens):
             if parse_patch(name) not in (self.patch_size, *extra):
                 raise ValueError(f"{name} is no patch size of this recipe; give it a share in dit.patches")
