@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from videogen.config import SampleConfig
+from videogen.config import SampleConfig, parse_patch
 
 Patch = tuple[int, int, int]
 Schedule = Sequence[tuple[Patch, float]]
@@ -32,15 +32,15 @@ def parse_patches(text: str) -> Schedule:
     found: list[tuple[Patch, float]] = []
     parts = text.split(",")
     for place, part in enumerate(parts):
-        match = re.fullmatch(r"\s*(\d+)x(\d+)x(\d+)(?::([\d.]+))?\s*", part)
+        match = re.fullmatch(r"\s*(\d+x\d+x\d+)(?::([\d.]+))?\s*", part)
         rest = place == len(parts) - 1
-        if match is None or (match[4] is None and not rest):
+        if match is None or (match[2] is None and not rest):
             raise ValueError(
                 f"patch must be sizes TxHxW, each but the last with its share of the steps, such as 1x4x4:0.4,1x2x2, "
                 f"got {text!r}"
             )
-        share = 1 - sum(share for _, share in found) if match[4] is None else float(match[4])
-        found.append(((int(match[1]), int(match[2]), int(match[3])), share))
+        share = 1 - sum(share for _, share in found) if match[2] is None else float(match[2])
+        found.append((parse_patch(match[1]), share))
     total = sum(share for _, share in found)
     if min(share for _, share in found) <= 0 or abs(total - 1) > 1e-6:
         raise ValueError(f"the shares of patch must be above 0 and make 1 in all, got {text!r}; leave the last one out")
