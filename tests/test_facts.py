@@ -82,14 +82,13 @@ def recipe(clips_folder: Path, checkpoint: Path, tmp_path: Path) -> TrainConfig:
 
 
 def test_a_step_asks_for_the_facts_until_their_share_of_the_run_is_over(recipe: TrainConfig) -> None:
-    """facts_until 0.5 of 8 steps: the head has a gradient in step 3 and none in step 4."""
+    """facts_until 0.5 of 8 steps: the head has a gradient in step 3 and none in step 4, of every process."""
     stage = DitStage(recipe)
-    batch = next(stage.batches(0))
     head = stage.model.facts_head
     assert head is not None
-    for step, asked in ((3, True), (4, False)):
+    for start, every, asked in ((3, 1, True), (4, 1, False), (3 * 2 + 1, 2, True), (4 * 2, 2, False)):
         head.zero_grad()
-        stage.loss(stage.model, batch, step)["loss"].backward()
+        stage.loss(stage.model, next(stage.batches(start, every)), start)["loss"].backward()
         assert (head.weight.grad is not None and bool(head.weight.grad.any())) == asked
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from videogen.training import saved_steps
 
 ROOT = Path(__file__).resolve().parent.parent
-TINY = "--dit.num-layers 1 --dit.num-attention-heads 1 --dit.attention-head-dim 12 --dit.ffn-dim 16 --dit.facts 0"
+TINY = "--dit.num-layers 1 --dit.num-attention-heads 1 --dit.attention-head-dim 12 --dit.ffn-dim 16 --dit.facts-until 1"
 RUN = "--run.sample-every 0 --run.val-every 5000 --run.save-every 5000 --run.mixed-precision no"
 CLIPS = "--data.toybox 60 --data.val-clips 4 --data.token-budget 400"
 LAUNCH = "-m torch.distributed.run --nproc-per-node 2 --rdzv-backend c10d --rdzv-endpoint localhost:0 --"

@@ -14,8 +14,10 @@ from videogen.config import DataConfig, DitConfig, TrainConfig, parse_patch
 from videogen.drawn import DrawnClips
 from videogen.flow import draw_levels
 from videogen.packing import Patch, pack
+from videogen.parts import encoder_id
 from videogen.patches import patch_name
-from videogen.stages import DitStage, VaeStage, encoder_id, make_stage, num_tokens
+from videogen.plan import num_tokens, plan_folder
+from videogen.stages import DitStage, VaeStage, make_stage
 from videogen.toybox import caption, draw_scene
 from videogen.training import Trainer
 from videogen.vae import VideoVAE
@@ -164,9 +166,11 @@ def test_patches_finer_than_the_budget_holds_are_refused(recipe: TrainConfig) ->
 
 
 def test_a_patch_that_divides_no_clip_is_refused(recipe: TrainConfig) -> None:
-    stage = dit_stage(replace(recipe, dit=replace(recipe.dit, patches={"3x2x2": 0.4})))
-    with pytest.raises(ValueError, match="no clip's size is a multiple of the patch"):
-        next(stage.packs((3, 2, 2)))
+    uneven = replace(recipe, dit=replace(recipe.dit, patches={"3x2x2": 0.4}))
+    for look in (make_stage, plan_folder):
+        with pytest.raises(ValueError, match="gives 3x2x2 40% of the steps, and no clip here is trained in it"):
+            look(uneven)
+    dit_stage(replace(recipe, dit=replace(recipe.dit, patches={"3x2x2": 0.0})))  # it is in the model, untrained
 
 
 # --- drawn clips

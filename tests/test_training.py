@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from tests.conftest import STAGES, assert_same_state, elsewhere, fit, state_of, tiny_recipe
 from videogen import training
 from videogen.config import OptimConfig, TrainConfig
+from videogen.parts import load_part
 from videogen.pipeline import VideoPipeline
 from videogen.plain import to_mapping
-from videogen.stages import DitStage, VaeStage, load_part, make_stage
+from videogen.stages import DitStage, VaeStage, make_stage
 from videogen.training import PowerEMA, Trainer, learning_rate, saved_steps
 from videogen.vae import VideoVAE
 

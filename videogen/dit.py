@@ -194,13 +194,14 @@ class VideoDiT(ModelMixin, ConfigMixin, PeftAdapterMixin):
         video: PackedVideo,
         levels: NoiseLevels,
         text: PackedText | TextContext,
-        facts: list[Tensor] | None = None,
+        *,
+        facts: bool = False,
         around: Around | None = None,
-    ) -> Tensor:
+    ) -> Tensor | tuple[Tensor, Tensor]:
         """What the network says of every token, in the layout of video.tokens: the velocity or the clean value.
 
         Where it has more channels in than out (Wan image-to-video), tokens carry the others behind the noised ones.
-        A list of facts receives the facts head's logits (n, k), read half way up. What is around the blocks decides
+        Asked for facts, also the facts head's logits (n, k), read half way up. What is around the blocks decides
         which of them run (caching.py).
         """
         context = text if isinstance(text, TextContext) else self.read_text(text)
@@ -214,6 +215,7 @@ class VideoDiT(ModelMixin, ConfigMixin, PeftAdapterMixin):
         if scales is not None:
             video = video._replace(tokens=noised * scales.enter)
         x, size_level = self.embed(video)
+        said: Tensor | None = None
         time = self.condition_embedder.time(levels.values).to(x.dtype) + size_level
         modulation = rearrange(self.condition_embedder.time_proj(F.silu(time)), "u (six d) -> u six d", six=6)
         if around is not None:
@@ -224,15 +226,15 @@ class VideoDiT(ModelMixin, ConfigMixin, PeftAdapterMixin):
                 x = self._gradient_checkpointing_func(block, *args)  # type: ignore[misc]
             else:
                 x = block(*args)
-            if facts is not None and i == (len(self.blocks) - 1) // 2:
-                facts.append(self.facts_head(x))  # type: ignore[misc]
+            if facts and i == (len(self.blocks) - 1) // 2:
+                said = self.facts_head(x)  # type: ignore[misc]
         shift, scale = (self.scale_shift_table + time[:, None]).unbind(1)
         x = modulate(self.norm_out, x, scale, shift, levels.index).to(x.dtype)
         out = self.unembed(x, video.patch)
-        if scales is None:
-            return out
-        residual = torch.addcmul(out.float(), scales.gate * noised, self.gates(x, video.patch).float())
-        return scales.keep * noised + scales.put * residual
+        if scales is not None:
+            residual = torch.addcmul(out.float(), scales.gate * noised, self.gates(x, video.patch).float())
+            out = scales.keep * noised + scales.put * residual
+        return out if said is None else (out, said)
 
     def some_blocks(
         self, modulation: Tensor, index: Tensor, table: Rotary, grids: Sequence[Grid], context: TextContext

@@ -129,9 +129,10 @@ def flow_error(dit: nn.Module, task: FlowTask, facts: float = 0.0) -> Tensor:
     it is added so many times how far the network is from them: binary cross-entropy, summed over the facts.
     """
     clean, sigma = task.clean.tokens, task.levels.per_token()
-    said: list[Tensor] = []
-    asked = {"facts": said} if facts and task.facts is not None else {}
-    out = dit(task.clean._replace(tokens=interpolate(clean, task.noise, sigma)), task.levels, task.text, **asked)
+    noised = task.clean._replace(tokens=interpolate(clean, task.noise, sigma))
+    asked = {"facts": True} if facts and task.facts is not None else {}
+    answer = dit(noised, task.levels, task.text, **asked)
+    out, said = answer if asked else (answer, None)
     out = out.to(torch.promote_types(out.dtype, torch.float32))
     model = getattr(dit, "module", dit)  # DDP wraps it
     if model.config["prediction"] == "clean":  # type: ignore[index]
@@ -139,8 +140,8 @@ def flow_error(dit: nn.Module, task: FlowTask, facts: float = 0.0) -> Tensor:
     else:
         error = out - (task.noise - clean)
     error = error.square().mean(dim=-1)
-    if said and task.facts is not None:
-        untrue = nn.functional.binary_cross_entropy_with_logits(said[0].float(), task.facts, reduction="none")
+    if said is not None:
+        untrue = nn.functional.binary_cross_entropy_with_logits(said.float(), task.facts, reduction="none")
         error = error + facts * untrue.sum(dim=-1)
     return (error * task.weight).sum() / task.total
 

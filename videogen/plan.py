@@ -20,6 +20,7 @@ from videogen.estimate import dit_flop, matmul_flops, training_memory
 from videogen.hub import look_up
 from videogen.packing import Patch, check_budget, plan_packs
 from videogen.parts import count_frozen, located
+from videogen.patches import patch_name
 from videogen.toybox.facts import FACTS
 from videogen.vae import SPACE_STRIDE, TIME_STRIDE
 
@@ -45,6 +46,17 @@ def packed_lengths(entries: Sequence[Entry | DrawnEntry], patch: Patch, base: Pa
     if math.prod(patch) > math.prod(base):  # an image is a handful of coarse tokens, and cheap enough in fine ones
         lengths = [0 if entry.frames == 1 else n for n, entry in zip(lengths, entries, strict=True)]
     return lengths
+
+
+def check_trained(lengths: Sequence[int], train: Sequence[int], patch: Patch, dit: DitConfig) -> None:
+    """A ValueError where a further patch size has a share of the steps and no clip that is trained in it."""
+    name = patch_name(patch)
+    if dit.patches.get(name, 0) and not any(lengths[index] for index in train):
+        raise ValueError(
+            f"dit.patches gives {name} {dit.patches[name]:.0%} of the steps, and no clip here is trained in it: it "
+            f"must divide a clip's cells ({TIME_STRIDE} frames, {SPACE_STRIDE} pixels), and images are trained in no "
+            f"size coarser than dit.patch_size; set it to 0"
+        )
 
 
 def epoch_packs(
@@ -145,6 +157,7 @@ def plan_folder(config: TrainConfig) -> FolderPlan:
     more = {}
     for name in config.dit.patches:
         check_budget(own := packed_lengths(folder.entries, parse_patch(name), patch), data.token_budget)
+        check_trained(own, train, parse_patch(name), config.dit)
         more[name] = len(epoch_packs(own, train, data, seed, epoch=0))
     plan = FolderPlan(**common, fill=fill, steps_per_epoch=len(packs), more_steps=more)  # type: ignore[arg-type]
     return plan if network is None else _with_cost(plan, config, network, [lengths[i] for p in packs for i in p])

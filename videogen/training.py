@@ -198,12 +198,12 @@ class Trainer(Generic[Batch]):
         from accelerate import Accelerator, DistributedDataParallelKwargs
 
         self.stage, self.config, self.run = stage, config, config.run
-        one_size = DistributedDataParallelKwargs(find_unused_parameters=bool(config.dit.patches))
+        dit = config.dit  # a step uses one patch size, the recipe's or one of dit.init, and tells facts or not
+        some = DistributedDataParallelKwargs(find_unused_parameters=bool(dit.patches or dit.facts or dit.init))
         # cpu=True where there is nothing else: without it several processes would not know of each other there
-        self.accelerator = Accelerator(cpu=not torch.accelerator.is_available(), kwargs_handlers=[one_size])
-        alone = "the VAE" if config.stage == "vae" else "a DiT with dit.facts" if config.dit.facts else ""
-        if self.accelerator.num_processes > 1 and alone:
-            raise ValueError(f"{alone} is trained on one device; start train.py without accelerate launch")
+        self.accelerator = Accelerator(cpu=not torch.accelerator.is_available(), kwargs_handlers=[some])
+        if self.accelerator.num_processes > 1 and config.stage == "vae":
+            raise ValueError("the VAE is trained on one device; start train.py without torchrun or accelerate launch")
         self.model = self.accelerator.prepare(stage.model)  # on its device, before anything is laid out like it
         stage.place(self.accelerator.device)
         self.optimizer = make_optimizer(stage.model, config.optim)

@@ -1,0 +1,249 @@
+"""The DiT's training: packs of latents, every clip at its own size, and all that is known of them.
+
+    TrainConfig  ->  DitStage, with a model, batches, a loss, measures and samples
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import count, islice
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from videogen.config import TrainConfig, parse_patch
+from videogen.data import LatentCache, epoch_order
+from videogen.dit import VideoDiT
+from videogen.drawn import DrawnClips
+from videogen.flow import FlowTask, draw_levels, draw_task, drop_captions, flow_error, step_generator
+from videogen.known import check_mixture
+from videogen.lora import adapt, save_lora
+from videogen.packing import Patch, check_budget, pack, plan_packs
+from videogen.parts import check_fit, encoder_id, frozen_parts, load_part, located
+from videogen.patches import patch_name
+from videogen.pipeline import VideoPipeline, quiet_libraries
+from videogen.plain import to_mapping
+from videogen.plan import check_trained, dit_options, epoch_packs, open_clips, packed_lengths
+from videogen.sampling import check_sampler
+from videogen.storage import whole_folder
+from videogen.text import PackedText, TextCache, num_rows_of, pad_texts
+from videogen.toybox.facts import FACTS, Truth, say
+from videogen.training import saved_steps
+from videogen.video_io import write_video
+
+GOLDEN = (math.sqrt(5) - 1) / 2
+
+
+class Pack(NamedTuple):
+    """A step of the DiT: latents (c, t, h, w) of any sizes, captions, patch size, and what is where (k, t, h, w)."""
+
+    latents: list[Tensor]
+    captions: list[str]
+    patch: Patch
+    facts: list[Tensor]
+
+
+class DitStage:
+    """Denoise packs of latents, every clip at its own size."""
+
+    def __init__(self, config: TrainConfig) -> None:
+        config = replace(config, dit=located(config.dit))
+        self.config, self.seed = config, config.run.seed
+        check_mixture(config.dit.known)
+        quiet_libraries()
+        self.vae, self.tokenizer, self.text_encoder, self.scheduler = frozen_parts(config.dit)
+        self.model = self._new_model()
+        self.folder = open_clips(config.data, self.model.base_patch, self.seed)
+        if config.dit.facts and not isinstance(self.folder, DrawnClips):
+            raise ValueError("dit.facts needs clips whose truth is known; set data.toybox, or leave it at 0")
+        self.train, self.val = self.folder.split()
+        self.lengths = {patch: self._lengths(patch) for patch in self.model.patches}
+        truth = self.folder.truth if isinstance(self.folder, DrawnClips) and config.dit.facts else None
+        cache_dir = config.run.dir / "latents"
+        self.cache = LatentCache(self.folder, encoder_id(self.vae), self._encode, cache_dir, truth)
+        self.texts = TextCache(self.tokenizer, self.text_encoder, config.run.dir / "texts")
+        if self.model.data_variance is not None and config.dit.init is None and not saved_steps(config.run.dir):
+            self.model.data_variance.data = self._data_variance()
+        if config.dit.gradient_checkpointing:
+            self.model.enable_gradient_checkpointing()
+        check_sampler(config.sample.sampler)  # not at the first preview, an hour later
+        self.pipeline().latent_shape(config.sample)
+
+    def place(self, device: torch.device) -> None:
+        """The frozen VAE and text encoder go where the DiT is."""
+        self.vae.to(device)  # type: ignore[call-overload]
+        self.text_encoder.to(device)  # type: ignore[arg-type]
+
+    def _new_model(self) -> VideoDiT:
+        dit = self.config.dit
+        if dit.init is not None:
+            model = load_part(VideoDiT, dit.init, "transformer")
+            check_fit(model, self.vae, dit)
+            model = model.extended(list(map(parse_patch, dit.patches)), nearby=dit.nearby)
+            return adapt(model, dit, self.seed) if dit.lora_rank else model
+        channels = self.vae.config["latent_channels"]
+        torch.manual_seed(self.seed)  # the first weights; everything later draws from its own generators
+        options = dit_options(dit, channels=channels, text_dim=self.text_encoder.config.hidden_size)
+        model = VideoDiT(**options)  # type: ignore[arg-type]
+        model.init_weights()
+        return model
+
+    def _lengths(self, patch: Patch) -> list[int]:
+        lengths = packed_lengths(self.folder.entries, patch, self.model.base_patch)
+        check_budget(lengths, self.config.data.token_budget)
+        check_trained(lengths, self.train, patch, self.config.dit)
+        return lengths
+
+    @torch.no_grad()
+    def _encode(self, video: Tensor) -> Tensor:
+        return self.vae.encode(video[None].to(self.vae.device))[0].cpu()
+
+    def _data_variance(self, num_clips: int = 200) -> Tensor:
+        """The mean square of each latent channel (c,), over some training clips."""
+        order = epoch_order(self.train, self.seed, 0)[:num_clips]
+        values = torch.cat([latent.flatten(1) for latent in self.read(order, 0).latents], dim=1)
+        return values.square().mean(1).clamp(min=1e-6)
+
+    def patch_of(self, step: int) -> Patch:
+        """The patch size of a step: each has its share of the steps, spread evenly (multiples of the golden ratio)."""
+        place = (step + 0.5) * GOLDEN % 1
+        for name, share in self.config.dit.patches.items():
+            if place < share:
+                return parse_patch(name)
+            place -= share
+        return self.model.base_patch
+
+    def packs(self, patch: Patch) -> Iterator[tuple[int, list[int]]]:
+        """All packs of a patch size, epoch by epoch: in each, every clip that it divides stands exactly once."""
+        for epoch in count():
+            for indices in epoch_packs(self.lengths[patch], self.train, self.config.data, self.seed, epoch):
+                yield epoch, indices
+
+    def batches(self, start: int, every: int = 1) -> Iterator[Pack]:
+        """The packs of the steps start, start + every, ...: each patch size goes through the clips by itself."""
+        earlier = Counter(map(self.patch_of, range(start)))
+        streams = {patch: islice(self.packs(patch), earlier[patch], None) for patch in self.model.patches}
+        for step in count(start):
+            patch = self.patch_of(step)
+            epoch, indices = next(streams[patch])
+            if (step - start) % every == 0:
+                yield self.read(indices, epoch, facts=self.asks_facts(step // every))._replace(patch=patch)
+
+    def read(self, indices: list[int], epoch: int, *, facts: bool = False) -> Pack:
+        """Latents and captions of some clips; one that fails is named and left out; if all do, another stands in."""
+        read: list[tuple[dict[str, Tensor], str]] = []
+        for place, index in enumerate([*indices, *self.train]):
+            if read and place >= len(indices):
+                break
+            try:
+                read.append((self.cache.tensors(index, epoch), self.folder.caption(index)))
+            except (ValueError, OSError) as error:
+                self.folder.report(index, str(error))
+        if not read:
+            raise ValueError(f"no clip of {self.config.data.folder} can be read any more")
+        latents, captions = [found.pop("latent").float() for found, _ in read], [caption for _, caption in read]
+        asked = read if facts else []
+        told = [torch.from_numpy(say(Truth(**{k: v.numpy() for k, v in found.items()}))) for found, _ in asked]
+        return Pack(latents, captions, self.model.base_patch, told)
+
+    def asks_facts(self, step: int) -> bool:
+        """Whether the network is to say, at an optimiser's step, what its tokens show."""
+        dit = self.config.dit
+        return dit.facts > 0 and step < dit.facts_until * self.config.run.steps
+
+    def embed(self, captions: list[str]) -> PackedText:
+        """The captions' token embeddings, side by side."""
+        device = self.model.device
+        rows = [row.to(device) for row in self.texts.read(captions)]
+        return pad_texts(rows, num_rows_of(self.text_encoder))
+
+    def _task(self, batch: Pack, captions: list[str], generator: torch.Generator) -> FlowTask:
+        dit = self.config.dit
+        device = self.model.device
+        clean = pack([latent.to(device) for latent in batch.latents], batch.patch)
+        name = patch_name(batch.patch)
+        in_proportion = dit.base_tokens * math.prod(self.model.base_patch) / math.prod(batch.patch)
+        base_tokens = dit.patch_tokens.get(name, in_proportion)
+        levels = draw_levels(
+            clean,
+            dit.known,
+            base_tokens=base_tokens,
+            uniform=dit.uniform_sigmas,
+            generator=generator,
+            between=dit.patch_levels.get(name, (0.0, 1.0)),
+        )
+        task = draw_task(clean, self.embed(captions), levels, base_tokens=base_tokens, generator=generator)
+        if not batch.facts:
+            return task
+        cells = rearrange(pack(batch.facts, batch.patch).tokens, "n (k cells) -> n k cells", k=len(FACTS))
+        return task._replace(facts=cells.mean(-1).to(clean.tokens.device))
+
+    def losses(self, model: nn.Module, batch: Pack, step: int, most_tokens: int) -> Iterator[dict[str, Tensor]]:
+        """The flow loss of a pack, some captions dropped, in parts of at most so many tokens that add up to it."""
+        generator = step_generator(self.seed, step)
+        task = self._task(batch, drop_captions(batch.captions, self.config.dit.caption_dropout, generator), generator)
+        for part in task.parts(most_tokens):
+            tokens = torch.tensor(float(len(part.weight)))
+            shown = {"tokens": tokens, "fill": tokens / self.config.data.token_budget}
+            shown["clips"] = torch.tensor(float(len(part.clean.grids)))
+            error = flow_error(model, part, self.config.dit.facts)
+            yield {"loss": error, "weight": part.weight.sum()} | shown
+
+    def loss(self, model: nn.Module, batch: Pack, step: int) -> dict[str, Tensor]:
+        """The flow loss of a pack as a whole."""
+        return next(self.losses(model, batch, step, sum(latent.numel() for latent in batch.latents)))
+
+    @torch.no_grad()
+    def validate(self) -> dict[str, float]:
+        """The flow loss of the held-out clips, at the same noise and noise levels every time."""
+        found: dict[str, float] = {}
+        for patch in self.model.patches:
+            lengths = self.lengths[patch]
+            usable = [index for index in self.val if lengths[index]]
+            losses = []
+            for number, indices in enumerate(plan_packs(lengths, budget=self.config.data.token_budget, order=usable)):
+                batch = self.read(indices, epoch=0)._replace(patch=patch)
+                task = self._task(batch, batch.captions, step_generator(-1, number))
+                losses.append(flow_error(self.model, task).item())
+            if losses:
+                name = "loss" if patch == self.model.base_patch else f"loss_{patch_name(patch)}"
+                found[name] = sum(losses) / len(losses)
+        return found
+
+    def pipeline(self) -> VideoPipeline:
+        """The model as it is now, ready to sample."""
+        parts = (self.model, self.vae, self.text_encoder, self.tokenizer, self.scheduler)
+        return VideoPipeline(*parts, defaults=to_mapping(self.config.sample))
+
+    @torch.no_grad()
+    def preview(self, step: int, out_dir: Path) -> None:
+        """The sample prompts with seeds 0, 1, 2, ...: an MP4 each and a sheet, a row a prompt, five frames across."""
+        prompts = list(self.config.run.sample_prompts)
+        if not prompts:
+            return
+        clips = self.pipeline()(prompts, self.config.sample)
+        for number, clip in enumerate(clips):
+            write_video(
+                out_dir / f"step_{step:06d}" / f"{number}.mp4",
+                clip,
+                fps=self.config.sample.fps,
+                settings={"prompt": prompts[number], "seed": number, "step": step},
+                overwrite=True,
+            )
+        columns = torch.linspace(0, len(clips[0]) - 1, 5).long()
+        sheet = rearrange(torch.stack(clips)[:, columns], "n k h w c -> 1 (n h) (k w) c")
+        write_video(out_dir / f"step_{step:06d}.png", sheet, fps=1, overwrite=True)
+
+    def export(self, out_dir: Path) -> None:
+        """Write the whole checkpoint folder, or of a LoRA that alone."""
+        with whole_folder(out_dir) as part:
+            if self.config.dit.lora_rank:
+                save_lora(self.model, part)
+            else:
+                self.pipeline().save_pretrained(part)
