@@ -140,7 +140,7 @@ def flow_error(dit: nn.Module, task: FlowTask, facts: float = 0.0) -> Tensor:
     else:
         error = out - (task.noise - clean)
     error = error.square().mean(dim=-1)
-    if said is not None:
+    if said is not None and task.facts is not None:
         untrue = nn.functional.binary_cross_entropy_with_logits(said.float(), task.facts, reduction="none")
         error = error + facts * untrue.sum(dim=-1)
     return (error * task.weight).sum() / task.total
