@@ -16,7 +16,7 @@ from videogen import storage
 from videogen.config import SampleConfig
 from videogen.pipeline import Job, VideoPipeline, to_uint8
 from videogen.plain import to_mapping
-from videogen.sampling import SAMPLERS
+from videogen.sampling import NOISY_SAMPLERS, SAMPLERS
 from videogen.storage import checkpoint_id
 
 PROMPTS = ("a red circle moves right", "", "a large blue star")
@@ -29,7 +29,7 @@ WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
-@pytest.mark.parametrize("sampler", [*SAMPLERS, "unipc"])
+@pytest.mark.parametrize("sampler", [*SAMPLERS, *NOISY_SAMPLERS, "unipc"])
 def test_a_seed_is_the_same_clip_alone_or_in_a_batch(pipeline: VideoPipeline, sampler: str, guidance: float) -> None:
     config = replace(pipeline.defaults, sampler=sampler, guidance=guidance)
     together = pipeline.sample(JOBS, config)

@@ -20,7 +20,7 @@ def alone(pipeline: VideoPipeline, run: Run) -> Tensor:
     return pipeline.sample([Job(run.prompt, run.seed)], run.config)[0]
 
 
-@pytest.mark.parametrize("sampler", ["euler", "heun", "dpmpp_2m", "unipc"])
+@pytest.mark.parametrize("sampler", ["euler", "heun", "dpmpp_2m", "dpmpp_2m_sde", "unipc"])
 def test_a_run_in_a_pack_is_the_run_alone(pipeline: VideoPipeline, sampler: str) -> None:
     words = ["guidance=1,2,3", "guidance_interval=[0,1],[0.3,0.9]", "cfg_zero=true,false", "negative=,a blue star"]
     runs = plan_of([f"sampler={sampler}", "steps=3", *words], prompts=PROMPTS).runs()

@@ -53,7 +53,7 @@ class SampleConfig:
     steps: int = 20
     """Solver steps; heun evaluates the network twice in each."""
     sampler: str = "dpmpp_2m"
-    """How the noise is removed: euler, heun, dpmpp_2m, or a diffusers scheduler by name (unipc, deis, ...)."""
+    """How the noise is removed: euler, heun, dpmpp_2m, dpmpp_2m_sde, or one of diffusers' (unipc, deis, ...)."""
     guidance: float = 4.0
     """How strongly the prompt is followed; 1 asks once a step and ignores the negative prompt."""
     guidance_2: float | None = None

@@ -213,10 +213,8 @@ class VideoPipeline(DiffusionPipeline, WanLoraLoaderMixin):
 
         A cache of one's own says afterwards how much of the network was computed, where the settings reuse some of it.
         """
-        shape = self.latent_shape(config)
-        noise = seeded_noise([shape] * len(jobs), [job.seed for job in jobs])
-        video = pack([latent.to(self.computes_on) for latent in noise], self.transformer.base_patch)
-        video = video._replace(scaling=self.scaling_of(config))
+        packs = self.noise([job.seed for job in jobs], config)
+        video = next(packs)
         given, views = self.look(jobs, config, video)
         negatives = [config.negative] * len(jobs) if {config.guidance, config.guidance_2} - {1, None} else []
         context = self.read([*(job.prompt for job in jobs), *negatives], views)
@@ -225,15 +223,25 @@ class VideoPipeline(DiffusionPipeline, WanLoraLoaderMixin):
             raise ValueError(f"patch and images do not go together yet, got patch {config.patch!r}; leave it out")
         ask = self.ask(video, context, given, tick, cut, cache or cache_of(config))
         field = self.guided(ask, config, video.lengths)
-        tokens = given.impose(self.denoise(field, video.tokens, config))
+        tokens = given.impose(self.denoise(field, video, packs, config))
         if not tokens.isfinite().all():
             raise FloatingPointError("the latents are not finite; lower the guidance or check the weights")
         return unpack(video._replace(tokens=tokens))
 
-    def denoise(self, velocity: Velocity, noise: Tensor, config: SampleConfig) -> Tensor:
+    def noise(self, seeds: Sequence[int], config: SampleConfig) -> Iterator[PackedVideo]:
+        """Packs of noise without end, a clip a seed: what is denoised first, and what is drawn on the way."""
+        shapes = [self.latent_shape(config)] * len(seeds)
+        for latents in seeded_noise(shapes, seeds):
+            video = pack([latent.to(self.computes_on) for latent in latents], self.transformer.base_patch)
+            yield video._replace(scaling=self.scaling_of(config))
+
+    def denoise(
+        self, velocity: Velocity, video: PackedVideo, more: Iterator[PackedVideo], config: SampleConfig
+    ) -> Tensor:
         """From noise to clean tokens, as the settings and the checkpoint's own scheduler say."""
         own = self.scheduler if self.transformer.config["prediction"] == "velocity" else None
-        return denoise(config.sampler, velocity, noise, steps=config.steps, shift=config.shift, scheduler=own)
+        schedule = {"steps": config.steps, "shift": config.shift, "scheduler": own}
+        return denoise(config.sampler, velocity, video.tokens, (pack.tokens for pack in more), **schedule)  # type: ignore[arg-type]
 
     def frames(self, latent: Tensor) -> Iterator[Tensor]:
         """Decode one latent, yielding frames (t, h, w, 3) uint8 as they are ready."""

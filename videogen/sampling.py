@@ -3,12 +3,12 @@
     velocity(x, sigma), noise x (n, c·pt·ph·pw), sigmas (steps + 1,) from 1 to 0  ->  clean tokens
 
 A velocity is any function of where we are and how noisy it is. sigma is a tensor of one value, float32; solver state is
-float32 throughout.
+float32 throughout. Most samplers follow one path; those that draw more noise on the way are handed it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from typing import Protocol
 
@@ -17,6 +17,7 @@ from torch import Tensor
 
 Velocity = Callable[[Tensor, Tensor], Tensor]
 Sampler = Callable[[Velocity, Tensor, Tensor], Tensor]
+NoisySampler = Callable[[Velocity, Tensor, Tensor, Iterator[Tensor]], Tensor]
 Shape = Sequence[int]
 
 
@@ -46,9 +47,11 @@ def sigma_schedule(steps: int, *, shift: float = 1.0) -> Tensor:
     return shift * sigmas / (1 + (shift - 1) * sigmas)
 
 
-def seeded_noise(shapes: Sequence[Shape], seeds: Sequence[int]) -> list[Tensor]:
-    """One latent of noise a clip, the same on every device and beside any neighbour."""
-    return [torch.randn(*s, generator=torch.Generator().manual_seed(i)) for s, i in zip(shapes, seeds, strict=True)]
+def seeded_noise(shapes: Sequence[Shape], seeds: Sequence[int]) -> Iterator[list[Tensor]]:
+    """One latent of noise a clip, and others without end, the same on every device and beside any neighbour."""
+    drawn = [(shape, torch.Generator().manual_seed(seed)) for shape, seed in zip(shapes, seeds, strict=True)]
+    while True:
+        yield [torch.randn(*shape, generator=generator) for shape, generator in drawn]
 
 
 def guide(cond: Tensor, uncond: Tensor, scale: float) -> Tensor:
@@ -102,7 +105,27 @@ def sample_dpmpp_2m(velocity: Velocity, x: Tensor, sigmas: Tensor) -> Tensor:
     return x
 
 
+def sample_dpmpp_2m_sde(velocity: Velocity, x: Tensor, sigmas: Tensor, fresh: Iterator[Tensor]) -> Tensor:
+    """As dpmpp_2m, but at each step part of the noise is drawn anew (Lu et al. 2022, SDE-DPM-Solver++ 2M, App. B).
+
+    What an undertrained network got wrong is noise again a step later, and corrected: slower to converge, and further.
+    """
+    last_clean, last_h = None, None
+    for sigma, next_sigma in pairwise(sigmas):
+        clean = target = x - sigma * velocity(x, sigma)
+        h = log_snr(next_sigma) - log_snr(sigma)
+        if last_clean is not None and last_h is not None and (h / last_h).isfinite() and (last_h / h).isfinite():
+            target = clean + h / (2 * last_h) * (clean - last_clean)
+        renewed = -torch.expm1(-2 * h)  # the share of the noise's variance
+        x = next_sigma / sigma * torch.exp(-h) * x + (1 - next_sigma) * renewed * target
+        if next_sigma > 0:
+            x = x + next_sigma * renewed.sqrt() * next(fresh)
+        last_clean, last_h = clean, h
+    return x
+
+
 SAMPLERS: dict[str, Sampler] = {"euler": sample_euler, "heun": sample_heun, "dpmpp_2m": sample_dpmpp_2m}
+NOISY_SAMPLERS: dict[str, NoisySampler] = {"dpmpp_2m_sde": sample_dpmpp_2m_sde}
 DIFFUSERS: dict[str, tuple[str, dict[str, object]]] = {
     "unipc": ("UniPCMultistepScheduler", {"prediction_type": "flow_prediction", "use_flow_sigmas": True}),
     "deis": ("DEISMultistepScheduler", {"prediction_type": "flow_prediction", "use_flow_sigmas": True}),
@@ -114,27 +137,31 @@ DIFFUSERS: dict[str, tuple[str, dict[str, object]]] = {
 
 def check_sampler(name: str) -> None:
     """Refuse a sampler that is neither ours nor one of diffusers' for flows."""
-    if name not in SAMPLERS and name not in DIFFUSERS:
-        raise ValueError(f"sampler must be one of {', '.join([*SAMPLERS, *DIFFUSERS])}, got {name!r}")
+    if name not in (names := [*SAMPLERS, *NOISY_SAMPLERS, *DIFFUSERS]):
+        raise ValueError(f"sampler must be one of {', '.join(names)}, got {name!r}")
 
 
 def denoise(
     name: str,
     velocity: Velocity,
     noise: Tensor,
+    fresh: Iterator[Tensor],
     *,
     steps: int,
     shift: float,
     scheduler: Scheduler | None = None,
 ) -> Tensor:
-    """Run a sampler by name from noise to clean tokens.
+    """Run a sampler by name from noise to clean tokens; fresh is further noise (n, c·pt·ph·pw), for those that draw it.
 
     A checkpoint's own scheduler says the rest of its settings where it is the one that is named. The network then hears
     its timesteps over 1000, in float64 so that they stay whole: Wan's are rounded down and not quite its noise levels.
     """
     check_sampler(name)
+    sigmas = sigma_schedule(steps, shift=shift).to(noise.device)
     if name in SAMPLERS:
-        return SAMPLERS[name](velocity, noise, sigma_schedule(steps, shift=shift).to(noise.device))
+        return SAMPLERS[name](velocity, noise, sigmas)
+    if name in NOISY_SAMPLERS:
+        return NOISY_SAMPLERS[name](velocity, noise, sigmas, fresh)
     chosen = make_scheduler(name, shift, like=scheduler)
     return sample_with_diffusers(chosen, velocity, noise, steps=steps, whole=scheduler is not None)
 

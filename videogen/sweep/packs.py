@@ -24,10 +24,9 @@ from torch import Tensor
 
 from videogen.caching import BlockCache, cache_of
 from videogen.dit import TextContext
-from videogen.packing import Grid, PackedVideo, Patch, Scaling, check_patch, pack, unpack
+from videogen.packing import Grid, PackedVideo, Patch, Scaling, check_patch, unpack
 from videogen.patches import Cut, cut_by
 from videogen.pipeline import Job, VideoPipeline, is_guided, strengthen
-from videogen.sampling import seeded_noise
 from videogen.sweep.plan import Run
 
 Question = tuple[bytes, float, str]  # digest of a clip's tokens and grid, noise level, text
@@ -121,11 +120,10 @@ class Packer:
         config, device = runs[0].config, self.pipeline.computes_on
         forget_peak(device)
         began = time.perf_counter()
-        noise = seeded_noise([self.pipeline.latent_shape(config)] * len(runs), [run.seed for run in runs])
-        video = pack([latent.to(device) for latent in noise], self.pipeline.transformer.base_patch)
-        video = video._replace(scaling=self.pipeline.scaling_of(config))
+        noise = self.pipeline.noise([run.seed for run in runs], config)
+        video = next(noise)
         walk = Walk(self, runs, video, tick)
-        tokens = self.pipeline.denoise(walk.velocity, video.tokens, config)
+        tokens = self.pipeline.denoise(walk.velocity, video, noise, config)
         latents = unpack(video._replace(tokens=tokens))
         synchronise(device)
         length = video.lengths[0], config.patch
