@@ -1,6 +1,6 @@
 """What a DiT has learned, noise level by noise level: with captions, without, and beside a linear estimate.
 
-    python tests/bench/levels.py RECIPE.toml RUN_FOLDER [--vae FOLDER]
+    python tests/bench/levels.py RECIPE.toml RUN_FOLDER [--vae FOLDER] [--ema 0]
 
 The error of the velocity at one level for all tokens, mean over held-out clips of the longest length. The linear
 estimate knows a token's covariance over training clips and nothing of its neighbours; below it, a network has learned
@@ -65,13 +65,15 @@ def main() -> None:
     parser.add_argument("run", type=Path)
     parser.add_argument("--vae", type=Path, help="checkpoint folder whose VAE the run is trained on")
     parser.add_argument("--clips", type=int, default=32)
+    parser.add_argument("--ema", type=int, help="which of the averages to look at, from 0; left out, the live weights")
     args = parser.parse_args()
     recipe = load_toml(TrainConfig, args.recipe)
     dit = recipe.dit if args.vae is None else replace(recipe.dit, vae=args.vae)
     stage = DitStage(replace(recipe, dit=dit, run=replace(recipe.run, dir=args.run)))
     if not (steps := saved_steps(args.run)):
         sys.exit(f"{args.run} has no step_* folder; give the folder of a run that has saved")
-    stage.model.load_state_dict(load_file(args.run / f"step_{steps[-1]:06d}" / "model.safetensors"))
+    weights = "model" if args.ema is None else f"ema_{args.ema}"
+    stage.model.load_state_dict(load_file(args.run / f"step_{steps[-1]:06d}" / f"{weights}.safetensors"))
     for patch in stage.model.patches:
         print(f"step {steps[-1]}, patch {patch}\nlevel   with  without  linear")
         for sigma, row in errors(stage, patch, args.clips).items():
