@@ -279,11 +279,12 @@ class Nearby(nn.Conv2d):
         """Tokens (n, d) of clips with grids (t, h, w) to (n, d); clips of one frame size are convolved at once."""
         runs = [(size, sum(t for t, _, _ in of_size)) for size, of_size in groupby(grids, key=lambda grid: grid[1:])]
         parts = x.split([frames * h * w for (h, w), frames in runs])
+        kernel = self.weight.flatten().view_as(self.weight)  # or its gradient has other strides, and DDP complains
         out = []
         with torch.autocast(x.device.type, enabled=False):  # a depthwise kernel gains nothing from half the bits
             for part, ((h, w), _) in zip(parts, runs, strict=True):
-                frames = rearrange(part.to(self.weight.dtype), "(t h w) d -> t d h w", h=h, w=w)
-                out.append(rearrange(super().forward(frames), "t d h w -> (t h w) d"))
+                frames = rearrange(part.to(kernel.dtype), "(t h w) d -> t d h w", h=h, w=w)
+                out.append(rearrange(self._conv_forward(frames, kernel, None), "t d h w -> (t h w) d"))
         return torch.cat(out).to(x.dtype)
 
 
