@@ -1,6 +1,7 @@
 """The measurements that need a trained checkpoint, run on a tiny one: they end, and they measure what they say."""
 
 import json
+from concurrent.futures import Executor
 from itertools import islice
 from pathlib import Path
 
@@ -14,12 +15,13 @@ from tests.bench import framing, judged, mini, patches, readme, sizes, teaser
 from tests.bench.judged import Made
 from tests.conftest import tiny_dit
 from videogen.config import SampleConfig
-from videogen.judging import Clip, JudgeArgs, draw, list_cases, look
+from videogen.judging import JudgeArgs, draw, list_cases
 from videogen.pipeline import VideoPipeline
 from videogen.plain import to_mapping
 from videogen.toybox import render
 from videogen.toybox.backgrounds import paint
-from videogen.toybox.judge import judge, parse
+from videogen.toybox.judge import crew, judge, parse
+from videogen.toybox.judge.crew import Clip, look
 from videogen.toybox.judge.tally import Case, Judged
 from videogen.toybox.scenes import track
 from videogen.vae import VideoVAE
@@ -36,6 +38,7 @@ def quick_judge(monkeypatch: pytest.MonkeyPatch) -> None:
         return seen._replace(case=clip.case, holds=judge(seen.found, clip.case.clauses))
 
     monkeypatch.setattr(judged, "look", glance)
+    monkeypatch.setattr(crew, "CORES", 1)  # other processes would look closely
 
 
 @pytest.fixture(scope="module")
@@ -178,26 +181,25 @@ def test_a_checkpoint_is_measured_against_every_floor(
 def test_an_interrupted_measurement_goes_on_with_the_same_result(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plain, num_judged = mini.judge_clips, 0
+    plain, num_judged = mini.judge_clips, list[int]()
 
-    def stop_at_11(made: list[Made]) -> list[Judged]:
-        nonlocal num_judged
-        num_judged += 1
-        if num_judged == 11:
+    def stop_at_the_third_pack(made: list[Made], pool: Executor) -> list[Judged]:
+        num_judged.append(len(made))
+        if len(num_judged) == 3:
             raise KeyboardInterrupt
-        return plain(made)
+        return plain(made, pool)
 
     options = {"num_clips": 3, "num_seeds": 2}
     whole = mini.measure(checkpoint, tmp_path / "whole.jsonl", **options)
-    monkeypatch.setattr(mini, "judge_clips", stop_at_11)
+    monkeypatch.setattr(mini, "judge_clips", stop_at_the_third_pack)
     part = tmp_path / "deep" / "part.jsonl"
     with pytest.raises(KeyboardInterrupt):
         mini.measure(checkpoint, part, **options)
-    assert len(rows_in(part)) == 10
+    assert len(rows_in(part)) == num_judged[0] + num_judged[1]
     with part.open("a", encoding="utf-8") as file:
         file.write('{"captions": "held-out')  # a kill while writing
     again = mini.measure(checkpoint, part, **options)
-    assert num_judged == 1 + len(rows_in(part)) == 1 + len(rows_in(tmp_path / "whole.jsonl"))
+    assert sum(num_judged) - num_judged[2] == len(rows_in(part)) == len(rows_in(tmp_path / "whole.jsonl"))
     for name in ("vae", "floors", "scores"):
         assert again[name] == whole[name]
     with pytest.raises(ValueError, match="rows of another checkpoint"):

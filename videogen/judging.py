@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice, pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 
 import numpy as np
 import tyro
@@ -26,9 +26,9 @@ from videogen.generate import TIME_STRIDE, TOKENS_AT_ONCE, count_tokens, pixel_s
 from videogen.hub import called, find_checkpoint, look_up
 from videogen.storage import checkpoint_id, save_text
 from videogen.toybox import Scene, caption, draw_scene, render
-from videogen.toybox.judge import Clauses, Said, judge, read
+from videogen.toybox.judge import Clauses, Said
 from videogen.toybox.judge import parse as read_caption
-from videogen.toybox.judge.measures import measure_quality
+from videogen.toybox.judge.crew import Clip, look_each
 from videogen.toybox.judge.page import percent, say_distances, say_means
 from videogen.toybox.judge.page import render as render_page
 from videogen.toybox.judge.tally import Case, Count, Judged, average, shuffled, tally
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 FIRST_SEED = 10**9  # folders for training draw theirs from all of 64 bits: none of these will be among them
 Columns = dict[str, dict[str, Count]]
+Item = TypeVar("Item")
 DESCRIPTION = "Judge clips by their frames alone: which clauses of its caption does each fulfil?"
 
 
@@ -90,14 +91,6 @@ class JudgeArgs:
             raise ValueError(f"--clips and --seeds must be at least 1, got {self.clips} and {self.seeds}")
 
 
-class Clip(NamedTuple):
-    """A clip to be judged."""
-
-    case: Case
-    seed: int
-    frames: np.ndarray
-
-
 def run_judge(argv: Sequence[str]) -> int:
     """Make or read the clips, judge them, print and write."""
     args = parse_args(argv)
@@ -107,7 +100,7 @@ def run_judge(argv: Sequence[str]) -> int:
     columns: Columns = {}
     frames: dict[str, list[np.ndarray]] = {}
     for name, clips, num in sources(args, cases, pipeline, vae):
-        column = [(look(clip), clip.frames) for clip in with_bar(clips, num, name)]
+        column = [(one, clip.frames) for one, clip in with_bar(look_each(clips, num), num, name)]
         columns[name], frames[name] = tally([one for one, _ in column]), [clip for _, clip in column]
         shown = shown or column  # what was asked for comes first; the others are there to compare
     judged = [one for one, _ in shown]
@@ -299,13 +292,6 @@ def iter_folder(folder: Path, found: Sequence[tuple[Path, Case]]) -> Iterator[Cl
         yield Clip(case, 0, read_video(path).numpy())
 
 
-def look(clip: Clip) -> Judged:
-    """Judge one clip."""
-    found = read(clip.frames)
-    holds = judge(found, clip.case.clauses)
-    return Judged(clip.case, clip.seed, found, holds, measure_quality(clip.frames, found))
-
-
 def measure_distances(frames: Mapping[str, Sequence[np.ndarray]], *, new: bool) -> dict[str, Distance]:
     """How far each set of clips is from others of the world, of the sizes and lengths of the first."""
     from videogen.toybox.features import LEAST_CLIPS, WEIGHTS, draw_others, load_reader, mmd, read_features
@@ -323,12 +309,12 @@ def measure_distances(frames: Mapping[str, Sequence[np.ndarray]], *, new: bool) 
     return {name: mmd(read_features(clips, reader), others) for name, clips in enough.items()}
 
 
-def with_bar(clips: Iterator[Clip], num: int, name: str) -> Iterator[Clip]:
+def with_bar(judged: Iterator[Item], num: int, name: str) -> Iterator[Item]:
     """The same clips, counted on stderr."""
     from rich.console import Console
     from rich.progress import track
 
-    yield from track(clips, description=name, total=num, console=Console(stderr=True))
+    yield from track(judged, description=name, total=num, console=Console(stderr=True))
 
 
 # --- results

@@ -9,6 +9,8 @@ import json
 import platform
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Executor
+from contextlib import nullcontext
 from datetime import date
 from pathlib import Path
 from typing import NamedTuple, TypedDict, cast
@@ -17,9 +19,10 @@ import torch
 from torch import Tensor
 
 from videogen.config import SampleConfig, resolve_frames
-from videogen.judging import FIRST_SEED, Clip, as_plain, case_of, look
+from videogen.judging import FIRST_SEED, as_plain, case_of
 from videogen.pipeline import Job, VideoPipeline
 from videogen.toybox import draw_scene
+from videogen.toybox.judge.crew import Clip, crew, look
 from videogen.toybox.judge.tally import Case, Judged, tally
 
 ROOT = Path(__file__).parents[2]
@@ -73,9 +76,10 @@ def make(pipeline: VideoPipeline, jobs: Sequence[tuple[Case, int]], config: Samp
     return [Made(case, seed, clip) for (case, seed), clip in zip(jobs, clips, strict=True)], seconds
 
 
-def judge_clips(made: Sequence[Made]) -> list[Judged]:
-    """What is seen in the clips, and which clauses hold."""
-    return [look(Clip(one.case, one.seed, one.frames.numpy())) for one in made]
+def judge_clips(made: Sequence[Made], pool: Executor | None = None) -> list[Judged]:
+    """What is seen in the clips, and which clauses hold; by a crew that is there already, or by one of their own."""
+    with nullcontext(pool) if pool else crew(len(made)) as judges:
+        return list(judges.map(look, [Clip(one.case, one.seed, one.frames.numpy()) for one in made]))
 
 
 def scores_of(judged: Sequence[Judged]) -> Scores:

@@ -36,7 +36,8 @@ from videogen.plain import to_mapping
 from videogen.storage import checkpoint_id, save_text
 from videogen.toybox.backgrounds import paint
 from videogen.toybox.judge import Clauses, judge
-from videogen.toybox.judge.tally import Case, Count, count
+from videogen.toybox.judge.crew import crew
+from videogen.toybox.judge.tally import Case, Count, Judged, count
 from videogen.toybox.render import masks
 from videogen.toybox.scenes import Scene
 from videogen.toybox.things import SHAPES
@@ -216,8 +217,9 @@ def read_rows(path: Path, about: Mapping[str, object]) -> dict[Key, Row]:
 
 
 def add_rows(pipeline: VideoPipeline, parts: Sequence[Part], path: Path, rows: dict[Key, Row]) -> None:
-    """Make and judge the clips that have no row yet; each row is written at once."""
-    with path.open("a", encoding="utf-8") as file, Progress(console=Console(stderr=True)) as bar:
+    """Make and judge the clips that have no row yet; the rows of a pack are written at once."""
+    num = sum(len(part.cases) * part.num_seeds for part in parts) - len(rows)
+    with path.open("a", encoding="utf-8") as file, Progress(console=Console(stderr=True)) as bar, crew(num) as pool:
         for part in parts:
             numbers = itertools.count()
             packs = batches(pipeline, part.cases, part.num_seeds, pipeline.defaults)
@@ -225,18 +227,18 @@ def add_rows(pipeline: VideoPipeline, parts: Sequence[Part], path: Path, rows: d
                 numbered = [(next(numbers), job) for job in jobs]
                 todo = [(number, job) for number, job in numbered if (part.captions, part.way, number) not in rows]
                 made = part.make([job for _, job in todo]) if todo else []
-                for (number, _), (clip, facts) in zip(todo, made, strict=True):
-                    row = judge_row(part, number, clip, facts)
+                judged = judge_clips([clip for clip, _ in made], pool)
+                for (number, _), (_, facts), seen in zip(todo, made, judged, strict=True):
+                    row = row_of(part, number, seen, facts)
                     rows[row.key] = row
                     file.write(json.dumps(row._asdict()) + "\n")
                     file.flush()
 
 
-def judge_row(part: Part, number: int, clip: Made, facts: dict[str, float]) -> Row:
+def row_of(part: Part, number: int, seen: Judged, facts: dict[str, float]) -> Row:
     """What the judge says of a clip."""
-    [seen] = judge_clips([clip])
     shuffled = judge(seen.found, part.other_case(number).clauses)
-    return Row(part.captions, part.way, number, clip.case.prompt, clip.seed, seen.holds, shuffled, facts)
+    return Row(part.captions, part.way, number, seen.case.prompt, seen.seed, seen.holds, shuffled, facts)
 
 
 # --- results
