@@ -101,7 +101,7 @@ def test_psnr_is_the_decibels_between_clips() -> None:
 
 
 def test_a_model_of_one_patch_size_is_told_so(pipeline: VideoPipeline) -> None:
-    with pytest.raises(ValueError, match=r"patches of 1x2x2 alone; train it with dit.patches first"):
+    with pytest.raises(ValueError, match=r"no patches coarser than 1x2x2; train it with dit.patches first"):
         patches.measure(pipeline, [], num_clips=1, num_seeds=1)
 
 

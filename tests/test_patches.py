@@ -134,6 +134,7 @@ def test_a_draft_is_the_coarsest_and_short() -> None:
     full = SampleConfig(steps=20)
     assert draft(full, [FINE, COARSE]) == replace(full, steps=8, patch="1x4x4:0.75,1x2x2")
     assert draft(full, [FINE]) == replace(full, steps=8)
+    assert draft(replace(full, patch="1x1x1"), [FINE, (1, 1, 1)]).patch == "1x2x2:0.75,1x1x1"
     assert draft(replace(full, steps=4), [FINE]).steps == 4
     # 8 steps of 0.75 / 4 + 0.25 of the tokens against 20 of all: less than a quarter of the work.
     assert 8 * mean_share(draft(full, [FINE, COARSE]), FINE) / 20 < 0.25

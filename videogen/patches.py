@@ -83,6 +83,11 @@ def coarsest(config: SampleConfig, known: Sequence[Patch]) -> Patch:
     return t, h, w
 
 
+def last_patch(config: SampleConfig, known: Sequence[Patch]) -> Patch:
+    """The patch size in which a clip of these settings is finished."""
+    return parse_patches(config.patch)[-1][0] if config.patch else known[0]
+
+
 def mean_share(config: SampleConfig, base: Patch) -> float:
     """Tokens of a clip, averaged over the steps, against those in base patches."""
     schedule = parse_patches(config.patch) if config.patch else [(base, 1.0)]
@@ -98,10 +103,6 @@ def known_patches(folder: Path) -> list[Patch]:
 
 def draft(config: SampleConfig, known: Sequence[Patch]) -> SampleConfig:
     """The same clip in few steps, most of them in the coarsest patches: its layout, in a fraction of the time."""
-    steps, base = min(config.steps, DRAFT_STEPS), known[0]
-    largest = max(known, key=math.prod)
-    return replace(
-        config,
-        steps=steps,
-        patch=config.patch if largest == base else f"{patch_name(largest)}:{DRAFT_SHARE},{patch_name(base)}",
-    )
+    largest, last = max(known, key=math.prod), last_patch(config, known)
+    coarse = f"{patch_name(largest)}:{DRAFT_SHARE},{patch_name(last)}"
+    return replace(config, steps=min(config.steps, DRAFT_STEPS), patch=config.patch if largest == last else coarse)

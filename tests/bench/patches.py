@@ -1,14 +1,16 @@
-"""Schedules of patch sizes: speed against prompt following, and against the clip that base patches alone would make.
+"""Schedules of patch sizes: speed against prompt following, and against the clip that one size alone would make.
 
     videogen bench patches [--model FOLDER] [--schedules 1x4x4:0.3,1x2x2 ...]  ->  assets/bench/patches.json, .png
 
-Every schedule gets the same captions and seeds. For each pack of clips the schedules take turns, and a schedule's speed
-is the median over the packs of the base's seconds over its own.
+The one size is that in which clips of the checkpoint's default settings are finished, called the base here. Every
+schedule gets the same captions and seeds. For each pack of clips the schedules take turns, and a schedule's speed is
+the median over the packs of the base's seconds over its own.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -21,7 +23,7 @@ from torch import Tensor
 from tests.bench.judged import BENCH, Made, Scores, batches, cases_of, judge_clips, make, scores_of, write_result
 from videogen.config import MINI
 from videogen.hub import find_checkpoint
-from videogen.patches import mean_share, patch_name
+from videogen.patches import last_patch, mean_share, patch_name
 from videogen.pipeline import VideoPipeline
 from videogen.storage import checkpoint_id
 from videogen.sweep.plots import ACCENT, PAPER, QUIET, STYLE, new_figure
@@ -78,7 +80,8 @@ def rows_of(tried: Sequence[Tried], pipeline: VideoPipeline) -> list[Row]:
         near = [psnr(a.frames, b.frames) for a, b in zip(one.made, base.made, strict=True)]
         faster = statistics.median(a / b for a, b in zip(base.seconds, one.seconds, strict=True))
         settings = replace(pipeline.defaults, patch=one.schedule)
-        tokens, seconds = mean_share(settings, pipeline.transformer.base_patch), statistics.median(one.seconds)
+        whole = last_patch(pipeline.defaults, pipeline.transformer.patches)
+        tokens, seconds = mean_share(settings, whole), statistics.median(one.seconds)
         numbers = round(tokens, 3), round(seconds, 3), round(faster, 3), round(statistics.fmean(near), 2)
         rows.append(Row(one.schedule, *numbers, scores["all"]["share"], scores))
     return rows
@@ -124,9 +127,11 @@ def plot(rows: Sequence[Row], chosen: str, path: Path) -> None:
 
 def measure(pipeline: VideoPipeline, schedules: Sequence[str], *, num_clips: int, num_seeds: int) -> list[Row]:
     """A row for the base patch alone, and one for each schedule."""
-    base, *others = pipeline.transformer.patches
+    known = pipeline.transformer.patches
+    base = last_patch(pipeline.defaults, known)
+    others = [patch for patch in known if math.prod(patch) > math.prod(base)]
     if not others:
-        raise ValueError(f"this model has patches of {patch_name(base)} alone; train it with dit.patches first")
+        raise ValueError(f"this model has no patches coarser than {patch_name(base)}; train it with dit.patches first")
     default = [f"{patch_name(patch)}:{share},{patch_name(base)}" for patch in others for share in SHARES]
     listed = list(dict.fromkeys([patch_name(base), *(schedules or default)]))
     return rows_of(try_all(pipeline, listed, num_clips=num_clips, num_seeds=num_seeds), pipeline)
