@@ -1,7 +1,8 @@
 """Solvers against exact answers: for data N(0, s²) the velocity and the whole path are known."""
 
+import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import diffusers
 import pytest
@@ -12,6 +13,8 @@ from videogen.sampling import (
     DIFFUSERS,
     NOISY_SAMPLERS,
     SAMPLERS,
+    Fresh,
+    NoisePath,
     check_sampler,
     denoise,
     guide,
@@ -38,11 +41,15 @@ def spread(sigma: Tensor, s: float = DEVIATION) -> Tensor:
     return ((1 - sigma) ** 2 * s**2 + sigma**2).sqrt()
 
 
-def more_noise(*shape: int) -> Iterator[Tensor]:
+def more_noise(*shape: int) -> Fresh:
     """What samplers draw on the way."""
     generator = torch.Generator().manual_seed(1)
-    while True:
-        yield torch.randn(*shape, generator=generator)
+    return lambda before, after: torch.randn(*shape, generator=generator)
+
+
+def none_is_drawn(before: Tensor, after: Tensor) -> Tensor:
+    """For samplers that follow one path."""
+    raise AssertionError(f"noise was drawn from {before} to {after}")
 
 
 def error(name: str, steps: int) -> float:
@@ -71,7 +78,7 @@ def test_the_path_from_pure_noise_ends_at_the_data(name: str) -> None:
 @pytest.mark.parametrize("name", [*SAMPLERS, *DIFFUSERS])
 def test_every_sampler_by_name_lands_near_the_truth(name: str) -> None:
     noise = torch.randn(64, 8)
-    clean = denoise(name, exact, noise, iter(()), steps=50, shift=1.0)
+    clean = denoise(name, exact, noise, none_is_drawn, steps=50, shift=1.0)
     assert clean.isfinite().all()
     off = (clean - DEVIATION * noise).norm() / (DEVIATION * noise).norm()
     assert off < 0.15
@@ -98,7 +105,7 @@ def test_a_sampler_is_told_the_noise_level_that_it_is_at(name: str) -> None:
         seen.append((float(sigma), real))
         return (x - data) / sigma
 
-    clean = denoise(name, velocity, noise, iter(()), steps=12, shift=2.0)
+    clean = denoise(name, velocity, noise, none_is_drawn, steps=12, shift=2.0)
     for told, real in seen:
         assert told == pytest.approx(real, abs=7e-4)  # some of diffusers' schedules start at 0.9995
     torch.testing.assert_close(clean, data, atol=2e-3, rtol=0)  # none of the noise is left, but for that
@@ -184,17 +191,17 @@ def test_dpmpp_2m_is_the_dpm_solver_of_diffusers(algorithm: str, steps: int, shi
 
 
 def stepped(
-    scheduler: object, x: Tensor, sigmas: Sequence[Tensor] | Tensor, more: Iterator[Tensor] | None = None
+    scheduler: object, x: Tensor, sigmas: Sequence[Tensor] | Tensor, more: Fresh | None = None
 ) -> Tensor:
     for sigma, timestep in zip(sigmas[:-1], scheduler.timesteps, strict=True):  # type: ignore[attr-defined]
-        noise = {} if more is None else {"variance_noise": next(more)}
+        noise = {} if more is None else {"variance_noise": more(sigma, sigma)}
         x = scheduler.step(exact(x, sigma), timestep, x, return_dict=False, **noise)[0]  # type: ignore[attr-defined]
     return x
 
 
 def test_an_unknown_sampler_is_refused_with_those_that_are_known() -> None:
     names = ", ".join(ALL)
-    for call in (check_sampler, lambda name: denoise(name, exact, torch.zeros(1), iter(()), steps=1, shift=1.0)):
+    for call in (check_sampler, lambda name: denoise(name, exact, torch.zeros(1), none_is_drawn, steps=1, shift=1.0)):
         with pytest.raises(ValueError, match=f"sampler must be one of {names}, got 'ddim'"):
             call("ddim")
 
@@ -230,16 +237,50 @@ def test_zero_star_of_a_parallel_prediction_is_the_prompt_and_of_zero_is_zero() 
 # --- noise
 
 
+def test_noise_drawn_on_the_way_adds_up_to_the_same_path_in_few_steps_and_in_many() -> None:
+    """Over ratios t = exp(2 log ratio) the path's increments, sqrt(dt) times the noise, add up."""
+    path = NoisePath((4, 3, 8, 8), 7)
+    for grid in (torch.linspace(-4, 5, 6), torch.linspace(-4, 5, 40), torch.tensor([-4.0, -3.99, 5.0])):
+        places = [-math.inf, *grid.tolist()]
+        steps = itertools.pairwise(places)
+        parts = [math.sqrt(math.exp(2 * b) - math.exp(2 * a)) * path.between(a, b) for a, b in steps]
+        whole = math.exp(5) * path.between(-math.inf, 5)
+        torch.testing.assert_close(sum(parts), whole, rtol=0, atol=0.01 * math.exp(5))  # places are rounded by 0.00015
+
+
+def test_noise_drawn_on_the_way_is_normal_and_new_at_each_step_and_seed() -> None:
+    """12,288 values: the deviation of their deviation is 0.6%, of a correlation 0.9%."""
+    places = [-math.inf, *torch.linspace(-9, 9, 12).tolist()]
+    paths = [NoisePath((3, 4, 32, 32), seed) for seed in (0, 1)]
+    drawn = [path.between(a, b).flatten() for path in paths for a, b in itertools.pairwise(places)]
+    drawn += [one.flatten() for one in seeded_noise([(3, 4, 32, 32)] * 2, (0, 1))]
+    table = torch.stack(drawn)
+    torch.testing.assert_close(table.std(1), torch.ones(len(table)), atol=0.03, rtol=0)
+    torch.testing.assert_close(table.mean(1), torch.zeros(len(table)), atol=0.04, rtol=0)
+    torch.testing.assert_close(torch.corrcoef(table), torch.eye(len(table)), atol=0.05, rtol=0)
+
+
+def test_more_steps_with_noise_drawn_on_the_way_are_nearly_the_same_clip() -> None:
+    """For data N(0, s²) in 50 and in 400 steps; with noise of other steps they have nothing in common."""
+    noise, path = torch.randn(1, 4096), NoisePath((1, 4096), 3)
+
+    def fresh(before: Tensor, after: Tensor) -> Tensor:
+        return path.between(float(before), float(after))
+
+    few, many = (denoise("dpmpp_2m_sde", exact, noise, fresh, steps=n, shift=1.0) for n in (50, 400))
+    assert torch.corrcoef(torch.cat([few, many]))[0, 1] > 0.95
+
+
 def test_the_noise_of_a_clip_depends_on_its_seed_and_shape_only() -> None:
     shapes = [(4, 1, 2, 2), (4, 3, 2, 4), (4, 2, 2, 2)]
-    together = next(seeded_noise(shapes, [5, 6, 7]))
+    together = seeded_noise(shapes, [5, 6, 7])
     torch.manual_seed(99)
-    assert torch.equal(next(seeded_noise(shapes[1:2], [6]))[0], together[1])
-    assert not torch.equal(next(seeded_noise(shapes[1:2], [8]))[0], together[1])
+    assert torch.equal(seeded_noise(shapes[1:2], [6])[0], together[1])
+    assert not torch.equal(seeded_noise(shapes[1:2], [8])[0], together[1])
     assert [tuple(noise.shape) for noise in together] == shapes
 
 
 def test_noise_is_standard_normal() -> None:
-    (noise,) = next(seeded_noise([(4, 8, 32, 32)], [0]))
+    (noise,) = seeded_noise([(4, 8, 32, 32)], [0])
     assert noise.mean().abs() < 0.02  # deviation 0.0055
     assert noise.std().item() == pytest.approx(1, abs=0.02)

@@ -32,7 +32,7 @@ from videogen.hub import find_checkpoint
 from videogen.packing import Lengths, PackedVideo, Scaling, check_patch, pack, recut, unpack
 from videogen.patches import Cut, coarsest, cut_by
 from videogen.plain import from_mapping, to_mapping
-from videogen.sampling import Scheduler, Velocity, denoise, guide, make_scheduler, seeded_noise, zero_star
+from videogen.sampling import NoisePath, Scheduler, Velocity, denoise, guide, make_scheduler, seeded_noise, zero_star
 from videogen.text import PackedText, embed_prompts, load_encoder, num_rows_of, pad_texts
 from videogen.vae import VideoVAE
 from videogen.wan_folder import at_home, go_abroad
@@ -213,8 +213,8 @@ class VideoPipeline(DiffusionPipeline, WanLoraLoaderMixin):
 
         A cache of one's own says afterwards how much of the network was computed, where the settings reuse some of it.
         """
-        packs = self.noise([job.seed for job in jobs], config)
-        video = next(packs)
+        seeds = [job.seed for job in jobs]
+        video = self.noise(seeds, config)
         given, views = self.look(jobs, config, video)
         negatives = [config.negative] * len(jobs) if {config.guidance, config.guidance_2} - {1, None} else []
         context = self.read([*(job.prompt for job in jobs), *negatives], views)
@@ -223,25 +223,28 @@ class VideoPipeline(DiffusionPipeline, WanLoraLoaderMixin):
             raise ValueError(f"patch and images do not go together yet, got patch {config.patch!r}; leave it out")
         ask = self.ask(video, context, given, tick, cut, cache or cache_of(config))
         field = self.guided(ask, config, video.lengths)
-        tokens = given.impose(self.denoise(field, video, packs, config))
+        tokens = given.impose(self.denoise(field, video, seeds, config))
         if not tokens.isfinite().all():
             raise FloatingPointError("the latents are not finite; lower the guidance or check the weights")
         return unpack(video._replace(tokens=tokens))
 
-    def noise(self, seeds: Sequence[int], config: SampleConfig) -> Iterator[PackedVideo]:
-        """Packs of noise without end, a clip a seed: what is denoised first, and what is drawn on the way."""
-        shapes = [self.latent_shape(config)] * len(seeds)
-        for latents in seeded_noise(shapes, seeds):
-            video = pack([latent.to(self.computes_on) for latent in latents], self.transformer.base_patch)
-            yield video._replace(scaling=self.scaling_of(config))
+    def noise(self, seeds: Sequence[int], config: SampleConfig) -> PackedVideo:
+        """A pack of noise, a clip a seed."""
+        latents = seeded_noise([self.latent_shape(config)] * len(seeds), seeds)
+        video = pack([latent.to(self.computes_on) for latent in latents], self.transformer.base_patch)
+        return video._replace(scaling=self.scaling_of(config))
 
-    def denoise(
-        self, velocity: Velocity, video: PackedVideo, more: Iterator[PackedVideo], config: SampleConfig
-    ) -> Tensor:
+    def denoise(self, velocity: Velocity, noise: PackedVideo, seeds: Sequence[int], config: SampleConfig) -> Tensor:
         """From noise to clean tokens, as the settings and the checkpoint's own scheduler say."""
         own = self.scheduler if self.transformer.config["prediction"] == "velocity" else None
-        schedule = {"steps": config.steps, "shift": config.shift, "scheduler": own}
-        return denoise(config.sampler, velocity, video.tokens, (pack.tokens for pack in more), **schedule)  # type: ignore[arg-type]
+        paths = [NoisePath(self.latent_shape(config), seed) for seed in seeds]
+
+        def fresh(before: Tensor, after: Tensor) -> Tensor:
+            latents = [path.between(float(before), float(after)).to(self.computes_on) for path in paths]
+            return pack(latents, noise.patch).tokens
+
+        steps = {"steps": config.steps, "shift": config.shift}
+        return denoise(config.sampler, velocity, noise.tokens, fresh, **steps, scheduler=own)  # type: ignore[arg-type]
 
     def frames(self, latent: Tensor) -> Iterator[Tensor]:
         """Decode one latent, yielding frames (t, h, w, 3) uint8 as they are ready."""

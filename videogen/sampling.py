@@ -8,7 +8,9 @@ float32 throughout. Most samplers follow one path; those that draw more noise on
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import hashlib
+import math
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Protocol
 
@@ -17,7 +19,9 @@ from torch import Tensor
 
 Velocity = Callable[[Tensor, Tensor], Tensor]
 Sampler = Callable[[Velocity, Tensor, Tensor], Tensor]
-NoisySampler = Callable[[Velocity, Tensor, Tensor, Iterator[Tensor]], Tensor]
+Fresh = Callable[[Tensor, Tensor], Tensor]
+"""Noise (n, c·pt·ph·pw) of deviation 1 for the way from one log signal-to-noise ratio to a higher one."""
+NoisySampler = Callable[[Velocity, Tensor, Tensor, Fresh], Tensor]
 Shape = Sequence[int]
 
 
@@ -47,11 +51,54 @@ def sigma_schedule(steps: int, *, shift: float = 1.0) -> Tensor:
     return shift * sigmas / (1 + (shift - 1) * sigmas)
 
 
-def seeded_noise(shapes: Sequence[Shape], seeds: Sequence[int]) -> Iterator[list[Tensor]]:
-    """One latent of noise a clip, and others without end, the same on every device and beside any neighbour."""
-    drawn = [(shape, torch.Generator().manual_seed(seed)) for shape, seed in zip(shapes, seeds, strict=True)]
-    while True:
-        yield [torch.randn(*shape, generator=generator) for shape, generator in drawn]
+def seeded_noise(shapes: Sequence[Shape], seeds: Sequence[int]) -> list[Tensor]:
+    """One latent of noise a clip, the same on every device and beside any neighbour."""
+    return [torch.randn(*s, generator=torch.Generator().manual_seed(i)) for s, i in zip(shapes, seeds, strict=True)]
+
+
+class NoisePath:
+    """A clip's Brownian path over its signal-to-noise ratio: what is drawn on the way, in few steps or in many.
+
+    Noise that is renewed along log ratios adds up to differences of one path, so a seed keeps its layout whatever the
+    number of steps. A value is found by halving from ends that are drawn first, each half's middle from a seed of its
+    own (the virtual Brownian tree of Li et al. 2020, section 4), so none has to be kept.
+    """
+
+    DEPTH, END = 16, 10.0  # 2^16 places, evenly over log ratios of -10 to 10: 0.0003 each
+
+    def __init__(self, shape: Shape, seed: int) -> None:
+        self.shape, self.seed = shape, seed
+
+    def between(self, before: float, after: float) -> Tensor:
+        """The noise (c, t, h, w), of deviation 1, of the way between two log ratios; before may be -inf."""
+        first, last = self._place(before), max(self._place(after), self._place(before) + 1)
+        started = 0.0 if first < 0 else self._ratio(first)
+        return (self._at(last) - (self._at(first) if started else 0.0)) / math.sqrt(self._ratio(last) - started)
+
+    def _place(self, log_ratio: float) -> int:
+        share = (min(max(log_ratio, -self.END), self.END) + self.END) / (2 * self.END)
+        return -1 if log_ratio == -math.inf else round(share * 2**self.DEPTH)
+
+    def _ratio(self, place: int) -> float:
+        return math.exp(2 * (2 * self.END * place / 2**self.DEPTH - self.END))
+
+    def _draw(self, place: int) -> Tensor:
+        digest = hashlib.blake2b(f"{self.seed} {place}".encode(), digest_size=8).digest()
+        return torch.randn(*self.shape, generator=torch.Generator().manual_seed(int.from_bytes(digest) >> 1))
+
+    def _at(self, place: int) -> Tensor:
+        low, high = 0, 2**self.DEPTH
+        at_low = math.sqrt(self._ratio(low)) * self._draw(low)
+        at_high = at_low + math.sqrt(self._ratio(high) - self._ratio(low)) * self._draw(high)
+        while low < place < high:
+            middle = (low + high) // 2
+            a, m, b = (self._ratio(one) for one in (low, middle, high))
+            at_middle = torch.lerp(at_low, at_high, (m - a) / (b - a))
+            at_middle += math.sqrt((m - a) * (b - m) / (b - a)) * self._draw(middle)
+            low, high, at_low, at_high = (
+                (low, middle, at_low, at_middle) if place <= middle else (middle, high, at_middle, at_high)
+            )
+        return at_low if place == low else at_high
 
 
 def guide(cond: Tensor, uncond: Tensor, scale: float) -> Tensor:
@@ -105,7 +152,7 @@ def sample_dpmpp_2m(velocity: Velocity, x: Tensor, sigmas: Tensor) -> Tensor:
     return x
 
 
-def sample_dpmpp_2m_sde(velocity: Velocity, x: Tensor, sigmas: Tensor, fresh: Iterator[Tensor]) -> Tensor:
+def sample_dpmpp_2m_sde(velocity: Velocity, x: Tensor, sigmas: Tensor, fresh: Fresh) -> Tensor:
     """As dpmpp_2m, but at each step part of the noise is drawn anew (Lu et al. 2022, SDE-DPM-Solver++ 2M, App. B).
 
     What an undertrained network got wrong is noise again a step later, and corrected: slower to converge, and further.
@@ -113,13 +160,14 @@ def sample_dpmpp_2m_sde(velocity: Velocity, x: Tensor, sigmas: Tensor, fresh: It
     last_clean, last_h = None, None
     for sigma, next_sigma in pairwise(sigmas):
         clean = target = x - sigma * velocity(x, sigma)
-        h = log_snr(next_sigma) - log_snr(sigma)
+        before, after = log_snr(sigma), log_snr(next_sigma)
+        h = after - before
         if last_clean is not None and last_h is not None and (h / last_h).isfinite() and (last_h / h).isfinite():
             target = clean + h / (2 * last_h) * (clean - last_clean)
         renewed = -torch.expm1(-2 * h)  # the share of the noise's variance
         x = next_sigma / sigma * torch.exp(-h) * x + (1 - next_sigma) * renewed * target
         if next_sigma > 0:
-            x = x + next_sigma * renewed.sqrt() * next(fresh)
+            x = x + next_sigma * renewed.sqrt() * fresh(before, after)
         last_clean, last_h = clean, h
     return x
 
@@ -145,13 +193,13 @@ def denoise(
     name: str,
     velocity: Velocity,
     noise: Tensor,
-    fresh: Iterator[Tensor],
+    fresh: Fresh,
     *,
     steps: int,
     shift: float,
     scheduler: Scheduler | None = None,
 ) -> Tensor:
-    """Run a sampler by name from noise to clean tokens; fresh is further noise (n, c·pt·ph·pw), for those that draw it.
+    """Run a sampler by name from noise to clean tokens; fresh is further noise, for those that draw it on the way.
 
     A checkpoint's own scheduler says the rest of its settings where it is the one that is named. The network then hears
     its timesteps over 1000, in float64 so that they stay whole: Wan's are rounded down and not quite its noise levels.

@@ -120,10 +120,10 @@ class Packer:
         config, device = runs[0].config, self.pipeline.computes_on
         forget_peak(device)
         began = time.perf_counter()
-        noise = self.pipeline.noise([run.seed for run in runs], config)
-        video = next(noise)
+        seeds = [run.seed for run in runs]
+        video = self.pipeline.noise(seeds, config)
         walk = Walk(self, runs, video, tick)
-        tokens = self.pipeline.denoise(walk.velocity, video, noise, config)
+        tokens = self.pipeline.denoise(walk.velocity, video, seeds, config)
         latents = unpack(video._replace(tokens=tokens))
         synchronise(device)
         length = video.lengths[0], config.patch
