@@ -143,7 +143,18 @@ class BenchArgs:
 
     name: tyro.conf.Positional[
         Literal[
-            "framing", "line", "mini", "packing", "patches", "precision", "sizes", "sweep", "teaser", "wan", "wan_vae"
+            "framing",
+            "line",
+            "mini",
+            "packing",
+            "patches",
+            "precision",
+            "settings",
+            "sizes",
+            "sweep",
+            "teaser",
+            "wan",
+            "wan_vae",
         ]
     ]
     """Which measurement."""

@@ -42,8 +42,6 @@ def percent(score: dict) -> str:
 
 def mini(result: dict) -> str:
     """What a checkpoint gets right, beside the floors that it is held to."""
-    if "floors" not in result:
-        return first_mini(result)
     default, *others = result["scores"]["held-out captions"]
     body: list[list[object]] = []
     for row in result["floors"]:
@@ -84,15 +82,6 @@ def clauses(result: dict) -> str:
     return "\n\n".join(tables)
 
 
-def first_mini(result: dict) -> str:
-    """The table of the first default checkpoint, which another reader measured; it goes when that checkpoint does."""
-    kinds = ("world's own clips", "after the VAE", "generated", "shuffled captions")
-    body: list[list[object]] = [[kind, *(f"{result[kind][k]:.0%}" for k in result[kind])] for kind in kinds]
-    table = rows(["", *result[kinds[0]]], body)
-    vae = f"VAE on the same clips: {result['vae_psnr_db']} dB, foreground IoU {result['vae_foreground_iou']}."
-    return f"{table}\n\n{result['protocol']}. {vae}"
-
-
 def real_overfit(result: dict) -> str:
     """Captions against clips."""
     names = [Path(name).stem for name in result["clips"]]
@@ -110,6 +99,31 @@ def sweep(result: dict) -> str:
         ["`sample.py` once a clip", alone],
     ]
     return rows([what, f"{result['machine']}, {result['date']}, commit {result['commit']}, medians"], body)
+
+
+def settings(result: dict) -> str:
+    """What the default checkpoint's settings give, by the judge; the chosen one is bold."""
+    axes, chosen = result["axes"], {name: str(value) for name, value in result["chosen"].items()}
+    shares = ("clauses", "present", "class", "colour", "motion", "all")
+    body: list[list[object]] = []
+    for row in sorted(result["rows"], key=lambda row: -row["score_clauses"]["mean"]):
+        clauses = row["score_clauses"]
+        cells = [*(row[name] for name in axes), f"{row['total_seconds']['mean']:.2f}"]
+        cells.append(f"{clauses['mean']:.0%} ± {100 * clauses['half']:.0f}")
+        cells += [f"{row[f'score_{name}']['mean']:.0%}" for name in shares[1:]]
+        same = all(float_or(row[name]) == float_or(chosen[name]) for name in axes)
+        body.append([f"**{cell}**" if same else cell for cell in cells])
+    what = f"{result['prompts']} prompts, {result['seeds']} seed{'s' * (result['seeds'] > 1)}, means"
+    where = f"clauses with 95% intervals; {result['machine']}, a core, {result['date']}"
+    return f"{rows([*axes, 's a clip', *shares], body)}\n\n{what}, {where}. {result['rule']}"
+
+
+def float_or(text: str) -> float | str:
+    """A number where it is one: 3 is 3.0."""
+    try:
+        return float(text)
+    except ValueError:
+        return text
 
 
 def wan(result: dict) -> str:
@@ -139,6 +153,7 @@ TABLES = {
     "clauses": ("mini", clauses),
     "real_overfit": ("real_overfit", real_overfit),
     "sweep": ("sweep", sweep),
+    "settings": ("settings", settings),
     "wan": ("wan", wan),
 }
 """Each table by the name of its markers: the result file it is made from, and how."""

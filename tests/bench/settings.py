@@ -1,0 +1,50 @@
+"""A sweep of the default checkpoint as a table: what each setting gives, by the judge, and which one was chosen.
+
+    torchrun --nproc-per-node 2 -- sample.py --prompts assets/toybox/prompts.txt --sweep steps=12,24 guidance=3,5 \
+        shift=2,3 sampler=dpmpp_2m,dpmpp_2m_sde --reference 0 --score videogen.toybox.judge:score --out sweeps/default
+    videogen bench settings sweeps/default  ->  assets/bench/settings.json
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from tests.bench.judged import BENCH, write_result
+from videogen.config import SampleConfig
+from videogen.plain import load_toml, to_mapping
+from videogen.sweep.summary import summarise
+from videogen.sweep.table import gather
+
+CLAUSES = ("clauses", "present", "class", "colour", "motion", "all")
+MEASURES = ("total_seconds", *(f"score_{name}" for name in CLAUSES))
+
+
+def main() -> None:
+    """Read a finished sweep and write its means."""
+    parser = argparse.ArgumentParser(prog="videogen bench settings", description=str(__doc__).split("\n")[0])
+    parser.add_argument("sweep", type=Path, help="folder of a sweep with --score videogen.toybox.judge:score")
+    parser.add_argument("--out", type=Path, default=BENCH / "settings.json")
+    args = parser.parse_args()
+    rows = gather(args.sweep)
+    if not rows:
+        parser.error(f"{args.sweep} has no rows; give the folder of a sweep")
+    axes = [name for name in to_mapping(SampleConfig()) if len({str(row[name]) for row in rows}) > 1]
+    settings = summarise(rows, axes)
+    path = args.sweep / "best.toml"
+    best = to_mapping(load_toml(SampleConfig, path))
+    rule = next(line for line in path.read_text(encoding="utf-8").splitlines() if "The rule" in line)
+    found = [
+        dict(zip(axes, one.values, strict=True))
+        | {name: {"mean": round(mean.value, 4), "half": round(mean.half or 0.0, 4)} for name, mean in one.means.items()}
+        for one in settings
+    ]
+    kept = [{name: row[name] for name in (*axes, *MEASURES) if name in row} for row in found]
+    about = {"prompts": len({row["prompt"] for row in rows}), "seeds": len({row["seed"] for row in rows})}
+    chosen = {name: best[name] for name in axes}
+    write_result(args.out, {**about, "axes": axes, "rule": rule.removeprefix("# "), "chosen": chosen, "rows": kept})
+    print(f"{args.out}: {len(kept)} settings, chosen {chosen}")
+
+
+if __name__ == "__main__":
+    main()
