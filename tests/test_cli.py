@@ -267,14 +267,30 @@ def test_a_dry_run_of_training_says_what_a_folder_becomes_and_writes_nothing(
     assert 0.5 < said["fill"] <= 1
     assert said["tokens"] == round(said["fill"] * said["steps_per_epoch"] * 160)
     assert said["more_steps"]["1x1x1"] > 3 * said["steps_per_epoch"] - 3
-    divided = any(row["width"] % 32 == row["height"] % 32 == 0 for row in said["clips"])
-    assert (said["more_steps"]["1x4x4"] > 0) == divided
+    assert list(said["more_steps"]) == ["1x1x1"]
     assert f"{said['tokens']} tokens to train on" in table
     assert f"{said['steps_per_epoch']} packs of at most 160 tokens" in table
     assert f"about {said['memory_gb']:.1f} GB" in table
     assert said["memory_gb"] > 0
     assert (said["seconds_per_step"] or 1) > 0
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_dry_run_counts_only_the_clips_that_a_patch_size_is_trained_in(
+    clips_folder: Path, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No clip of the folder is a multiple of 1x4x4: a share of 0 finds no packs for it, another is refused."""
+    recipe = tmp_path / "recipe.toml"
+    data = ["--data", str(clips_folder), "--data.toybox", "0", "--data.val-clips", "2"]
+    text = (ROOT / "configs" / "toybox-dit.toml").read_text(encoding="utf-8")
+    for share in (0.0, 0.1):
+        recipe.write_text(text.replace("[dit.patches]", f"[dit.patches]\n1x4x4 = {share} #"), encoding="utf-8")
+        status = train([str(recipe), *toybox_dit(checkpoint, tmp_path, *data)[1:], "--dry-run", "--json"])
+        if share:
+            refused(capsys, status, "dit.patches gives 1x4x4 10% of the steps, and no clip here is trained in it")
+        else:
+            assert status == 0
+            assert json.loads(capsys.readouterr().out)["more_steps"]["1x4x4"] == 0
 
 
 def test_a_dry_run_names_files_that_cannot_be_used(
