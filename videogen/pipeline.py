@@ -243,8 +243,8 @@ class VideoPipeline(DiffusionPipeline, WanLoraLoaderMixin):
             latents = [path.between(float(before), float(after)).to(self.computes_on) for path in paths]
             return pack(latents, noise.patch).tokens
 
-        steps = {"steps": config.steps, "shift": config.shift}
-        return denoise(config.sampler, velocity, noise.tokens, fresh, **steps, scheduler=own)  # type: ignore[arg-type]
+        tokens, steps, shift = noise.tokens, config.steps, config.shift
+        return denoise(config.sampler, velocity, tokens, fresh, steps=steps, shift=shift, scheduler=own)
 
     def frames(self, latent: Tensor) -> Iterator[Tensor]:
         """Decode one latent, yielding frames (t, h, w, 3) uint8 as they are ready."""

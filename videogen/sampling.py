@@ -71,7 +71,8 @@ class NoisePath:
 
     def between(self, before: float, after: float) -> Tensor:
         """The noise (c, t, h, w), of deviation 1, of the way between two log ratios; before may be -inf."""
-        first, last = self._place(before), max(self._place(after), self._place(before) + 1)
+        first = min(self._place(before), 2**self.DEPTH - 1)
+        last = max(self._place(after), first + 1)
         started = 0.0 if first < 0 else self._ratio(first)
         return (self._at(last) - (self._at(first) if started else 0.0)) / math.sqrt(self._ratio(last) - started)
 
@@ -138,17 +139,22 @@ def sample_heun(velocity: Velocity, x: Tensor, sigmas: Tensor) -> Tensor:
     return x
 
 
+def half_ahead(clean: Tensor, h: Tensor, last: tuple[Tensor, Tensor] | None) -> Tensor:
+    """Where clean tokens are half a step h on, by those of the last step and its h (DPM-Solver++ 2M)."""
+    # At the two ends the log signal-to-noise is infinite and h / last_h says nothing: a first-order step.
+    if last is None or not ((h / last[1]).isfinite() and (last[1] / h).isfinite()):
+        return clean
+    return clean + h / (2 * last[1]) * (clean - last[0])
+
+
 def sample_dpmpp_2m(velocity: Velocity, x: Tensor, sigmas: Tensor) -> Tensor:
     """Second order from one evaluation a step (Lu et al. 2022, DPM-Solver++ 2M, with alpha = 1 - sigma)."""
-    last_clean, last_h = None, None
+    last = None
     for sigma, next_sigma in pairwise(sigmas):
-        clean = target = x - sigma * velocity(x, sigma)
+        clean = x - sigma * velocity(x, sigma)
         h = log_snr(next_sigma) - log_snr(sigma)
-        # At the two ends the log signal-to-noise is infinite and h / last_h says nothing: a first-order step.
-        if last_clean is not None and last_h is not None and (h / last_h).isfinite() and (last_h / h).isfinite():
-            target = clean + h / (2 * last_h) * (clean - last_clean)
-        x = next_sigma / sigma * x - (1 - next_sigma) * torch.expm1(-h) * target
-        last_clean, last_h = clean, h
+        x = next_sigma / sigma * x - (1 - next_sigma) * torch.expm1(-h) * half_ahead(clean, h, last)
+        last = clean, h
     return x
 
 
@@ -157,18 +163,16 @@ def sample_dpmpp_2m_sde(velocity: Velocity, x: Tensor, sigmas: Tensor, fresh: Fr
 
     What an undertrained network got wrong is noise again a step later, and corrected: slower to converge, and further.
     """
-    last_clean, last_h = None, None
+    last = None
     for sigma, next_sigma in pairwise(sigmas):
-        clean = target = x - sigma * velocity(x, sigma)
+        clean = x - sigma * velocity(x, sigma)
         before, after = log_snr(sigma), log_snr(next_sigma)
         h = after - before
-        if last_clean is not None and last_h is not None and (h / last_h).isfinite() and (last_h / h).isfinite():
-            target = clean + h / (2 * last_h) * (clean - last_clean)
         renewed = -torch.expm1(-2 * h)  # the share of the noise's variance
-        x = next_sigma / sigma * torch.exp(-h) * x + (1 - next_sigma) * renewed * target
+        x = next_sigma / sigma * torch.exp(-h) * x + (1 - next_sigma) * renewed * half_ahead(clean, h, last)
         if next_sigma > 0:
             x = x + next_sigma * renewed.sqrt() * fresh(before, after)
-        last_clean, last_h = clean, h
+        last = clean, h
     return x
 
 
