@@ -6,11 +6,10 @@ VideoPipeline, SampleConfig, captions  ->  [Judged], and what it took
 from __future__ import annotations
 
 import json
+import math
 import platform
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Executor
-from contextlib import nullcontext
 from datetime import date
 from pathlib import Path
 from typing import NamedTuple, TypedDict, cast
@@ -56,13 +55,17 @@ def cases_of(config: SampleConfig, num: int, first: int = FIRST_SEED) -> list[Ca
     return [case_of(draw_scene(seed, sizes=(size,), lengths=(frames,))) for seed in range(first, first + num)]
 
 
+def pack_size(pipeline: VideoPipeline, config: SampleConfig) -> int:
+    """How many clips fit one pack."""
+    _, t, h, w = pipeline.latent_shape(config)
+    return max(1, TOKENS_AT_ONCE * math.prod(pipeline.transformer.base_patch) // (t * h * w))
+
+
 def batches(
     pipeline: VideoPipeline, cases: Sequence[Case], num_seeds: int, config: SampleConfig
 ) -> list[list[tuple[Case, int]]]:
     """Captions and seeds in groups that fit one pack."""
-    _, t, h, w = pipeline.latent_shape(config)
-    pt, ph, pw = pipeline.transformer.base_patch
-    size = max(1, TOKENS_AT_ONCE * pt * ph * pw // (t * h * w))
+    size = pack_size(pipeline, config)
     jobs = [(case, seed) for case in cases for seed in range(num_seeds)]
     return [jobs[i : i + size] for i in range(0, len(jobs), size)]
 
@@ -76,9 +79,9 @@ def make(pipeline: VideoPipeline, jobs: Sequence[tuple[Case, int]], config: Samp
     return [Made(case, seed, clip) for (case, seed), clip in zip(jobs, clips, strict=True)], seconds
 
 
-def judge_clips(made: Sequence[Made], pool: Executor | None = None) -> list[Judged]:
-    """What is seen in the clips, and which clauses hold; by a crew that is there already, or by one of their own."""
-    with nullcontext(pool) if pool else crew(len(made)) as judges:
+def judge_clips(made: Sequence[Made]) -> list[Judged]:
+    """What is seen in the clips, and which clauses hold."""
+    with crew(len(made)) as judges:
         return list(judges.map(look, [Clip(one.case, one.seed, one.frames.numpy()) for one in made]))
 
 

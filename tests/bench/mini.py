@@ -5,18 +5,21 @@
 Captions that training never shows, each with every seed, at the checkpoint's default settings and in fewer steps:
 scenes of the world, combinations of attributes that are held out of it, and sentences written by hand. Beside them
 stand the ceilings, the same scenes drawn by the world itself and those after the VAE, and the floor, the default's
-clips under the captions of others. A row a clip is appended to --rows: the same command goes on after an interruption.
+clips under the captions of others. Each core makes and judges packs of its own, as small networks like best. A row a
+clip is appended to --rows: the same command goes on after an interruption.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import itertools
 import json
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from multiprocessing import parent_process
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,9 +29,9 @@ from rich.console import Console
 from rich.progress import Progress
 
 from tests.bench import readme
-from tests.bench.judged import BENCH, ROOT, Made, batches, judge_clips, make, write_result
+from tests.bench.judged import BENCH, ROOT, Made, judge_clips, make, pack_size, write_result
 from tests.bench.patches import psnr
-from videogen.config import MINI, SampleConfig
+from videogen.config import MINI, SampleConfig, read_defaults
 from videogen.hub import find_checkpoint
 from videogen.judging import JudgeArgs, as_plain, draw, list_cases, rebuild
 from videogen.pipeline import VideoPipeline
@@ -36,7 +39,7 @@ from videogen.plain import to_mapping
 from videogen.storage import checkpoint_id, save_text
 from videogen.toybox.backgrounds import paint
 from videogen.toybox.judge import Clauses, judge
-from videogen.toybox.judge.crew import crew
+from videogen.toybox.judge.crew import CORES, crew
 from videogen.toybox.judge.tally import Case, Count, Judged, count
 from videogen.toybox.render import masks
 from videogen.toybox.scenes import Scene
@@ -57,6 +60,14 @@ Maker = Callable[[Sequence[tuple[Case, int]]], list[tuple[Made, dict[str, float]
 Key = tuple[str, str, int]
 
 
+class Bench(NamedTuple):
+    """What is measured: so many captions of each set, each with so many seeds."""
+
+    model: Path
+    clips: int
+    seeds: int
+
+
 class Part(NamedTuple):
     """Clips of some captions, made in one way."""
 
@@ -64,6 +75,7 @@ class Part(NamedTuple):
     way: str
     cases: list[Case]
     num_seeds: int
+    at_once: int
     make: Maker
 
     def case(self, number: int) -> Case:
@@ -185,7 +197,7 @@ def foreground_iou(after: np.ndarray, before: np.ndarray, scene: Scene) -> float
 
 def parts_of(pipeline: VideoPipeline, *, num_clips: int, num_seeds: int) -> list[Part]:
     """All that is measured."""
-    defaults = pipeline.defaults
+    defaults, at_once = pipeline.defaults, pack_size(pipeline, pipeline.defaults)
     cases = {
         HELD_OUT: list_cases(JudgeArgs(clips=num_clips, sample=defaults)),
         NEW: list_cases(JudgeArgs(clips=num_clips, sample=defaults, held_out=True)),
@@ -194,10 +206,10 @@ def parts_of(pipeline: VideoPipeline, *, num_clips: int, num_seeds: int) -> list
     fewer = {f"{steps} steps": replace(defaults, steps=steps) for steps in FEWER_STEPS if steps < defaults.steps}
     ways = {way: sampled(pipeline, config) for way, config in {DEFAULT: defaults, **fewer}.items()}
     ceilings = [
-        Part(HELD_OUT, AFTER_VAE, cases[HELD_OUT], 1, rebuilt(pipeline)),
-        Part(HELD_OUT, OWN, cases[HELD_OUT], 1, drawn),
+        Part(HELD_OUT, AFTER_VAE, cases[HELD_OUT], 1, at_once, rebuilt(pipeline)),
+        Part(HELD_OUT, OWN, cases[HELD_OUT], 1, at_once, drawn),
     ]
-    made = [Part(name, way, cases[name], num_seeds, maker) for name in cases for way, maker in ways.items()]
+    made = [Part(name, way, cases[name], num_seeds, at_once, maker) for name in cases for way, maker in ways.items()]
     return [*ceilings, *made]
 
 
@@ -216,23 +228,41 @@ def read_rows(path: Path, about: Mapping[str, object]) -> dict[Key, Row]:
     return {row.key: row for row in rows}
 
 
-def add_rows(pipeline: VideoPipeline, parts: Sequence[Part], path: Path, rows: dict[Key, Row]) -> None:
+@functools.lru_cache(maxsize=1)
+def parts_here(bench: Bench) -> list[Part]:
+    """All that is measured of a checkpoint, in this process; one that was started for it keeps to a core."""
+    if parent_process() is not None:
+        torch.set_num_threads(1)
+    pipeline = VideoPipeline.load(bench.model)
+    pipeline.set_progress_bar_config(disable=True)
+    return parts_of(pipeline, num_clips=bench.clips, num_seeds=bench.seeds)
+
+
+def rows_of(bench: Bench, which: int, numbers: Sequence[int]) -> list[Row]:
+    """Make and judge some clips of a part, one pack."""
+    part = parts_here(bench)[which]
+    made = part.make([(part.case(number), number % part.num_seeds) for number in numbers])
+    judged = judge_clips([clip for clip, _ in made])
+    return [row_of(part, number, seen, facts) for number, seen, (_, facts) in zip(numbers, judged, made, strict=True)]
+
+
+def add_rows(bench: Bench, path: Path, rows: dict[Key, Row]) -> None:
     """Make and judge the clips that have no row yet; the rows of a pack are written at once."""
-    num = sum(len(part.cases) * part.num_seeds for part in parts) - len(rows)
+    parts = parts_here(bench)
+    todo: list[tuple[int, list[int]]] = []
+    for which, part in enumerate(parts):
+        numbers = range(len(part.cases) * part.num_seeds)
+        left = [number for number in numbers if (part.captions, part.way, number) not in rows]
+        todo += [(which, left[i : i + part.at_once]) for i in range(0, len(left), part.at_once)]
+    num = sum(len(numbers) for _, numbers in todo)
     with path.open("a", encoding="utf-8") as file, Progress(console=Console(stderr=True)) as bar, crew(num) as pool:
-        for part in parts:
-            numbers = itertools.count()
-            packs = batches(pipeline, part.cases, part.num_seeds, pipeline.defaults)
-            for jobs in bar.track(packs, description=f"{part.captions}, {part.way}"):
-                numbered = [(next(numbers), job) for job in jobs]
-                todo = [(number, job) for number, job in numbered if (part.captions, part.way, number) not in rows]
-                made = part.make([job for _, job in todo]) if todo else []
-                judged = judge_clips([clip for clip, _ in made], pool)
-                for (number, _), (_, facts), seen in zip(todo, made, judged, strict=True):
-                    row = row_of(part, number, seen, facts)
-                    rows[row.key] = row
-                    file.write(json.dumps(row._asdict()) + "\n")
-                    file.flush()
+        told = bar.add_task("clips", total=num)
+        for made in pool.map(rows_of, itertools.repeat(bench), *([one[i] for one in todo] for i in range(2))):
+            for row in made:
+                rows[row.key] = row
+                file.write(json.dumps(row._asdict()) + "\n")
+            file.flush()
+            bar.advance(told, len(made))
 
 
 def row_of(part: Part, number: int, seen: Judged, facts: dict[str, float]) -> Row:
@@ -308,12 +338,10 @@ def measure(model: Path, path: Path, *, num_clips: int, num_seeds: int) -> dict[
         raise ValueError(f"--clips must be at least 2 and --seeds at least 1, got {num_clips} and {num_seeds}")
     about = {"checkpoint": checkpoint_id(model), "clips": num_clips, "seeds": num_seeds}
     rows = read_rows(path, about)
-    pipeline = VideoPipeline.load(model)
-    pipeline.set_progress_bar_config(disable=True)
-    parts = parts_of(pipeline, num_clips=num_clips, num_seeds=num_seeds)
-    add_rows(pipeline, parts, path, rows)
-    settings, threads = to_mapping(pipeline.defaults), torch.get_num_threads()
-    return {**about, "settings": settings, "threads": threads, **result_of(parts, rows)}
+    bench = Bench(model, num_clips, num_seeds)
+    add_rows(bench, path, rows)
+    settings = to_mapping(read_defaults(model))
+    return {**about, "settings": settings, "cores": CORES, **result_of(parts_here(bench), rows)}
 
 
 def main(argv: Sequence[str] | None = None) -> None:

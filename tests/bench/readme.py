@@ -57,7 +57,7 @@ def mini(result: dict) -> str:
     how = f"{settings['size']}, {length}, {settings['sampler']}, guidance {settings['guidance']:g}"
     note = f"{result['clips']} captions of each set (100 paraphrases at most), {result['seeds']} seeds, {how}"
     took = ", ".join(f"{value:.2f} ({way})" for way, value in seconds.items())
-    where = f"{result['machine']}, {result['threads']} threads, {result['date']}"
+    where = f"{result['machine']}, each pack on one of {result['cores']} cores, {result['date']}"
     return (
         f"{rows(header, body)}\n\n{note}; 95% intervals (Wilson). VAE: means over {result['vae']['clips']} clips. "
         f"Seconds a clip, in packs: {took}; {where}, checkpoint {result['checkpoint']['sha256']}."
