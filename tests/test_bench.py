@@ -1,6 +1,7 @@
 """The measurements that need a trained checkpoint, run on a tiny one: they end, and they measure what they say."""
 
 import json
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -10,11 +11,11 @@ import torch
 from PIL import Image
 from transformers import BertModel, PreTrainedTokenizerFast
 
-from tests.bench import framing, judged, mini, patches, readme, sizes, teaser
+from tests.bench import framing, halfway, judged, mini, patches, readme, sizes, teaser
 from tests.bench.judged import Made
 from tests.conftest import tiny_dit
 from videogen.config import SampleConfig
-from videogen.judging import JudgeArgs, draw, list_cases
+from videogen.judging import JudgeArgs, draw, list_cases, rebuild
 from videogen.pipeline import VideoPipeline
 from videogen.plain import to_mapping
 from videogen.toybox import render
@@ -79,6 +80,23 @@ def test_schedules_are_measured_against_the_base(small: VideoPipeline, tmp_path:
     assert coarse.psnr_db < 99
     patches.plot([base, coarse], schedule, tmp_path / "patches.png")
     assert (tmp_path / "patches.png").stat().st_size > 1000
+
+
+@pytest.mark.usefixtures("quick_judge")
+@pytest.mark.parametrize("sampler", ["euler", "dpmpp_2m_sde"])
+def test_clips_finished_from_little_noise_are_the_worlds_own(
+    small: VideoPipeline, sampler: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = replace(small.defaults, sampler=sampler)
+    monkeypatch.setattr(VideoPipeline, "defaults", config)
+    cases = judged.cases_of(small.defaults, 2)
+    own = [torch.from_numpy(rebuild(draw(case), small.vae)) for case in cases]
+    near, far = (halfway.finish(small, cases, level) for level in (1e-4, 1.0))
+    assert all(patches.psnr(a, b) > 40 for a, b in zip(near, own, strict=True))
+    assert all(patches.psnr(a, b) < 25 for a, b in zip(far, own, strict=True))
+    found = halfway.measure(small, [1.0, 0.5], num_clips=2)
+    assert list(found) == ["1", "0.5"]
+    assert found["0.5"]["all"]["clips"] == 2
 
 
 def row(schedule: str, speed: float, score: float, psnr_db: float) -> patches.Row:

@@ -144,6 +144,7 @@ class BenchArgs:
     name: tyro.conf.Positional[
         Literal[
             "framing",
+            "halfway",
             "line",
             "mini",
             "packing",
