@@ -72,6 +72,20 @@ def test_the_loss_falls_on_a_repeated_clip(stage: str, clips_folder: Path, check
     assert after < 0.9 * before
 
 
+def test_a_run_that_goes_on_says_which_settings_are_not_as_before(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = TrainConfig(stage="vae")
+    training.write_config(config, tmp_path)
+    training.write_config(config, tmp_path)
+    assert not caplog.records
+    training.write_config(replace(config, optim=replace(config.optim, lr=0.25)), tmp_path)
+    assert [record.getMessage() for record in caplog.records] == [
+        f"unlike before, optim.lr is 0.25, was {config.optim.lr}"
+    ]
+    assert json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))["optim"]["lr"] == 0.25
+
+
 # --- exact resume
 
 

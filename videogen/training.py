@@ -14,7 +14,7 @@ import math
 import shutil
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import FrameType
 from typing import Generic, Protocol, TypeVar
@@ -360,11 +360,20 @@ class Trainer(Generic[Batch]):
 
 
 def write_config(config: TrainConfig, run_dir: Path) -> None:
-    """Keep the resolved config beside the weights; say what changed since the run began."""
-    path, now = run_dir / "config.json", to_mapping(config)
-    if path.is_file() and (before := json.loads(path.read_text(encoding="utf-8"))) != json.loads(json.dumps(now)):
-        logger.warning("%s differs from the config that this run was started with", path)
-        for key in now:
-            if before.get(key) != json.loads(json.dumps(now[key])):
-                logger.warning("  %s: %s -> %s", key, before.get(key), now[key])
-    save_text(path, json.dumps(now, indent=2) + "\n")
+    """Keep the resolved config beside the weights; say what changed since the run went on last."""
+    path, text = run_dir / "config.json", json.dumps(to_mapping(config), indent=2)
+    if path.is_file():
+        before, now = (dict(settings(json.loads(said))) for said in (path.read_text(encoding="utf-8"), text))
+        for name in sorted(before.keys() | now.keys()):
+            if before.get(name) != now.get(name):
+                logger.warning("unlike before, %s is %s, was %s", name, now.get(name), before.get(name))
+    save_text(path, text + "\n")
+
+
+def settings(config: Mapping[str, object], where: str = "") -> Iterator[tuple[str, object]]:
+    """Every value of a config by its dotted name."""
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            yield from settings(value, f"{where}{key}.")
+        else:
+            yield where + key, value
