@@ -11,7 +11,7 @@ import pytest
 
 from tests.bench.readme import PAGES, filled
 from videogen.cli import COMMANDS, BenchArgs
-from videogen.config import SampleConfig, TrainConfig
+from videogen.config import MINI, SampleConfig, TrainConfig
 from videogen.flags import flags_of
 from videogen.generate import SampleArgs
 from videogen.plain import load_toml
@@ -87,3 +87,11 @@ def test_every_command_has_help(capsys: pytest.CaptureFixture[str]) -> None:
             command(["--help"])
         assert stopped.value.code == 0, name
         assert len(capsys.readouterr().out) > 100, name
+
+
+def test_the_default_checkpoint_is_small_and_names_no_place() -> None:
+    files = [path for path in MINI.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) < 90e6
+    configs = [path.read_text(encoding="utf-8") for path in files if path.name in ("config.json", "model_index.json")]
+    assert len(configs) == 4
+    assert not any("_name_or_path" in config for config in configs)

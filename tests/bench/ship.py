@@ -19,7 +19,9 @@ def main() -> None:
     pipeline = VideoPipeline.load(Path(sys.argv[1]))
     for name, model in (("transformer", pipeline.transformer), ("vae", pipeline.vae)):
         with whole_folder(MINI / name) as part:
-            model.save_config(part)
+            config = json.loads(model.to_json_string())
+            config.pop("_name_or_path", None)  # where it lay on the machine that trained it
+            (part / model.config_name).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
             weights = {key: value.to(torch.float16) for key, value in model.state_dict().items()}
             save_tensors(weights, part / "diffusion_pytorch_model.safetensors", {"format": "pt"})
     index = json.loads((Path(sys.argv[1]) / "model_index.json").read_text(encoding="utf-8"))
