@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 from tests.conftest import fit, tiny_recipe
 from videogen.config import DataConfig, TrainConfig
+from videogen.dit import VideoDiT
 from videogen.flow import flow_error, step_generator
 from videogen.stages import DitStage
 from videogen.toybox import draw_scene
@@ -147,6 +148,19 @@ def test_facts_pack_like_latents(recipe: TrainConfig) -> None:
     assert [told.shape for told in batch.facts] == [(len(FACTS), *latent.shape[1:]) for latent in batch.latents]
 
 
-def test_a_model_without_a_head_for_facts_is_refused(recipe: TrainConfig, checkpoint: Path) -> None:
-    with pytest.raises(ValueError, match=r"dit\.facts needs a model with a head for them, and .* has none"):
-        DitStage(replace(recipe, dit=replace(recipe.dit, init=checkpoint)))
+def test_a_model_without_a_head_for_facts_gains_one_that_calls_nearly_all_untrue(
+    recipe: TrainConfig, checkpoint: Path
+) -> None:
+    stage = DitStage(replace(recipe, dit=replace(recipe.dit, init=checkpoint)))
+    head = stage.model.facts_head
+    assert head is not None
+    assert head.out_features == len(FACTS)
+    assert bool((head.bias < -3).all())
+
+
+def test_a_head_for_other_facts_is_refused(recipe: TrainConfig, checkpoint: Path, tmp_path: Path) -> None:
+    model = VideoDiT.from_pretrained(checkpoint, subfolder="transformer").extended(num_facts=3)
+    model.save_pretrained(tmp_path / "transformer")
+    said = rf"dit\.facts does not go with .* tells 3 facts, and the toybox has {len(FACTS)}; set it to 0"
+    with pytest.raises(ValueError, match=said):
+        DitStage(replace(recipe, dit=replace(recipe.dit, init=tmp_path)))

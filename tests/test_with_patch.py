@@ -17,6 +17,7 @@ from videogen.packing import NoiseLevels, PackedVideo, Patch, pack, per_clip, sh
 from videogen.patches import known_patches
 from videogen.plan import network_config
 from videogen.stages import DitStage, make_stage
+from videogen.toybox.facts import FACTS
 
 COARSE: Patch = (1, 4, 4)
 PREDICTIONS = ("velocity", "clean", "preconditioned")
@@ -105,11 +106,22 @@ def test_a_dry_run_knows_the_added_patch(recipe: TrainConfig) -> None:
     assert network is not None
     assert network["extra_patch_sizes"] == [list(COARSE)]
     assert not network["nearby"]
-    network = network_config(replace(recipe.dit, nearby=True))
+    assert not network["pooled_text"]
+    assert not network["num_facts"]
+    network = network_config(replace(recipe.dit, nearby=True, pooled_text=True, facts=0.1))
     assert network is not None
     assert network["nearby"]
+    assert network["pooled_text"]
+    assert network["num_facts"] == len(FACTS)
 
 
-def test_a_lora_cannot_add_a_patch(checkpoint: Path) -> None:
-    with pytest.raises(ValueError, match=r"a LoRA trains no patch sizes; leave dit.patches out"):
-        DitConfig(init=checkpoint, lora_rank=4, patches={"1x4x4": 0.4})
+@pytest.mark.parametrize(
+    ("more", "named"),
+    [
+        ({"patches": {"1x4x4": 0.4}}, r"dit\.patches"),
+        ({"pooled_text": True, "facts": 0.1}, r"dit\.pooled_text, dit\.facts"),
+    ],
+)
+def test_a_lora_adds_nothing_but_itself(more: dict[str, object], named: str, checkpoint: Path) -> None:
+    with pytest.raises(ValueError, match=f"a LoRA stands beside a model as it is; leave {named} out, or set dit.lora"):
+        DitConfig(init=checkpoint, lora_rank=4, **more)  # type: ignore[arg-type]

@@ -29,7 +29,7 @@ from videogen.parts import check_fit, encoder_id, frozen_parts, load_part, locat
 from videogen.patches import patch_name
 from videogen.pipeline import VideoPipeline, quiet_libraries
 from videogen.plain import to_mapping
-from videogen.plan import check_trained, dit_options, epoch_packs, open_clips, packed_lengths
+from videogen.plan import check_trained, dit_options, epoch_packs, num_facts, open_clips, packed_lengths
 from videogen.sampling import check_sampler
 from videogen.storage import whole_folder
 from videogen.text import PackedText, TextCache, num_rows_of, pad_texts
@@ -82,13 +82,18 @@ class DitStage:
 
     def _new_model(self) -> VideoDiT:
         dit = self.config.dit
+        torch.manual_seed(self.seed)  # the first weights; everything later draws from its own generators
         if dit.init is not None:
             model = load_part(VideoDiT, dit.init, "transformer")
             check_fit(model, self.vae, dit)
-            model = model.extended(list(map(parse_patch, dit.patches)), nearby=dit.nearby)
+            model = model.extended(
+                list(map(parse_patch, dit.patches)),
+                nearby=dit.nearby,
+                pooled_text=dit.pooled_text,
+                num_facts=num_facts(dit),
+            )
             return adapt(model, dit, self.seed) if dit.lora_rank else model
         channels = self.vae.config["latent_channels"]
-        torch.manual_seed(self.seed)  # the first weights; everything later draws from its own generators
         options = dit_options(dit, channels=channels, text_dim=self.text_encoder.config.hidden_size)
         model = VideoDiT(**options)  # type: ignore[arg-type]
         model.init_weights()

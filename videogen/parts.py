@@ -78,8 +78,9 @@ def check_fit(model: VideoDiT, vae: VideoVAE | WanVAE, dit: DitConfig) -> None:
             "give its own with --dit.vae"
         )
     head = model.facts_head
-    if dit.facts and (head is None or head.out_features != len(FACTS)):
-        raise ValueError(f"dit.facts needs a model with a head for them, and {dit.init} has none; set it to 0")
+    if dit.facts and head is not None and head.out_features != len(FACTS):
+        said = f"{dit.init} tells {head.out_features} facts, and the toybox has {len(FACTS)}"
+        raise ValueError(f"dit.facts does not go with dit.init: {said}; set it to 0")
 
 
 def encoder_id(vae: VideoVAE | WanVAE) -> str:

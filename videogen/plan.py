@@ -77,7 +77,9 @@ def network_config(dit: DitConfig) -> dict[str, object] | None:
         more = [list(parse_patch(name)) for name in dit.patches]
         known = [*cast("list[list[int]]", config.get("extra_patch_sizes", [])), *more]
         sizes = [patch for i, patch in enumerate(known) if patch not in known[:i]]
-        return config | {"extra_patch_sizes": sizes, "nearby": dit.nearby or config.get("nearby", False)}
+        asked = {"nearby": dit.nearby, "pooled_text": dit.pooled_text, "num_facts": num_facts(dit)}
+        parts = {name: config.get(name) or value for name, value in asked.items()}
+        return config | parts | {"extra_patch_sizes": sizes}
     vae, text = _read(dit.vae / "vae" / "config.json"), _read(dit.text / "text_encoder" / "config.json")
     if vae is None or text is None:
         return None
@@ -97,9 +99,15 @@ def dit_options(dit: DitConfig, *, channels: object, text_dim: object) -> dict[s
         "num_layers": dit.num_layers,
         "prediction": dit.prediction,
         "extra_patch_sizes": list(map(parse_patch, dit.patches)),
-        "num_facts": len(FACTS) if dit.facts else 0,
+        "num_facts": num_facts(dit),
         "nearby": dit.nearby,
+        "pooled_text": dit.pooled_text,
     }
+
+
+def num_facts(dit: DitConfig) -> int:
+    """How many facts a recipe asks its network for."""
+    return len(FACTS) if dit.facts else 0
 
 
 def _read(path: Path) -> dict[str, object] | None:

@@ -32,7 +32,8 @@ SAMPLER_OF = {
     "FlowMatchEulerDiscreteScheduler": ("flow_euler", "shift"),
     "FlowMatchHeunDiscreteScheduler": ("flow_heun", "shift"),
 }
-BEYOND_WAN = ("prediction", "extra_patch_sizes", "num_facts", "nearby")  # config keys that diffusers does not know
+# config keys that diffusers does not know
+BEYOND_WAN = ("prediction", "extra_patch_sizes", "num_facts", "nearby", "pooled_text")
 
 
 def read_json(path: Path) -> dict[str, object]:
