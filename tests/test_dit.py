@@ -112,7 +112,7 @@ VIDEOS = {"image": (1, 1, 4, 4), "wide": (2, 3, 4, 10), "tall": (3, 2, 12, 4), "
 
 
 def wan_like(dit: VideoDiT) -> WanTransformer3DModel:
-    extra = ("prediction", "extra_patch_sizes", "num_facts", "nearby", "pooled_text")
+    extra = ("prediction", "extra_patch_sizes", "num_facts", "nearby")
     config = {key: value for key, value in dit.config.items() if not key.startswith("_") and key not in extra}
     wan = WanTransformer3DModel(**config).eval()
     wan.load_state_dict(dit.state_dict())
@@ -167,7 +167,7 @@ def test_the_prediction_with_another_base_patch_is_that_of_diffusers(patch: Patc
 def test_config_keys_and_parameter_names_are_those_of_diffusers(dit: VideoDiT) -> None:
     wan = wan_like(dit)
     ours, theirs = ({key for key in model.config if key[0] != "_"} for model in (dit, wan))
-    assert ours - theirs == {"prediction", "extra_patch_sizes", "num_facts", "nearby", "pooled_text"}
+    assert ours - theirs == {"prediction", "extra_patch_sizes", "num_facts", "nearby"}
     assert theirs <= ours
     shapes = ({name: p.shape for name, p in model.named_parameters()} for model in (dit, wan))
     assert next(shapes) == next(shapes)

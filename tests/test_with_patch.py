@@ -106,12 +106,10 @@ def test_a_dry_run_knows_the_added_patch(recipe: TrainConfig) -> None:
     assert network is not None
     assert network["extra_patch_sizes"] == [list(COARSE)]
     assert not network["nearby"]
-    assert not network["pooled_text"]
     assert not network["num_facts"]
-    network = network_config(replace(recipe.dit, nearby=True, pooled_text=True, facts=0.1))
+    network = network_config(replace(recipe.dit, nearby=True, facts=0.1))
     assert network is not None
     assert network["nearby"]
-    assert network["pooled_text"]
     assert network["num_facts"] == len(FACTS)
 
 
@@ -119,7 +117,7 @@ def test_a_dry_run_knows_the_added_patch(recipe: TrainConfig) -> None:
     ("more", "named"),
     [
         ({"patches": {"1x4x4": 0.4}}, r"dit\.patches"),
-        ({"pooled_text": True, "facts": 0.1}, r"dit\.pooled_text, dit\.facts"),
+        ({"nearby": True, "facts": 0.1}, r"dit\.nearby, dit\.facts"),
     ],
 )
 def test_a_lora_adds_nothing_but_itself(more: dict[str, object], named: str, checkpoint: Path) -> None:

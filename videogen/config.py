@@ -220,8 +220,6 @@ class DitConfig:
     """Frames, rows and columns of latent cells in one token."""
     nearby: bool = False
     """A depthwise 3x3 convolution over each frame's tokens before every feed-forward layer, which Wan has not."""
-    pooled_text: bool = False
-    """Each prompt's mean also steers every layer, beside the noise level, which Wan does not have."""
     patches: dict[str, float] = field(default_factory=dict)
     """More patch sizes and their shares of the steps, as 1x4x4 = 0.3; patch_size has the rest (FlexiDiT)."""
     patch_levels: dict[str, tuple[float, float]] = field(default_factory=dict)
@@ -252,7 +250,7 @@ class DitConfig:
             raise ValueError(
                 f"dit.lora_rank = {self.lora_rank} needs weights to stand beside; give dit.init, or set it to 0"
             )
-        more = [f"dit.{name}" for name in ("patches", "nearby", "pooled_text", "facts") if getattr(self, name)]
+        more = [f"dit.{name}" for name in ("patches", "nearby", "facts") if getattr(self, name)]
         if self.lora_rank and more:
             said = f"leave {', '.join(more)} out, or set dit.lora_rank to 0"
             raise ValueError(f"a LoRA stands beside a model as it is; {said}")

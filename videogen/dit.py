@@ -34,7 +34,7 @@ from videogen.dit_layers import (
     modulate,
     precondition,
 )
-from videogen.packing import Grid, NoiseLevels, PackedVideo, Patch, by_clip
+from videogen.packing import Grid, NoiseLevels, PackedVideo, Patch
 from videogen.patches import patch_name
 from videogen.text import PackedText
 
@@ -45,7 +45,6 @@ class TextContext(NamedTuple):
     keys: TextKeys
     blocks: list[tuple[Tensor, Tensor]]  # for each block, keys and values (b, heads, m, e)
     image: TextContext | None = None  # what it reads beside the text (Wan 2.1 image-to-video)
-    pooled: Tensor | None = None  # (b, d), the texts as a whole, where the model reads them so
 
     def take(self, rows: Sequence[int]) -> TextContext:
         """Some of the texts, in the order given; the longest of them says how many rows are kept."""
@@ -54,8 +53,7 @@ class TextContext(NamedTuple):
         longest = int(bias.isfinite().sum(-1).max())
         keys = TextKeys(self.keys.rows[index, :longest], bias := bias[..., :longest], bool((bias == 0).all()))
         blocks = [(k[index, :, :longest], v[index, :, :longest]) for k, v in self.blocks]
-        image = self.image.take(rows) if self.image is not None else None
-        return TextContext(keys, blocks, image, self.pooled[index] if self.pooled is not None else None)
+        return TextContext(keys, blocks, self.image.take(rows) if self.image is not None else None)
 
     def of_block(self, i: int) -> list[Source]:
         """What block i reads."""
@@ -105,7 +103,6 @@ class VideoDiT(ModelMixin, ConfigMixin, PeftAdapterMixin):
         extra_patch_sizes: Sequence[Sequence[int]] = (),
         num_facts: int = 0,
         nearby: bool = False,
-        pooled_text: bool = False,
     ) -> None:
         super().__init__()
         if qk_norm != "rms_norm_across_heads":
@@ -127,9 +124,7 @@ class VideoDiT(ModelMixin, ConfigMixin, PeftAdapterMixin):
         self.head_size = attention_head_dim
         self.base_patch = _as_patch(patch_size)
         self.patch_embedding = PatchEmbedding(in_channels, d, self.base_patch, stride=self.base_patch)
-        self.condition_embedder = ConditionEmbedder(
-            d, freq_dim, text_dim, image_dim, pos_embed_seq_len, pooled_text=pooled_text
-        )
+        self.condition_embedder = ConditionEmbedder(d, freq_dim, text_dim, image_dim, pos_embed_seq_len)
         self.blocks = nn.ModuleList(
             Block(d, num_attention_heads, ffn_dim, eps, cross_attn_norm, added_kv_proj_dim, nearby=nearby)
             for _ in range(num_layers)
@@ -164,7 +159,7 @@ class VideoDiT(ModelMixin, ConfigMixin, PeftAdapterMixin):
     @property
     def is_wan(self) -> bool:
         """Whether diffusers' class would say the same of a clip."""
-        ours = self.facts_head is not None or self.config["nearby"] or self.config["pooled_text"]
+        ours = self.facts_head is not None or self.config["nearby"]
         return self.config["prediction"] == "velocity" and len(self.patches) == 1 and not ours
 
     @apply_forward_hook
@@ -176,8 +171,7 @@ class VideoDiT(ModelMixin, ConfigMixin, PeftAdapterMixin):
         keys = text_keys(text.lengths, text.weights)
         rows = self.condition_embedder.text(text.tokens)
         blocks = cast("Iterable[Block]", self.blocks)
-        read = [block.attn2.read(rows, keys) for block in blocks]
-        context = TextContext(keys, read, pooled=self.condition_embedder.pool(text))
+        context = TextContext(keys, [block.attn2.read(rows, keys) for block in blocks])
         return context if image is None else context._replace(image=self.read_images(image))
 
     @apply_forward_hook
@@ -222,15 +216,12 @@ class VideoDiT(ModelMixin, ConfigMixin, PeftAdapterMixin):
             video = video._replace(tokens=noised * scales.enter)
         x, size_level = self.embed(video)
         said: Tensor | None = None
-        time, index = self.condition_embedder.time(levels.values).to(x.dtype) + size_level, levels.index
-        if context.pooled is not None:
-            level, clip, index = by_clip(index, video.lengths, len(levels.values))
-            time = time[level] + context.pooled[clip].to(x.dtype)
+        time = self.condition_embedder.time(levels.values).to(x.dtype) + size_level
         modulation = rearrange(self.condition_embedder.time_proj(F.silu(time)), "u (six d) -> u six d", six=6)
         if around is not None:
-            x = around(x, video.lengths, self.some_blocks(modulation, index, table, video.grids, context))
+            x = around(x, video.lengths, self.some_blocks(modulation, levels.index, table, video.grids, context))
         for i, block in enumerate(self.blocks if around is None else ()):
-            args = (x, modulation, index, table, video.lengths, context.of_block(i), video.grids)
+            args = (x, modulation, levels.index, table, video.lengths, context.of_block(i), video.grids)
             if self.gradient_checkpointing and torch.is_grad_enabled():
                 x = self._gradient_checkpointing_func(block, *args)  # type: ignore[misc]
             else:
@@ -238,7 +229,7 @@ class VideoDiT(ModelMixin, ConfigMixin, PeftAdapterMixin):
             if facts and i == (len(self.blocks) - 1) // 2:
                 said = self.facts_head(x)  # type: ignore[misc]
         shift, scale = (self.scale_shift_table + time[:, None]).unbind(1)
-        x = modulate(self.norm_out, x, scale, shift, index).to(x.dtype)
+        x = modulate(self.norm_out, x, scale, shift, levels.index).to(x.dtype)
         out = self.unembed(x, video.patch)
         if scales is not None:
             residual = torch.addcmul(out.float(), scales.gate * noised, self.gates(x, video.patch).float())
@@ -321,18 +312,13 @@ class VideoDiT(ModelMixin, ConfigMixin, PeftAdapterMixin):
             nn.init.zeros_(head.weight)
         if self.facts_head is not None:
             nn.init.constant_(self.facts_head.bias, -4.0)  # most is untrue of most tokens
-        if self.condition_embedder.text_pooler is not None:
-            nn.init.zeros_(self.condition_embedder.text_pooler.linear_2.weight)
         self.init_extra_patches()
 
-    def extended(
-        self, patches: Sequence[Patch] = (), *, nearby: bool = False, pooled_text: bool = False, num_facts: int = 0
-    ) -> VideoDiT:
+    def extended(self, patches: Sequence[Patch] = (), *, nearby: bool = False, num_facts: int = 0) -> VideoDiT:
         """The same model with more patch sizes or more parts; all that it said before it says again."""
         new = [patch for patch in patches if patch not in self.patches]
-        had = {name: self.config[name] for name in ("nearby", "pooled_text", "num_facts")}
-        has = {"nearby": nearby, "pooled_text": pooled_text, "num_facts": num_facts}
-        parts = {name: had[name] or has[name] for name in had}
+        had = {"nearby": self.config["nearby"], "num_facts": self.config["num_facts"]}
+        parts = {"nearby": had["nearby"] or nearby, "num_facts": had["num_facts"] or num_facts}
         if not new and parts == had:
             return self
         options = parts | {"extra_patch_sizes": [*self.patches[1:], *new]}

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 from videogen.attention import Rotary, TextKeys, attend, attend_text, axis_sizes, gather_text, rotate
 from videogen.packing import Grid, Lengths
-from videogen.text import PackedText
 
 MOST_GATED = 4.0  # beyond, noise hardly shows and an error of the gate would
 CACHED = 2**17  # numbers that stay in a core's cache
@@ -113,21 +112,13 @@ class ConditionEmbedder(nn.Module):
     """Noise level, text and image, brought to the model's width."""
 
     def __init__(
-        self,
-        d: int,
-        freq_dim: int,
-        text_dim: int,
-        image_dim: int | None = None,
-        num_image_rows: int | None = None,
-        *,
-        pooled_text: bool = False,
+        self, d: int, freq_dim: int, text_dim: int, image_dim: int | None = None, num_image_rows: int | None = None
     ) -> None:
         super().__init__()
         self.freq_dim = freq_dim
         self.time_embedder = MLP(freq_dim, d)
         self.time_proj = nn.Linear(d, 6 * d)
         self.text_embedder = MLP(text_dim, d)
-        self.text_pooler = MLP(text_dim, d) if pooled_text else None
         self.image_embedder = ImageEmbedder(image_dim, d, num_image_rows) if image_dim else None
 
     def time(self, sigma: Tensor) -> Tensor:
@@ -138,22 +129,7 @@ class ConditionEmbedder(nn.Module):
 
     def text(self, tokens: Tensor) -> Tensor:
         """Text rows (m, text_dim) as (m, d)."""
-        return self.widen(tokens, self.text_embedder)
-
-    def pool(self, text: PackedText) -> Tensor | None:
-        """Each text as a whole, the mean of its rows, (b, d): beside the noise level it steers every layer of its clip.
-
-        So a word acts on a clip from the first step of training on, before cross-attention knows where to look
-        (adaLN against cross-attention in Peebles & Xie 2023; beside it in Esser et al. 2024).
-        """
-        if self.text_pooler is None:
-            return None
-        parts = (part.float().split(text.lengths) for part in (text.tokens, text.weights))
-        mean = [(weights @ rows) / weights.sum() for rows, weights in zip(*parts, strict=True)]
-        return self.widen(torch.stack(mean), self.text_pooler)
-
-    def widen(self, tokens: Tensor, mlp: MLP) -> Tensor:
-        """Rows (m, text_dim) as (m, d)."""
+        mlp = self.text_embedder
         return mlp.linear_2(F.gelu(mlp.linear_1(tokens.to(dtype_of(mlp.linear_1))), approximate="tanh"))
 
 

@@ -86,12 +86,8 @@ class DitStage:
         if dit.init is not None:
             model = load_part(VideoDiT, dit.init, "transformer")
             check_fit(model, self.vae, dit)
-            model = model.extended(
-                list(map(parse_patch, dit.patches)),
-                nearby=dit.nearby,
-                pooled_text=dit.pooled_text,
-                num_facts=num_facts(dit),
-            )
+            patches = list(map(parse_patch, dit.patches))
+            model = model.extended(patches, nearby=dit.nearby, num_facts=num_facts(dit))
             return adapt(model, dit, self.seed) if dit.lora_rank else model
         channels = self.vae.config["latent_channels"]
         options = dit_options(dit, channels=channels, text_dim=self.text_encoder.config.hidden_size)

@@ -125,19 +125,6 @@ def per_frame(sigmas: Sequence[Tensor], grids: Sequence[Grid]) -> NoiseLevels:
     return NoiseLevels(frames, torch.arange(len(cells)).repeat_interleave(cells).to(frames.device))
 
 
-def by_clip(index: Tensor, lengths: Lengths, num_levels: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The distinct pairs of a noise level and a clip, as levels (u,) and clips (u,), and each token's pair (n,).
-
-    A pack of one level has as many pairs as clips, known without asking the device.
-    """
-    clips = torch.arange(len(lengths), device=index.device)
-    clip = clips.repeat_interleave(torch.tensor(lengths, device=index.device), output_size=len(index))
-    if num_levels == 1:
-        return torch.zeros_like(clips), clips, clip
-    pairs, own = torch.unique(index * len(lengths) + clip, return_inverse=True)
-    return pairs // len(lengths), pairs % len(lengths), own
-
-
 def shared_level(values: Tensor, num_tokens: int) -> NoiseLevels:
     """The same noise level (1,) for every token."""
     return NoiseLevels(values.float(), torch.zeros(num_tokens, dtype=torch.long, device=values.device))

@@ -77,7 +77,7 @@ def network_config(dit: DitConfig) -> dict[str, object] | None:
         more = [list(parse_patch(name)) for name in dit.patches]
         known = [*cast("list[list[int]]", config.get("extra_patch_sizes", [])), *more]
         sizes = [patch for i, patch in enumerate(known) if patch not in known[:i]]
-        asked = {"nearby": dit.nearby, "pooled_text": dit.pooled_text, "num_facts": num_facts(dit)}
+        asked = {"nearby": dit.nearby, "num_facts": num_facts(dit)}
         parts = {name: config.get(name) or value for name, value in asked.items()}
         return config | parts | {"extra_patch_sizes": sizes}
     vae, text = _read(dit.vae / "vae" / "config.json"), _read(dit.text / "text_encoder" / "config.json")
@@ -101,7 +101,6 @@ def dit_options(dit: DitConfig, *, channels: object, text_dim: object) -> dict[s
         "extra_patch_sizes": list(map(parse_patch, dit.patches)),
         "num_facts": num_facts(dit),
         "nearby": dit.nearby,
-        "pooled_text": dit.pooled_text,
     }
 
 

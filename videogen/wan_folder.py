@@ -32,8 +32,7 @@ SAMPLER_OF = {
     "FlowMatchEulerDiscreteScheduler": ("flow_euler", "shift"),
     "FlowMatchHeunDiscreteScheduler": ("flow_heun", "shift"),
 }
-# config keys that diffusers does not know
-BEYOND_WAN = ("prediction", "extra_patch_sizes", "num_facts", "nearby", "pooled_text")
+BEYOND_WAN = ("prediction", "extra_patch_sizes", "num_facts", "nearby")  # config keys that diffusers does not know
 
 
 def read_json(path: Path) -> dict[str, object]:
