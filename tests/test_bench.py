@@ -142,7 +142,7 @@ def test_an_off_centre_subject_is_whole_in_its_frame_and_cut_by_the_square() -> 
 
 @pytest.mark.usefixtures("quick_judge")
 def test_framing_is_compared_on_the_same_clips_and_tokens(checkpoint: Path, tmp_path: Path) -> None:
-    options = {"num_clips": 12, "num_held": 3, "steps": 2, "layers": 1, "budget": 96}
+    options = {"num_clips": 12, "num_held": 3, "steps": 2, "budget": 96}
     rows = framing.compare(tmp_path, checkpoint, **options)
     assert [row[:2] for row in rows] == [
         ("the world's own", "native"),

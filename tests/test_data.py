@@ -4,6 +4,7 @@ import json
 import os
 import random
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -263,6 +264,10 @@ def test_a_row_without_its_file_is_named(tmp_path: Path) -> None:
 # --- the latent cache
 
 
+def latent_of(cache: LatentCache, encode: Callable[[Tensor], Tensor]) -> Tensor:
+    return cache.keep(0, 0, cache.find(0, 0), encode)["latent"].float()
+
+
 def test_a_cached_latent_is_the_encoded_clip_and_made_once(clips_folder: Path, vae: VideoVAE, tmp_path: Path) -> None:
     folder, encoded = open_folder(clips_folder), []
 
@@ -270,12 +275,12 @@ def test_a_cached_latent_is_the_encoded_clip_and_made_once(clips_folder: Path, v
         encoded.append(video)
         return vae.encode(video[None])[0]
 
-    cache = LatentCache(folder, "vae", encode, tmp_path / "cache")
-    first = cache.read(0, epoch=0)
+    cache = LatentCache(folder, "vae", tmp_path / "cache")
+    first = latent_of(cache, encode)
     exact = vae.encode(folder.read(0).video[None])[0]
     torch.testing.assert_close(first, exact, atol=5e-3, rtol=1e-3)  # float16 on disk
-    assert torch.equal(cache.read(0, epoch=0), first)
-    assert torch.equal(LatentCache(folder, "vae", encode, tmp_path / "cache").read(0, epoch=0), first)
+    assert torch.equal(latent_of(cache, encode), first)
+    assert torch.equal(latent_of(LatentCache(folder, "vae", tmp_path / "cache"), encode), first)
     assert len(encoded) == 1
     assert [path.suffix for path in (tmp_path / "cache").rglob("*") if path.is_file()] == [".safetensors"]
 
@@ -284,10 +289,13 @@ def test_a_cached_latent_is_never_stale(own_clips: Path, vae: VideoVAE, tmp_path
     """Another file, VAE, rate or size gives another latent."""
 
     def cache(folder: VideoFolder, vae_id: str = "vae") -> LatentCache:
-        return LatentCache(folder, vae_id, lambda video: vae.encode(video[None])[0], tmp_path / "cache")
+        return LatentCache(folder, vae_id, tmp_path / "cache")
+
+    def encode(video: Tensor) -> Tensor:
+        return vae.encode(video[None])[0]
 
     folder = open_folder(own_clips)
-    before = cache(folder).read(0, epoch=0)
+    before = latent_of(cache(folder), encode)
     path = folder.entries[0].path
     assert cache(folder, "another").path_of(0, 0) != cache(folder).path_of(0, 0)
     assert cache(open_folder(own_clips, fps=4.0)).path_of(0, 0) != cache(folder).path_of(0, 0)
@@ -297,13 +305,13 @@ def test_a_cached_latent_is_never_stale(own_clips: Path, vae: VideoVAE, tmp_path
     path.unlink()
     write_clip(path, num_frames=info.num_frames, width=info.width, height=info.height, seed=77)
     os.utime(path, ns=(stamp.st_atime_ns, stamp.st_mtime_ns + 1))
-    after = cache(open_folder(own_clips)).read(0, epoch=0)
+    after = latent_of(cache(open_folder(own_clips)), encode)
     assert after.shape == before.shape
     assert not torch.allclose(after, before, atol=0.1)
 
 
-def test_every_epoch_of_a_short_file_is_one_cached_latent(clips_folder: Path, vae: VideoVAE, tmp_path: Path) -> None:
-    cache = LatentCache(open_folder(clips_folder), "vae", lambda video: vae.encode(video[None])[0], tmp_path)
+def test_every_epoch_of_a_short_file_is_one_cached_latent(clips_folder: Path, tmp_path: Path) -> None:
+    cache = LatentCache(open_folder(clips_folder), "vae", tmp_path)
     assert len({cache.path_of(0, epoch) for epoch in range(20)}) == 1
 
 

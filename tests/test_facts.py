@@ -131,12 +131,13 @@ def test_a_folder_knows_no_facts(clips_folder: Path, checkpoint: Path, tmp_path:
 def test_what_is_kept_beside_a_latent_says_what_is_drawn(recipe: TrainConfig) -> None:
     """Added to a latent of a run without facts, then read with it."""
     plain, index = DitStage(replace(recipe, dit=replace(recipe.dit, facts=0.0))), 3
-    plain.cache.read(index, 0)
+    plain.read([index], 0)
     assert list(load_file(plain.cache.path_of(index, 0))) == ["latent"]
     stage = DitStage(recipe)
     drawn = truth(stage.folder.scene(index))  # type: ignore[union-attr]
     for _ in range(2):
-        kept = stage.cache.tensors(index, 0)
+        stage.read([index], 0, facts=True)
+        kept = load_file(stage.cache.path_of(index, 0))
         for name, value in drawn._asdict().items():
             assert np.array_equal(kept[name].numpy(), value), name
     assert load_file(stage.cache.path_of(index, 0)).keys() == {"latent", *Truth._fields}

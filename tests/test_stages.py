@@ -65,7 +65,7 @@ def test_every_patch_size_goes_through_the_clips_that_it_divides(recipe: TrainCo
 def test_tokens_are_counted_as_they_are_cut(recipe: TrainConfig) -> None:
     stage = dit_stage(recipe)
     for index, entry in enumerate(stage.folder.entries[:8]):
-        latent = stage.cache.read(index, 0)
+        latent = stage.read([index], 0).latents[0]
         for patch in stage.model.patches:
             if n := num_tokens(entry, patch):
                 assert pack([latent], patch).lengths == (n,)

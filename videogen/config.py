@@ -132,13 +132,15 @@ class DataConfig:
     """Most video tokens in one step, all clips together."""
     repeats: int = 1
     """How often a clip stands in one epoch: fills the steps of a small folder, each time with other noise."""
+    workers: int | None = None
+    """Processes that read clips ahead of the training; none has one a core where a GPU trains, and 0 on a CPU."""
     val_clips: int = 64
     """Clips held out of training, for the validation loss."""
 
     def __post_init__(self) -> None:
         require_positive(self, "fps", "max_seconds", "windows", "max_tokens", "token_budget", "repeats")
-        for name in ("toybox", "val_clips"):
-            if (value := getattr(self, name)) < 0:
+        for name in ("toybox", "val_clips", "workers"):
+            if (value := getattr(self, name)) is not None and value < 0:
                 raise ValueError(f"data.{name} must be 0 or more, got {value}")
         if self.toybox and self.folder != Path("data"):
             raise ValueError(

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
+import numpy as np
 import torch
 from einops import rearrange
 from safetensors import SafetensorError
@@ -132,6 +133,11 @@ METADATA: dict[str, Callable[[Path], Iterator[tuple[int, object]]]] = {
 }
 
 
+def to_stderr(line: str) -> None:
+    """Say something to who runs the program."""
+    sys.stderr.write(f"{line}\n")
+
+
 class VideoFolder:
     """What is in a folder, known from the files' headers and one frame of each, and its clips on request."""
 
@@ -139,7 +145,7 @@ class VideoFolder:
         self, config: DataConfig, patch: Patch, *, seed: int = 0, say: Callable[[str], object] | None = None
     ) -> None:
         self.config, self.patch, self.seed = config, patch, seed
-        self.say = say = say or (lambda line: sys.stderr.write(f"{line}\n"))
+        self.say = say = say or to_stderr
         self.entries: list[Entry] = []
         self.problems: list[tuple[Path, str]] = []
         if not config.folder.is_dir():
@@ -259,22 +265,30 @@ class Clips(Protocol):
         ...
 
 
+class Found(NamedTuple):
+    """What is known of a clip: what lies on disk of it, and what of it is not there yet."""
+
+    kept: dict[str, np.ndarray]
+    video: np.ndarray | None = None  # (3, t, h, w) in [-1, 1], to be encoded
+    more: dict[str, np.ndarray] = {}  # noqa: RUF012  # to be kept beside the latent
+
+
 class LatentCache:
     """Encoded clips on disk, so that a file is decoded and encoded once and not every epoch.
 
     The name of a cached latent is a hash of everything that decides its content: the clip's key and the encoder. So it
-    is never stale, and a killed run leaves no half-written one.
+    is never stale, and a killed run leaves no half-written one. One process may find a clip, which takes reading or
+    drawing it, and another keep it, which takes the encoder.
     """
 
     def __init__(
         self,
         folder: Clips,
         vae_id: str,
-        encode: Callable[[Tensor], Tensor],
         cache_dir: Path,
-        more: Callable[[int], dict[str, Tensor]] | None = None,
+        more: Callable[[int], dict[str, np.ndarray]] | None = None,
     ) -> None:
-        self.folder, self.vae_id, self.encode, self.cache_dir, self.more = folder, vae_id, encode, cache_dir, more
+        self.folder, self.vae_id, self.cache_dir, self.more = folder, vae_id, cache_dir, more
         cache_dir.mkdir(parents=True, exist_ok=True)
 
     def path_of(self, index: int, epoch: int) -> Path:
@@ -283,24 +297,25 @@ class LatentCache:
         digest = hashlib.sha256("|".join(map(str, parts)).encode()).hexdigest()
         return self.cache_dir / digest[:2] / f"{digest[2:34]}.safetensors"
 
-    def read(self, index: int, epoch: int) -> Tensor:
-        """The normalised latent (c, t, h, w) float32 of a clip, from disk or made now."""
-        return self.tensors(index, epoch)["latent"].float()
-
-    def tensors(self, index: int, epoch: int) -> dict[str, Tensor]:
-        """The latent in half precision, and whatever more of the clip is kept beside it."""
-        path, found = self.path_of(index, epoch), dict[str, Tensor]()
+    def find(self, index: int, epoch: int) -> Found:
+        """A clip from disk, and what is missing there made ready."""
+        kept: dict[str, np.ndarray] = {}
         with contextlib.suppress(FileNotFoundError, SafetensorError):  # not there, or damaged: made anew
-            found = load_file(path)
-        kept = len(found)
-        if "latent" not in found:
-            found["latent"] = self.encode(self.folder.read(index, epoch).video).half()
-        if self.more is not None and len(found) == 1:
-            found |= self.more(index)
-        if len(found) > kept:
+            kept = {name: tensor.numpy() for name, tensor in load_file(self.path_of(index, epoch)).items()}
+        video = None if "latent" in kept else self.folder.read(index, epoch).video.contiguous().numpy()
+        more = self.more(index) if self.more is not None and kept.keys() <= {"latent"} else {}
+        return Found(kept, video, more)
+
+    def keep(self, index: int, epoch: int, found: Found, encode: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
+        """The normalised latent (c, t, h, w) in half precision and what is kept beside it, now on disk."""
+        tensors = {name: torch.from_numpy(value) for name, value in (found.kept | found.more).items()}
+        if found.video is not None:
+            tensors["latent"] = encode(torch.from_numpy(found.video)).half()
+        if found.video is not None or found.more:
+            path = self.path_of(index, epoch)
             path.parent.mkdir(exist_ok=True)
-            save_tensors(found, path)
-        return found
+            save_tensors(tensors, path)
+        return tensors
 
 
 def busy_crops(

@@ -8,8 +8,8 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import replace
-from itertools import count, islice
+from dataclasses import dataclass, replace
+from itertools import chain, count, islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,8 +17,9 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from videogen.ahead import ahead, count_workers
 from videogen.config import TrainConfig, parse_patch
-from videogen.data import LatentCache, epoch_order
+from videogen.data import Found, LatentCache, VideoFolder, epoch_order
 from videogen.dit import VideoDiT
 from videogen.drawn import DrawnClips
 from videogen.flow import FlowTask, draw_levels, draw_task, drop_captions, flow_error, step_generator
@@ -49,6 +50,41 @@ class Pack(NamedTuple):
     facts: list[Tensor]
 
 
+class Ask(NamedTuple):
+    """The clips of a step, before they are read."""
+
+    indices: list[int]
+    epoch: int
+    patch: Patch
+    facts: bool = False
+
+
+class Fetched(NamedTuple):
+    """What was found of a step's clips, each with its caption, or why one cannot be read."""
+
+    ask: Ask
+    clips: list[tuple[Found, str] | str]
+
+
+@dataclass
+class Reader:
+    """What reading takes: light enough to go to another process."""
+
+    folder: VideoFolder | DrawnClips
+    cache: LatentCache
+
+    def fetch(self, ask: Ask) -> Fetched:
+        """Find the clips of a step."""
+        return Fetched(ask, [self.find(index, ask.epoch) for index in ask.indices])
+
+    def find(self, index: int, epoch: int) -> tuple[Found, str] | str:
+        """A clip and its caption, or why it cannot be read."""
+        try:
+            return self.cache.find(index, epoch), self.folder.caption(index)
+        except (ValueError, OSError) as error:
+            return str(error)
+
+
 class DitStage:
     """Denoise packs of latents, every clip at its own size."""
 
@@ -66,7 +102,8 @@ class DitStage:
         self.lengths = {patch: self._lengths(patch) for patch in self.model.patches}
         truth = self.folder.truth if isinstance(self.folder, DrawnClips) and config.dit.facts else None
         cache_dir = config.run.dir / "latents"
-        self.cache = LatentCache(self.folder, encoder_id(self.vae), self._encode, cache_dir, truth)
+        self.cache = LatentCache(self.folder, encoder_id(self.vae), cache_dir, truth)
+        self.reader = Reader(self.folder, self.cache)
         self.texts = TextCache(self.tokenizer, self.text_encoder, config.run.dir / "texts")
         if self.model.data_variance is not None and config.dit.init is None and not saved_steps(config.run.dir):
             self.model.data_variance.data = self._data_variance()
@@ -127,31 +164,41 @@ class DitStage:
                 yield epoch, indices
 
     def batches(self, start: int, every: int = 1) -> Iterator[Pack]:
-        """The packs of the steps start, start + every, ...: each patch size goes through the clips by itself."""
+        """The packs of the steps start, start + every, ...."""
+        num_workers = count_workers(self.config.data.workers, self.model.device)
+        yield from map(self.made, ahead(self.reader.fetch, self.asks(start, every), num_workers))
+
+    def asks(self, start: int, every: int) -> Iterator[Ask]:
+        """Which clips they have: each patch size goes through the clips by itself."""
         earlier = Counter(map(self.patch_of, range(start)))
         streams = {patch: islice(self.packs(patch), earlier[patch], None) for patch in self.model.patches}
         for step in count(start):
             patch = self.patch_of(step)
             epoch, indices = next(streams[patch])
             if (step - start) % every == 0:
-                yield self.read(indices, epoch, facts=self.asks_facts(step // every))._replace(patch=patch)
+                yield Ask(indices, epoch, patch, self.asks_facts(step // every))
 
     def read(self, indices: list[int], epoch: int, *, facts: bool = False) -> Pack:
-        """Latents and captions of some clips; one that fails is named and left out; if all do, another stands in."""
-        read: list[tuple[dict[str, Tensor], str]] = []
-        for place, index in enumerate([*indices, *self.train]):
-            if read and place >= len(indices):
+        """Latents and captions of some clips, read here and now."""
+        return self.made(self.reader.fetch(Ask(indices, epoch, self.model.base_patch, facts)))
+
+    def made(self, fetched: Fetched) -> Pack:
+        """A step of what was found; a clip that fails is named and left out; if all do, another stands in."""
+        ask, read = fetched.ask, list[tuple[dict[str, Tensor], str]]()
+        others = ((index, self.reader.find(index, ask.epoch)) for index in self.train)
+        for place, (index, found) in enumerate(chain(zip(ask.indices, fetched.clips, strict=True), others)):
+            if isinstance(found, str):
+                self.folder.report(index, found)
+            else:
+                read.append((self.cache.keep(index, ask.epoch, found[0], self._encode), found[1]))
+            if read and place + 1 >= len(ask.indices):
                 break
-            try:
-                read.append((self.cache.tensors(index, epoch), self.folder.caption(index)))
-            except (ValueError, OSError) as error:
-                self.folder.report(index, str(error))
         if not read:
             raise ValueError(f"no clip of {self.config.data.folder} can be read any more")
-        latents, captions = [found.pop("latent").float() for found, _ in read], [caption for _, caption in read]
-        asked = read if facts else []
-        told = [torch.from_numpy(say(Truth(**{k: v.numpy() for k, v in found.items()}))) for found, _ in asked]
-        return Pack(latents, captions, self.model.base_patch, told)
+        latents, captions = [kept.pop("latent").float() for kept, _ in read], [caption for _, caption in read]
+        asked = read if ask.facts else []
+        told = [torch.from_numpy(say(Truth(**{k: v.numpy() for k, v in kept.items()}))) for kept, _ in asked]
+        return Pack(latents, captions, ask.patch, told)
 
     def asks_facts(self, step: int) -> bool:
         """Whether the network is to say, at an optimiser's step, what its tokens show."""

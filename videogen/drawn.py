@@ -11,7 +11,6 @@ from functools import lru_cache
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from videogen.config import DataConfig, parse_size
 from videogen.data import Clip, cover, hold_out
@@ -21,6 +20,12 @@ from videogen.toybox.facts import truth
 from videogen.toybox.folder import WORLD, clip_seed
 from videogen.toybox.scenes import FRAME_SIZES, LENGTHS, Scene, extent
 from videogen.vae import SPACE_STRIDE, TIME_STRIDE
+
+
+@lru_cache
+def scene_of(seed: int, sizes: tuple[tuple[int, int], ...], lengths: tuple[int, ...]) -> Scene:
+    """A scene that was drawn a moment ago is not drawn again for its caption and its truth."""
+    return draw_scene(seed, sizes=sizes, lengths=lengths)
 
 
 @dataclass(frozen=True)
@@ -49,10 +54,10 @@ class DrawnClips:
             cells = (1 + (frames - 1) // TIME_STRIDE) * (height // SPACE_STRIDE) * (width // SPACE_STRIDE)
             self.entries.append(DrawnEntry(one, frames, width, height, cells // cell))
         self.captions: dict[int, str] = {}
-        self.scene = lru_cache(self._scene)
 
-    def _scene(self, index: int) -> Scene:
-        return draw_scene(self.entries[index].seed, sizes=self.sizes, lengths=self.lengths)
+    def scene(self, index: int) -> Scene:
+        """What the clip shows."""
+        return scene_of(self.entries[index].seed, self.sizes, self.lengths)
 
     def split(self) -> tuple[list[int], list[int]]:
         """Indices to train on and indices held out."""
@@ -70,10 +75,9 @@ class DrawnClips:
         frames = torch.from_numpy(np.ascontiguousarray(render(scene)))
         return Clip(cover(frames, scene.width, scene.height), self.caption(index))
 
-    def truth(self, index: int) -> dict[str, Tensor]:
+    def truth(self, index: int) -> dict[str, np.ndarray]:
         """What is where in the clip, in cells of its latent: the arrays of videogen.toybox.facts.Truth."""
-        known = truth(self.scene(index), frames=TIME_STRIDE, side=SPACE_STRIDE)
-        return {name: torch.from_numpy(value) for name, value in known._asdict().items()}
+        return truth(self.scene(index), frames=TIME_STRIDE, side=SPACE_STRIDE)._asdict()
 
     def key(self, index: int, epoch: int) -> tuple[object, ...]:
         """All that decides the clip's content."""

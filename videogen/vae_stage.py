@@ -10,12 +10,15 @@ from itertools import count
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from videogen.ahead import ahead, count_workers
 from videogen.config import TrainConfig
-from videogen.data import busy_crops, epoch_order
+from videogen.data import VideoFolder, busy_crops, epoch_order
+from videogen.drawn import DrawnClips
 from videogen.flow import step_generator
 from videogen.pipeline import to_uint8
 from videogen.plan import open_clips
@@ -32,6 +35,52 @@ class Crops(NamedTuple):
     clips: list[Tensor]
 
 
+class Cut(NamedTuple):
+    """The crops of a step, or whole clips, and the clips that cannot be read, with the reason."""
+
+    clips: list[np.ndarray]
+    failed: list[tuple[int, str]]
+
+
+class Cutter:
+    """What reading and cropping takes: light enough to go to another process."""
+
+    def __init__(self, config: TrainConfig, folder: VideoFolder | DrawnClips, train: list[int]) -> None:
+        self.config, self.folder, self.train = config, folder, train
+        self.orders: dict[int, list[int]] = {}
+        self.whole_from = round(config.run.steps * (1 - config.vae.whole_share)) if config.vae.crop else 0
+
+    def cut(self, step: int) -> Cut:
+        """Crops for most of the run; whole clips for the last share of it."""
+        vae, generator = self.config.vae, step_generator(self.config.run.seed, step)
+        made, failed = list[np.ndarray](), list[tuple[int, str]]()
+        for epoch, index in self.clips_of(step):
+            try:
+                video = self.folder.read(index, epoch).video
+            except (ValueError, OSError) as error:
+                failed.append((index, str(error)))
+                continue
+            if step >= self.whole_from:
+                made.append(video.contiguous().numpy())
+                continue
+            busy = busyness(rearrange(video, "c t h w -> 1 c t h w"))[0, 0]
+            crops = busy_crops(video, busy, side=vae.crop, frames=vae.crop_frames, num=vae.crops, generator=generator)
+            made += [crop.contiguous().numpy() for crop in crops]
+        return Cut(made, failed)
+
+    def clips_of(self, step: int) -> Iterator[tuple[int, int]]:
+        """Epoch and index of the clips of a step: the next batch_clips of the endless run of epochs."""
+        for place in range(step * self.config.vae.batch_clips, (step + 1) * self.config.vae.batch_clips):
+            epoch, i = divmod(place, len(self.train))
+            yield epoch, self.order(epoch)[i]
+
+    def order(self, epoch: int) -> list[int]:
+        """The order of an epoch, drawn once."""
+        if epoch not in self.orders:
+            self.orders = {epoch: epoch_order(self.train, self.config.run.seed, epoch)}
+        return self.orders[epoch]
+
+
 class VaeStage:
     """Reconstruct crops around what is busy, and whole clips at the end."""
 
@@ -39,7 +88,7 @@ class VaeStage:
         self.config = config
         self.folder = open_clips(config.data, config.dit.patch_size, config.run.seed)  # sizes as the DiT's
         self.train, self.val = self.folder.split()
-        self.orders: dict[int, list[int]] = {}
+        self.cutter = Cutter(config, self.folder, self.train)
         torch.manual_seed(config.run.seed)  # the first weights; everything later draws from its own generators
         self.model = VideoVAE(config.vae.channels, config.vae.width, linear_encoder=config.vae.linear_encoder)
         if not saved_steps(config.run.dir):  # a resumed run has its weights already
@@ -63,42 +112,20 @@ class VaeStage:
         return found[keep]
 
     def batches(self, start: int, every: int = 1) -> Iterator[Crops]:
-        """Crops for most of the run; whole clips for the last share of it."""
-        vae, run = self.config.vae, self.config.run
-        whole_from = round(run.steps * (1 - vae.whole_share)) if vae.crop else 0
-        for step in count(start, every):
-            generator = step_generator(run.seed, step)
-            whole = step >= whole_from
-            clips: list[Tensor] = []
-            for video in self.step_videos(step):
-                if whole:
-                    clips.append(video)
-                    continue
-                busy = busyness(rearrange(video, "c t h w -> 1 c t h w"))[0, 0]
-                clips += busy_crops(
-                    video, busy, side=vae.crop, frames=vae.crop_frames, num=vae.crops, generator=generator
-                )
-            if not clips:
+        """The crops of the steps start, start + every, ...; a clip that fails to decode is left out and named."""
+        num_workers = count_workers(self.config.data.workers, next(self.model.parameters()).device)
+        for made in ahead(self.cutter.cut, count(start, every), num_workers):
+            for index, reason in made.failed:
+                self.folder.report(index, reason)
+            if not made.clips:
                 raise ValueError(f"no clip of a step can be read; see what is said of {self.config.data.folder} above")
-            yield Crops(clips)
+            yield Crops(list(map(torch.from_numpy, made.clips)))
 
-    def step_videos(self, step: int) -> Iterator[Tensor]:
-        """The clips of a step: the next batch_clips of the endless run of epochs."""
-        for place in range(step * self.config.vae.batch_clips, (step + 1) * self.config.vae.batch_clips):
-            epoch, i = divmod(place, len(self.train))
-            yield from self.videos([self.order(epoch)[i]], epoch)
-
-    def order(self, epoch: int) -> list[int]:
-        """The order of an epoch, drawn once."""
-        if epoch not in self.orders:
-            self.orders = {epoch: epoch_order(self.train, self.config.run.seed, epoch)}
-        return self.orders[epoch]
-
-    def videos(self, indices: list[int], epoch: int = 0) -> Iterator[Tensor]:
+    def videos(self, indices: list[int]) -> Iterator[Tensor]:
         """Some clips (3, t, h, w); one that fails to decode is left out and named."""
         for index in indices:
             try:
-                yield self.folder.read(index, epoch).video
+                yield self.folder.read(index).video
             except (ValueError, OSError) as error:
                 self.folder.report(index, str(error))
 

@@ -1,6 +1,6 @@
-"""Framing: the same small model trained on native sizes and on square crops of the same clips, for the same tokens.
+"""Framing: the same checkpoint trained on native sizes and on square crops of the same clips, for the same tokens.
 
-    videogen bench framing [--clips 2000] [--steps 2000] [--run runs/framing]  ->  assets/bench/framing.json
+    videogen bench framing [--clips 1500] [--steps 500] [--run runs/framing]  ->  assets/bench/framing.json
 
 Sora's report (Brooks et al. 2024) shows that a model trained on crops puts its subject half out of the picture. Here
 every clip has one thing, whole in the native frame and cut by the square in its middle. Both models then make the same
@@ -21,8 +21,9 @@ import numpy as np
 import torch
 
 from tests.bench.judged import BENCH, Made, batches, judge_clips, make, write_result
-from videogen.config import MINI, DataConfig, DitConfig, OptimConfig, RunConfig, SampleConfig, TrainConfig
+from videogen.config import MINI, DataConfig, DitConfig, OptimConfig, RunConfig, TrainConfig, read_defaults
 from videogen.judging import FIRST_SEED, case_of, draw
+from videogen.patches import known_patches, last_patch, patch_name
 from videogen.pipeline import VideoPipeline
 from videogen.stages import DitStage, make_stage
 from videogen.toybox import Scene, caption, draw_scene, render
@@ -98,15 +99,23 @@ def write_folders(root: Path, num: int) -> None:
     (root / "done").touch()
 
 
-def recipe(root: Path, way: str, model: Path, *, steps: int, layers: int, budget: int) -> TrainConfig:
+def recipe(root: Path, way: str, model: Path, *, steps: int, budget: int) -> TrainConfig:
     """What both trainings share: everything but the folder. Packs of one budget and equal steps are equal tokens."""
+    defaults, known = read_defaults(model), known_patches(model)
+    finished = last_patch(defaults, known)
     return TrainConfig(
         stage="dit",
         data=DataConfig(folder=root / way, token_budget=budget, val_clips=8),
-        dit=DitConfig(vae=model, text=model, num_layers=layers, base_tokens=20),
-        optim=OptimConfig(warmup_steps=min(200, steps // 4)),
-        run=RunConfig(dir=root / f"run_{way}", steps=steps, save_every=250, val_every=500, sample_every=0),
-        sample=SampleConfig(size=f"{SQUARE}x{SQUARE}", frames=FRAMES),
+        dit=DitConfig(
+            vae=model,
+            text=model,
+            init=model,
+            base_tokens=20,
+            patches={} if finished == known[0] else {patch_name(finished): 0.8},
+        ),
+        optim=OptimConfig(lr=5e-4, warmup_steps=min(50, steps // 4), decay_share=0.5),
+        run=RunConfig(dir=root / f"run_{way}", steps=steps, save_every=100, val_every=500, sample_every=0),
+        sample=replace(defaults, size=f"{SQUARE}x{SQUARE}", frames=FRAMES, seconds=None),
     )
 
 
@@ -136,16 +145,14 @@ def rates(made: Sequence[Made], trained_on: str, made_as: str) -> Row:
     return Row(trained_on, made_as, num, round(found / num, 4), round(whole / num, 4), wilson(whole, num))
 
 
-def compare(
-    root: Path, model: Path, *, num_clips: int, num_held: int, steps: int, layers: int, budget: int
-) -> list[Row]:
+def compare(root: Path, model: Path, *, num_clips: int, num_held: int, steps: int, budget: int) -> list[Row]:
     """Write, train twice, sample, judge."""
     write_folders(root, num_clips)
     scenes = sorted(islice(off_centre(FIRST_SEED), num_held), key=lambda scene: (scene.width, scene.height))
     own = [Made(case_of(scene), 0, torch.from_numpy(draw(case_of(scene)).copy())) for scene in scenes]
     rows = [rates(own, "the world's own", "native")]
     for way in WAYS:
-        pipeline = train(recipe(root, way, model, steps=steps, layers=layers, budget=budget))
+        pipeline = train(recipe(root, way, model, steps=steps, budget=budget))
         for made_as in WAYS:
             made: list[Made] = []
             for (width, height), group in groupby(scenes, key=lambda scene: (scene.width, scene.height)):
@@ -160,16 +167,15 @@ def compare(
 def main() -> None:
     """Measure everything and write assets/bench/framing.json."""
     parser = argparse.ArgumentParser(prog="videogen bench framing", description=str(__doc__).split("\n")[0])
-    parser.add_argument("--model", type=Path, default=MINI, help="checkpoint whose VAE and text encoder are used")
+    parser.add_argument("--model", type=Path, default=MINI, help="checkpoint that both go on from")
     parser.add_argument("--run", type=Path, default=Path("runs/framing"), help="folder of the clips and both runs")
-    parser.add_argument("--clips", type=int, default=2000, help="to train on")
+    parser.add_argument("--clips", type=int, default=1500, help="to train on")
     parser.add_argument("--held", type=int, default=256, help="captions to judge by")
-    parser.add_argument("--steps", type=int, default=2000)
-    parser.add_argument("--layers", type=int, default=6)
+    parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--budget", type=int, default=1280, help="tokens a step")
     parser.add_argument("--out", type=Path, default=BENCH / "framing.json")
     args = parser.parse_args()
-    shared = {"steps": args.steps, "layers": args.layers, "budget": args.budget}
+    shared = {"steps": args.steps, "budget": args.budget}
     rows = compare(args.run, args.model, num_clips=args.clips, num_held=args.held, **shared)
     for row in rows:
         low, high = row.interval
