@@ -10,6 +10,7 @@ from torch import Tensor
 from tests.conftest import CHANNELS, draw_texts, tiny_dit
 from videogen import attention
 from videogen.attention import attend, attend_by_runs, attend_reference, attend_varlen, attend_xformers
+from videogen.flow import draw_noise, step_generator
 from videogen.packing import Lengths, pack, per_clip
 
 pytestmark = pytest.mark.gpu
@@ -53,6 +54,16 @@ def test_every_cuda_kernel_equals_the_cpu(kernel: Kernel, lengths: Lengths, dtyp
     theirs = torch.autograd.grad(reference, exact, upstream.float())
     for one, other in zip(ours, theirs, strict=True):
         torch.testing.assert_close(one.cpu().float(), other, atol=nearly, rtol=nearly)
+
+
+def test_a_steps_noise_on_cuda_is_its_own_and_the_same_again() -> None:
+    assert DEVICE != "cuda" or torch.cuda.is_available(), "these tests are about CUDA, and there is no CUDA device"
+    like = torch.empty(300, 16, device=DEVICE)
+    one, again, other = (draw_noise(like, step_generator(0, step)) for step in (1, 1, 2))
+    assert one.device.type == DEVICE
+    assert torch.equal(one, again)
+    assert not torch.allclose(one, other)
+    assert abs(float(one.std()) - 1) < 0.05
 
 
 @pytest.mark.parametrize("kernel", KERNELS)

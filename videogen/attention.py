@@ -53,14 +53,21 @@ def rotary(
 ) -> Rotary:
     """The rotary tables of a pack (Su et al. 2021, one ladder an axis as in Wan).
 
-    They depend on host integers alone, so a sampling run computes them once; float64 until the end, as diffusers does.
+    They depend on host integers alone, so a sampling run computes them once, and training once a size of clip.
     """
-    clips = []
-    for grid in grids:
-        where, sizes = positions([grid], patch, base), axis_sizes(head_size)
-        ladders = [frequencies(sizes[axis], axis, theta, grid, patch, base, scaling) for axis in range(3)]
-        clips.append(torch.cat([torch.outer(where[:, axis], ladders[axis]) for axis in range(3)], dim=1))
-    angles = rearrange(torch.cat(clips), "n pairs -> n 1 pairs")
+    clips = [clip_rotary(grid, patch, head_size, device, base, theta, scaling) for grid in grids]
+    return Rotary(torch.cat([clip.cos for clip in clips]), torch.cat([clip.sin for clip in clips]))
+
+
+@functools.lru_cache(maxsize=256)
+def clip_rotary(
+    grid: Grid, patch: Patch, head_size: int, device: torch.device, base: Patch, theta: float, scaling: Scaling | None
+) -> Rotary:
+    """The rotary tables of a clip; float64 until the end, as diffusers does."""
+    where, sizes = positions([grid], patch, base), axis_sizes(head_size)
+    ladders = [frequencies(sizes[axis], axis, theta, grid, patch, base, scaling) for axis in range(3)]
+    turned = torch.cat([torch.outer(where[:, axis], ladders[axis]) for axis in range(3)], dim=1)
+    angles = rearrange(turned, "n pairs -> n 1 pairs")
     return Rotary(angles.cos().float().to(device), angles.sin().float().to(device))
 
 

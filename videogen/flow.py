@@ -110,12 +110,20 @@ class FlowTask(NamedTuple):
             room -= length
 
 
+def draw_noise(like: Tensor, generator: Generator) -> Tensor:
+    """Noise like a tensor; on a GPU from a generator there, seeded by the one given: the way there would take longer."""
+    if like.device.type == "cpu":
+        return torch.randn(like.shape, generator=generator).to(like)
+    there = Generator(like.device).manual_seed(int(torch.randint(2**62, (), generator=generator)))
+    return torch.randn(like.shape, generator=there, device=like.device).to(like)
+
+
 def draw_task(
     clean: PackedVideo, text: PackedText, levels: NoiseLevels, *, base_tokens: float, generator: Generator
 ) -> FlowTask:
     """Draw a pack's noise and weigh its tokens: the free ones, by (n / base)^-1/2 of their clip of n tokens."""
     device = clean.tokens.device
-    noise = torch.randn(clean.tokens.shape, generator=generator).to(clean.tokens)
+    noise = draw_noise(clean.tokens, generator)
     levels = NoiseLevels(*(part.to(device) for part in levels))
     clip = torch.tensor(clean.lengths).repeat_interleave(torch.tensor(clean.lengths))
     weight = (clip / base_tokens).rsqrt().to(device) * (levels.per_token()[:, 0] > 0)
