@@ -111,7 +111,7 @@ class FlowTask(NamedTuple):
 
 
 def draw_noise(like: Tensor, generator: Generator) -> Tensor:
-    """Noise like a tensor; on a GPU from a generator there, seeded by the one given: the way there would take longer."""
+    """Noise like a tensor; on a GPU from a generator there, seeded by the one given: the way there takes longer."""
     if like.device.type == "cpu":
         return torch.randn(like.shape, generator=generator).to(like)
     there = Generator(like.device).manual_seed(int(torch.randint(2**62, (), generator=generator)))
