@@ -24,6 +24,7 @@ from videogen.toybox.judge import crew, judge, parse
 from videogen.toybox.judge.crew import Clip, look
 from videogen.toybox.judge.tally import Case, Judged
 from videogen.toybox.scenes import track
+from videogen.training import saved_steps
 from videogen.vae import VideoVAE
 from videogen.video_io import probe
 
@@ -156,6 +157,8 @@ def test_framing_is_compared_on_the_same_clips_and_tokens(checkpoint: Path, tmp_
     assert len(render(first)) == framing.FRAMES
     again = framing.compare(tmp_path, checkpoint, **options)  # nothing is trained twice
     assert again == rows
+    framing.compare(tmp_path, checkpoint, **(options | {"steps": 3}))  # what was stopped goes on
+    assert {max(saved_steps(tmp_path / f"run_{way}")) for way in framing.WAYS} == {3}
 
 
 def rows_in(path: Path) -> list[dict]:

@@ -29,7 +29,7 @@ from videogen.stages import DitStage, make_stage
 from videogen.toybox import Scene, caption, draw_scene, render
 from videogen.toybox.judge import Found, wilson
 from videogen.toybox.scenes import track
-from videogen.training import Trainer
+from videogen.training import Trainer, saved_steps
 from videogen.video_io import write_video
 
 SIZES = ((96, 48), (48, 96), (96, 64), (64, 96), (80, 48), (48, 80))
@@ -120,8 +120,8 @@ def recipe(root: Path, way: str, model: Path, *, steps: int, budget: int) -> Tra
 
 
 def train(config: TrainConfig) -> VideoPipeline:
-    """Train, or go on, or only load what was trained."""
-    if not (config.run.dir / "checkpoint" / "model_index.json").exists():
+    """Train, or go on, or only load what was trained to the end: an interrupted run has a checkpoint, too."""
+    if max(saved_steps(config.run.dir), default=0) < config.run.steps:
         stage = make_stage(config)
         assert isinstance(stage, DitStage)
         if not Trainer(stage, config).fit():  # pyright: ignore[reportArgumentType]
