@@ -1,5 +1,7 @@
 """Attention: a clip sees itself, all of it, and nothing else; places matter by their differences."""
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -145,6 +147,21 @@ def test_a_clip_reads_its_own_text_only() -> None:
 
 
 def test_texts_of_one_length_and_weight_need_no_bias() -> None:
-    assert text_keys((3, 3), torch.ones(6)).plain
-    assert not text_keys((3, 2), torch.ones(5)).plain
-    assert not text_keys((2, 2), torch.tensor([1.0, 1.0, 2.0, 1.0])).plain
+    assert text_keys((3, 3), torch.ones(6)).bias_of(slice(0, 2)) is None
+    assert text_keys((3, 2), torch.ones(5)).bias_of(slice(0, 2)) is not None
+    assert text_keys((2, 2), torch.tensor([1.0, 1.0, 2.0, 1.0])).bias_of(slice(0, 2)) is not None
+
+
+def test_a_run_of_clips_meets_no_padding_of_other_runs() -> None:
+    keys = text_keys((3, 7, 2, 2), torch.tensor([1.0] * 12 + [1.0, 4.0]))
+    assert keys.bias_of(slice(0, 1)) is None
+    assert keys.bias_of(slice(2, 3)) is None
+    padded, weighted = keys.bias_of(slice(0, 2)), keys.bias_of(slice(3, 4))
+    assert padded is not None
+    assert padded.shape == (2, 1, 1, 7)
+    assert padded[0].isfinite().sum() == 3
+    assert weighted is not None
+    assert weighted.flatten().tolist() == [0.0, pytest.approx(math.log(4))]
+    taken = keys.take([3, 0])
+    assert (taken.lengths, taken.weighted, taken.rows.shape) == ((2, 3), (True, False), (2, 3))
+    assert torch.equal(taken.bias[0, ..., :2], keys.bias[3, ..., :2])

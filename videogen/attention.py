@@ -40,7 +40,7 @@ def axis_sizes(head_size: int) -> tuple[int, int, int]:
     return head_size - 2 * side, side, side
 
 
-@functools.lru_cache(maxsize=64)
+@functools.lru_cache(maxsize=4)  # enough for a sampling run; a pack of training never comes again
 def rotary(
     grids: tuple[Grid, ...],
     patch: Patch,
@@ -189,7 +189,20 @@ class TextKeys(NamedTuple):
 
     rows: Tensor
     bias: Tensor
-    plain: bool  # all of one length and weight 1: no bias is needed
+    lengths: Lengths  # rows of each clip
+    weighted: tuple[bool, ...]  # whether any of a clip's rows stands for more than itself
+
+    def take(self, clips: Sequence[int]) -> TextKeys:
+        """Some of the clips, in the order given; the longest of their texts says how many rows are kept."""
+        lengths, weighted = (tuple(part[i] for i in clips) for part in (self.lengths, self.weighted))
+        index, longest = torch.tensor(clips, device=self.rows.device), max(lengths)
+        return TextKeys(self.rows[index, :longest], self.bias[index, ..., :longest], lengths, weighted)
+
+    def bias_of(self, clips: slice) -> Tensor | None:
+        """What is added to the logits of neighbouring clips, up to the end of their longest text; none if that is 0."""
+        lengths = self.lengths[clips]
+        bare = len(set(lengths)) == 1 and not any(self.weighted[clips])
+        return None if bare else self.bias[clips, ..., : max(lengths)]
 
 
 def text_keys(lengths: Lengths, weights: Tensor) -> TextKeys:
@@ -201,29 +214,39 @@ def text_keys(lengths: Lengths, weights: Tensor) -> TextKeys:
     rows = torch.where(inside, steps, 0) + rearrange(torch.tensor(starts[:-1]), "b -> b 1")
     host_weights = weights.detach().cpu().double()
     bias = torch.where(inside, host_weights[rows].log(), -math.inf).to(weights.dtype)
-    plain = bool((bias == 0).all())
-    return TextKeys(rows.to(weights.device), rearrange(bias, "b m -> b 1 1 m").to(weights.device), plain)
+    weighted = tuple(any(weight != 1 for weight in own.tolist()) for own in host_weights.split(lengths))
+    device = weights.device
+    return TextKeys(rows.to(device), rearrange(bias, "b m -> b 1 1 m").to(device), tuple(lengths), weighted)
 
 
 @uncompiled
 def attend_text(q: Tensor, k: Tensor, v: Tensor, lengths: Lengths, keys: TextKeys) -> Tensor:
-    """Cross-attention: q (n, heads, e) of a clip see its own text k, v (b, heads, m, e), gathered by gather_text."""
+    """Cross-attention: q (n, heads, e) of a clip see its own text k, v (b, heads, m, e), gathered by gather_text.
+
+    A run of clips is given as many rows of text as its own longest has: alone in its run, a clip meets no padding.
+    """
     q, k, v = settle(q, k, v)
     runs = runs_of(lengths)
     clips = [num for num, _ in runs]
-    parts = [parts_of(x, clips) for x in (k, v, keys.bias)]
-    out = []
-    for queries, own_k, own_v, own_bias in zip(parts_of(q, [num * n for num, n in runs]), *parts, strict=True):
-        queries = rearrange(queries, "(b n) heads e -> b heads n e", b=len(own_k))
-        bias = None if keys.plain else own_bias.to(q.dtype)
-        answer = sdpa(queries, own_k, own_v, bias)
+    queries = parts_of(q, [num * n for num, n in runs])
+    out, first = [], 0
+    for own_q, own_k, own_v in zip(queries, parts_of(k, clips), parts_of(v, clips), strict=True):
+        run = slice(first, first := first + len(own_k))
+        bias, longest = keys.bias_of(run), max(keys.lengths[run])
+        answer = sdpa(
+            rearrange(own_q, "(b n) heads e -> b heads n e", b=len(own_k)),
+            own_k[:, :, :longest],
+            own_v[:, :, :longest],
+            None if bias is None else bias.to(q.dtype),
+        )
         out.append(rearrange(answer, "b heads n e -> (b n) heads e"))
     return torch.cat(out) if len(out) > 1 else out[0]
 
 
 def gather_text(x: Tensor, keys: TextKeys, heads: int) -> Tensor:
     """Packed text rows (m, d) as one (b, heads, m, e) block of keys or values."""
-    return rearrange(x[keys.rows], "b m (heads e) -> b heads m e", heads=heads)
+    # embedding: its gradient is summed by rows, that of an index element by element
+    return rearrange(F.embedding(keys.rows, x), "b m (heads e) -> b heads m e", heads=heads)
 
 
 def attend_reference(q: Tensor, k: Tensor, v: Tensor, lengths: Lengths) -> Tensor:

@@ -48,10 +48,8 @@ class TextContext(NamedTuple):
 
     def take(self, rows: Sequence[int]) -> TextContext:
         """Some of the texts, in the order given; the longest of them says how many rows are kept."""
-        index = torch.tensor(rows, device=self.keys.rows.device)
-        bias = self.keys.bias[index]
-        longest = int(bias.isfinite().sum(-1).max())
-        keys = TextKeys(self.keys.rows[index, :longest], bias := bias[..., :longest], bool((bias == 0).all()))
+        index, keys = torch.tensor(rows, device=self.keys.rows.device), self.keys.take(rows)
+        longest = max(keys.lengths)
         blocks = [(k[index, :, :longest], v[index, :, :longest]) for k, v in self.blocks]
         return TextContext(keys, blocks, self.image.take(rows) if self.image is not None else None)
 

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import chain, count, islice
+from operator import mul
 from pathlib import Path
 from typing import NamedTuple
 
@@ -254,14 +255,15 @@ class DitStage:
         for patch in self.model.patches:
             lengths = self.lengths[patch]
             usable = [index for index in self.val if lengths[index]]
-            losses = []
+            losses, weights = [], []
             for number, indices in enumerate(plan_packs(lengths, budget=self.config.data.token_budget, order=usable)):
                 batch = self.read(indices, epoch=0)._replace(patch=patch)
                 task = self._task(batch, batch.captions, step_generator(-1, number))
                 losses.append(flow_error(self.model, task).item())
+                weights.append(task.total.item())
             if losses:
                 name = "loss" if patch == self.model.base_patch else f"loss_{patch_name(patch)}"
-                found[name] = sum(losses) / len(losses)
+                found[name] = sum(map(mul, losses, weights)) / sum(weights)
         return found
 
     def pipeline(self) -> VideoPipeline:

@@ -3,9 +3,10 @@
     videogen bench packing [--minutes 3]  ->  assets/bench/packing.json
 
 The loaders are told apart by their plans alone (tests/bench/packing_plans.py): model, first weights, optimiser, noise
-levels, loss, latents and the memory of a batch are the same, and so is the data of an optimiser step: a loader whose
-batches hold less adds up the gradient of several. They take turns of a few seconds, counted in processor time, so that
-whatever else the machine does hits all alike; rates are medians over the turns, and their ratios are what to compare.
+levels, loss, latents and the memory of a batch are the same, and so, as nearly as whole batches allow, is the data of
+an optimiser step: a loader whose batches hold less adds up the gradient of several. They take turns of a few seconds on
+one core, counted in processor time, so that whatever else the machine does hits all alike (a second thread that waits
+would be counted as work); rates are medians over the turns, and their ratios are what to compare.
 """
 
 from __future__ import annotations
@@ -204,12 +205,12 @@ class Runner:
         self.model.train()
         while (elapsed := time.process_time() - began) < seconds:
             plan, batch = next(self.batches)
+            if self.in_gradient and BUDGET - self.in_gradient < self.in_gradient + plan.useful(batch) - BUDGET:
+                self.update()  # nearer to the budget without this batch than with it
             task = self.task(plan, batch, self.num_batches)
             (error_of(self.model, task, padded=plan.padded) * (plan.useful(batch) / BUDGET)).backward()
             self.num_batches += 1
             self.in_gradient += plan.useful(batch)
-            if self.in_gradient > 0.9 * BUDGET:
-                self.update()
             tokens += plan.useful(batch)
             pixels += sum(kept(self.folder.sources[i], plan.shapes[i]) for i in batch)
         self.seconds += elapsed
@@ -352,6 +353,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=3.0, help="of training in all, for the three loaders together")
     parser.add_argument("--clips", type=int, default=1200, help="in the folder, 60 of them held out")
     args = parser.parse_args()
+    torch.set_num_threads(1)
     threads = f"{torch.get_num_threads()} thread{'s' if torch.get_num_threads() > 1 else ''}"
     alone, simulated = grouped_attention(BUDGET, MAX_TOKENS), simulate()
     raced = race(draw_folder(args.clips), 60, args.minutes)
