@@ -12,7 +12,7 @@ from tests.conftest import tiny_dit
 from videogen.cli import sample
 from videogen.config import SampleConfig
 from videogen.packing import PackedVideo, Patch, pack, recut, unpack
-from videogen.patches import check_patches, draft, known_patches, mean_share, parse_patches, patch_at
+from videogen.patches import check_patches, draft, known_patches, mean_share, parse_patches, patch_at, patch_name
 from videogen.pipeline import Job, VideoPipeline
 from videogen.sampling import sigma_schedule
 from videogen.sweep.packs import Packer
@@ -133,11 +133,32 @@ def test_a_sweep_over_patches_asks_what_sampling_alone_asks(two_sizes: VideoPipe
 def test_a_draft_is_the_coarsest_and_short() -> None:
     full = SampleConfig(steps=20)
     assert draft(full, [FINE, COARSE]) == replace(full, steps=8, patch="1x4x4:0.75,1x2x2")
-    assert draft(full, [FINE]) == replace(full, steps=8)
+    assert draft(full, [FINE]) == replace(full, steps=5)
     assert draft(replace(full, patch="1x1x1"), [FINE, (1, 1, 1)]).patch == "1x2x2:0.75,1x1x1"
-    assert draft(replace(full, steps=4), [FINE]).steps == 4
-    # 8 steps of 0.75 / 4 + 0.25 of the tokens against 20 of all: less than a quarter of the work.
-    assert 8 * mean_share(draft(full, [FINE, COARSE]), FINE) / 20 < 0.25
+    assert draft(replace(full, steps=2), [FINE]).steps == 1
+
+
+@pytest.mark.parametrize("steps", [4, 8, 12, 20, 50])
+@pytest.mark.parametrize("known", [[FINE], [FINE, COARSE], [FINE, (1, 1, 1)]], ids=str)
+def test_a_draft_takes_a_quarter_of_the_tokens(steps: int, known: list[Patch]) -> None:
+    full = SampleConfig(steps=steps, patch=patch_name(known[-1]) if known[-1] == (1, 1, 1) else "")
+    quick = draft(full, known)
+    assert quick.steps * mean_share(quick, FINE) <= 0.25 * full.steps * mean_share(full, FINE)
+
+
+def test_a_length_that_patches_of_two_frames_do_not_divide_is_refused_with_the_nearest(
+    vae: VideoVAE, text_encoder: BertModel, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    dit = tiny_dit(extra_patch_sizes=[(2, 2, 2)])
+    pipeline = VideoPipeline(dit, vae, text_encoder, tokenizer)
+    config = SampleConfig(size="32x32", frames=17, steps=2, patch="2x2x2:0.5,1x2x2")
+    said = "patches of 2 latent frames .* got 17 frames, which make 5; try 13 or 21 frames"
+    with pytest.raises(ValueError, match=said):
+        pipeline(["a red circle"], config)
+    (clip,) = pipeline(["a red circle"], replace(config, frames=13))
+    assert len(clip) == 13
+    with pytest.raises(ValueError, match=r"got 1 frames, which make 1; try 5 frames"):
+        pipeline(["a red circle"], replace(config, frames=1))
 
 
 def test_the_command_makes_a_draft(

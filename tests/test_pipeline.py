@@ -14,10 +14,11 @@ from torch import Tensor
 from tests.conftest import CHANNELS, tiny_dit
 from videogen import storage
 from videogen.config import SampleConfig
-from videogen.pipeline import Job, VideoPipeline, to_uint8
+from videogen.pipeline import Job, VideoPipeline
 from videogen.plain import to_mapping
 from videogen.sampling import NOISY_SAMPLERS, SAMPLERS
 from videogen.storage import checkpoint_id
+from videogen.vae import to_uint8
 
 PROMPTS = ("a red circle moves right", "", "a large blue star")
 SEEDS = (3, 1, 4)
@@ -55,6 +56,25 @@ def test_two_seeds_and_two_prompts_are_different_clips(pipeline: VideoPipeline) 
 
 def test_seeds_default_to_0_1_2(pipeline: VideoPipeline) -> None:
     assert all(map(torch.equal, pipeline(PROMPTS), pipeline(PROMPTS, seeds=[0, 1, 2])))
+
+
+@pytest.mark.parametrize("changes", [{}, {"sampler": "dpmpp_2m_sde"}, {"position_scaling": "ntk"}], ids=str)
+def test_clips_of_several_sizes_and_lengths_share_a_pack_and_are_what_they_are_alone(
+    pipeline: VideoPipeline, changes: dict[str, object]
+) -> None:
+    """With guidance, fresh noise on the way, and places past the trained size."""
+    config = replace(pipeline.defaults, **changes)  # type: ignore[arg-type]
+    extents = [("48x32", 9), ("32x80", 1), ("16x16", 29), ("48x32", 9)]
+    jobs = [
+        Job(PROMPTS[i % len(PROMPTS)], 7 + i, own=replace(config, size=size, frames=frames))
+        for i, (size, frames) in enumerate(extents)
+    ]
+    together = pipeline.sample(jobs, config)
+    for job, latent in zip(jobs, together, strict=True):
+        assert job.own is not None
+        (alone,) = pipeline.sample([job._replace(own=None)], job.own)
+        assert latent.shape == pipeline.latent_shape(job.own)
+        torch.testing.assert_close(latent, alone, atol=2e-4, rtol=0)  # only the order of sums differs
 
 
 def test_as_many_seeds_as_prompts(pipeline: VideoPipeline) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tests.sweeps import PROMPTS, Counter, plan_of
-from videogen.generate import num_evaluations
+from videogen.estimate import num_evaluations
 from videogen.pipeline import Job, VideoPipeline
 from videogen.sweep.packs import Packer
 from videogen.sweep.plan import Run

@@ -194,7 +194,7 @@ class TextKeys(NamedTuple):
 
     def take(self, clips: Sequence[int]) -> TextKeys:
         """Some of the clips, in the order given; the longest of their texts says how many rows are kept."""
-        lengths, weighted = (tuple(part[i] for i in clips) for part in (self.lengths, self.weighted))
+        lengths, weighted = tuple(self.lengths[i] for i in clips), tuple(self.weighted[i] for i in clips)
         index, longest = torch.tensor(clips, device=self.rows.device), max(lengths)
         return TextKeys(self.rows[index, :longest], self.bias[index, ..., :longest], lengths, weighted)
 

@@ -12,6 +12,9 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
+from videogen.config import SampleConfig, resolve_frames
+
+TIME_STRIDE = 4  # of every VAE here; vae.py is not imported before it is needed
 VAE_FLOP_PER_PIXEL = 65_000  # VideoVAE at width 64, decoding (2 x multiply-adds, counted over its convolutions)
 # Wan's, by the pixels of a latent cell: decoder width, and what 21 frames take a pixel as diffusers decodes them.
 WAN_FLOP_PER_PIXEL = {8: (96, 8.56e6), 16: (256, 18.6e6)}
@@ -97,3 +100,15 @@ def estimate(folder: Path, *, tokens: int, evaluations: int, pixels: int, weight
 
 def _read(path: Path) -> dict[str, int]:
     return json.loads(path.read_text(encoding="utf-8"))
+
+
+def num_evaluations(config: SampleConfig) -> int:
+    """Network evaluations of a run, for the bar: two a step under guidance, twice as many with heun."""
+    evaluations = 2 * config.steps - 1 if "heun" in config.sampler else config.steps  # heun's last step is euler's
+    return evaluations * (2 if config.guidance != 1 else 1)
+
+
+def count_tokens(config: SampleConfig, stride: int) -> int:
+    """Video tokens of one clip at the base patch."""
+    frames = resolve_frames(config, TIME_STRIDE)
+    return (1 + (frames - 1) // TIME_STRIDE) * (config.height // stride) * (config.width // stride)

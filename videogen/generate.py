@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 import tyro
 
 from videogen.config import MINI, SampleConfig, check_frames, check_size, read_defaults, resolve_frames
+from videogen.estimate import TIME_STRIDE, count_tokens, estimate, num_evaluations
 from videogen.flags import parse, peek
 from videogen.hub import find_checkpoint
 from videogen.latents import check_latent, latent_settings, read_latent, save_latent
@@ -33,9 +34,8 @@ if TYPE_CHECKING:
     from videogen.vae import VideoVAE
     from videogen.wan_vae import WanVAE
 
-TIME_STRIDE = 4  # of every VAE here; vae.py is not imported before it is needed
 SUFFIXES = (".mp4", ".gif", ".webm", ".png")
-TOKENS_AT_ONCE = 8192  # clips of the same settings are packed together up to this many tokens
+TOKENS_AT_ONCE = 8192  # clips that differ in size and length alone are packed together up to this many tokens
 DESCRIPTION = "Make clips from prompts. Each file carries all its settings; --from makes the same clip again."
 
 
@@ -247,7 +247,7 @@ def decode_latents(
     """Make clips of latents, each with the settings that it was denoised with."""
     import torch
 
-    from videogen.pipeline import decode
+    from videogen.vae import decode
 
     device = torch.device(args.device)
     for order, path in kept.items():
@@ -295,28 +295,51 @@ def load(args: SampleArgs) -> VideoPipeline:
 
 
 def make(pipeline: VideoPipeline, orders: Sequence[Order], args: SampleArgs) -> Iterator[tuple[Order, float]]:
-    """Make the clips, those of equal settings side by side in packs; yields each with its share of the time."""
+    """Make the clips, side by side in packs of any sizes and lengths where all other settings are equal.
+
+    Yields each with its share of the time, by its tokens.
+    """
     from videogen.pipeline import Job
     from videogen.wan_image import open_images
 
     images, about = open_images(args.image, args.last_image), provenance(args)
-    for config, group in groupby(orders, key=lambda order: order.config):
-        same = list(group)
-        size = max(1, TOKENS_AT_ONCE // count_tokens(config, pixel_stride(args.model)))
-        for batch in (same[i : i + size] for i in range(0, len(same), size)):
-            began = time.monotonic()
+    stride = pixel_stride(args.model)
+    for _, group in groupby(orders, key=lambda order: what_is_shared(order.config, mixed=not images)):
+        for batch in in_packs(list(group), stride):
+            began, config = time.monotonic(), batch[0].config
             with progress(num_evaluations(config), f"{len(batch)} clip{'s' if len(batch) > 1 else ''}") as tick:
-                latents = pipeline.sample([Job(order.prompt, order.seed, images) for order in batch], config, tick)
-            share = (time.monotonic() - began) / len(batch)
+                jobs = [Job(order.prompt, order.seed, images, order.config) for order in batch]
+                latents = pipeline.sample(jobs, config, tick)
+            tokens = [count_tokens(order.config, stride) for order in batch]
+            share = (time.monotonic() - began) / sum(tokens)
             for order, latent in zip(batch, latents if args.save_latents else [], strict=False):
                 save_latent(order.path.with_suffix(".safetensors"), latent, settings_of(order, about))
-            for order, latent in zip(batch, latents, strict=True):
-                began = time.monotonic()
+            for order, latent, num in zip(batch, latents, tokens, strict=True):
+                began, config = time.monotonic(), order.config
                 settings = settings_of(order, about)
                 write_video(
                     order.path, pipeline.frames(latent), fps=config.fps, settings=settings, overwrite=args.overwrite
                 )
-                yield order, share + time.monotonic() - began
+                yield order, share * num + time.monotonic() - began
+
+
+def what_is_shared(config: SampleConfig, *, mixed: bool) -> SampleConfig:
+    """The settings that clips of one pack have in common: all but size and length, or those as well."""
+    alike = {"size": SampleConfig.size, "frames": SampleConfig.frames, "seconds": None, "fps": SampleConfig.fps}
+    return replace(config, **alike) if mixed else config  # type: ignore[arg-type]
+
+
+def in_packs(orders: Sequence[Order], stride: int) -> Iterator[list[Order]]:
+    """Orders in their own order, as many together as TOKENS_AT_ONCE holds, and at least one."""
+    batch, room = list[Order](), TOKENS_AT_ONCE
+    for order in orders:
+        tokens = count_tokens(order.config, stride)
+        if batch and tokens > room:
+            yield batch
+            batch, room = [], TOKENS_AT_ONCE
+        batch.append(order)
+        room -= tokens
+    yield batch
 
 
 @contextlib.contextmanager
@@ -331,18 +354,6 @@ def progress(total: int, what: str) -> Iterator[Callable[[], None]]:
         yield lambda: bar.advance(task)
 
 
-def num_evaluations(config: SampleConfig) -> int:
-    """Network evaluations of a run, for the bar: two a step under guidance, twice as many with heun."""
-    evaluations = 2 * config.steps - 1 if "heun" in config.sampler else config.steps  # heun's last step is euler's
-    return evaluations * (2 if config.guidance != 1 else 1)
-
-
-def count_tokens(config: SampleConfig, stride: int) -> int:
-    """Video tokens of one clip at the base patch."""
-    frames = resolve_frames(config, TIME_STRIDE)
-    return (1 + (frames - 1) // TIME_STRIDE) * (config.height // stride) * (config.width // stride)
-
-
 def count_bytes(args: SampleArgs) -> int:
     """Bytes of the weights that would be loaded."""
     import torch
@@ -355,8 +366,6 @@ def count_bytes(args: SampleArgs) -> int:
 
 def describe(order: Order, args: SampleArgs, weights: int) -> str:
     """What a clip would take beside so many bytes of weights; one small matrix product is run, to know the machine."""
-    from videogen.estimate import estimate
-
     config, frames = order.config, resolve_frames(order.config, TIME_STRIDE)
     pixels, tokens = frames * config.width * config.height, count_tokens(config, pixel_stride(args.model))
     cut = tokens * mean_share(config, known_patches(args.model)[0])

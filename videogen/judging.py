@@ -21,8 +21,9 @@ import numpy as np
 import tyro
 
 from videogen.config import SampleConfig, check_size, read_defaults, resolve_frames
+from videogen.estimate import TIME_STRIDE, count_tokens
 from videogen.flags import parse, peek
-from videogen.generate import TIME_STRIDE, TOKENS_AT_ONCE, count_tokens, pixel_stride
+from videogen.generate import TOKENS_AT_ONCE, pixel_stride
 from videogen.hub import called, find_checkpoint, look_up
 from videogen.storage import checkpoint_id, save_text
 from videogen.toybox import Scene, caption, draw_scene, render
@@ -257,7 +258,7 @@ def rebuild(frames: np.ndarray, vae: VideoVAE | WanVAE) -> np.ndarray:
     import torch
     from einops import rearrange
 
-    from videogen.pipeline import to_uint8
+    from videogen.vae import to_uint8
 
     with torch.no_grad():
         clip = rearrange(torch.from_numpy(frames).float() / 127.5 - 1, "t h w c -> 1 c t h w")

@@ -21,7 +21,7 @@ Patch = tuple[int, int, int]
 Schedule = Sequence[tuple[Patch, float]]
 Cut = Callable[[float], Patch]
 """The patch size at a noise level."""
-DRAFT_STEPS, DRAFT_SHARE = 8, 0.75
+DRAFT_STEPS, DRAFT_SHARE, DRAFT_COST = 8, 0.75, 0.25
 
 
 def parse_patches(text: str) -> Schedule:
@@ -83,6 +83,22 @@ def coarsest(config: SampleConfig, known: Sequence[Patch]) -> Patch:
     return t, h, w
 
 
+def check_duration(latent_frames: int, multiple: int, stride: int) -> None:
+    """Refuse a clip whose latent frames patches of several do not divide, offering the two nearest that they do.
+
+    An image is a latent frame, and so 1 + (n - 1) * stride frames are n.
+    """
+    if latent_frames % multiple == 0:
+        return
+    below = latent_frames - latent_frames % multiple
+    near = [1 + (n - 1) * stride for n in (below, below + multiple) if n]
+    given = f"{1 + (latent_frames - 1) * stride} frames, which make {latent_frames}"
+    raise ValueError(
+        f"patches of {multiple} latent frames take clips of {multiple}, {2 * multiple}, ... of them, got {given}; "
+        f"try {' or '.join(map(str, near))} frames"
+    )
+
+
 def last_patch(config: SampleConfig, known: Sequence[Patch]) -> Patch:
     """The patch size in which a clip of these settings is finished."""
     return parse_patches(config.patch)[-1][0] if config.patch else known[0]
@@ -102,7 +118,10 @@ def known_patches(folder: Path) -> list[Patch]:
 
 
 def draft(config: SampleConfig, known: Sequence[Patch]) -> SampleConfig:
-    """The same clip in few steps, most of them in the coarsest patches: its layout, in a fraction of the time."""
+    """The same clip in few steps, most of them in the coarsest patches: its layout, with a quarter of the tokens."""
     largest, last = max(known, key=math.prod), last_patch(config, known)
     coarse = f"{patch_name(largest)}:{DRAFT_SHARE},{patch_name(last)}"
-    return replace(config, steps=min(config.steps, DRAFT_STEPS), patch=config.patch if largest == last else coarse)
+    quick = config if largest == last else replace(config, patch=coarse)
+    cheaper = mean_share(quick, last) / mean_share(config, last)
+    steps = min(DRAFT_STEPS, math.floor(DRAFT_COST * config.steps / cheaper))
+    return replace(quick, steps=max(1, steps))

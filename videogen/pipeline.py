@@ -18,7 +18,6 @@ from typing import ClassVar, NamedTuple, cast
 import torch
 from diffusers.loaders.lora_pipeline import WanLoraLoaderMixin
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
-from einops import rearrange
 from torch import Tensor
 from transformers import BaseImageProcessor, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -30,11 +29,20 @@ from videogen.flags import read_lora
 from videogen.flow import velocity_of
 from videogen.hub import find_checkpoint
 from videogen.packing import Lengths, PackedVideo, Scaling, check_patch, pack, recut, unpack
-from videogen.patches import Cut, coarsest, cut_by
+from videogen.patches import Cut, check_duration, coarsest, cut_by
 from videogen.plain import from_mapping, to_mapping
-from videogen.sampling import NoisePath, Scheduler, Velocity, denoise, guide, make_scheduler, seeded_noise, zero_star
+from videogen.sampling import (
+    NoisePath,
+    Scheduler,
+    Velocity,
+    denoise,
+    is_guided,
+    make_scheduler,
+    seeded_noise,
+    strengthen,
+)
 from videogen.text import PackedText, embed_prompts, load_encoder, num_rows_of, pad_texts
-from videogen.vae import VideoVAE
+from videogen.vae import VideoVAE, decode
 from videogen.wan_folder import at_home, go_abroad
 from videogen.wan_image import Given, Images, give_beside, give_known, view
 from videogen.wan_vae import WanVAE
@@ -52,20 +60,7 @@ class Job(NamedTuple):
     prompt: str
     seed: int
     images: Images | None = None
-
-
-def to_uint8(video: Tensor) -> Tensor:
-    """A clip (3, t, h, w) in [-1, 1] as frames (t, h, w, 3) uint8; a FloatingPointError where it is not finite."""
-    if not video.isfinite().all():
-        raise FloatingPointError("the decoded frames are not finite; check the weights and their precision")
-    return rearrange((video.float().clamp(-1, 1) + 1) * 127.5, "c t h w -> t h w c").round().to(torch.uint8).cpu()
-
-
-@torch.no_grad()
-def decode(vae: VideoVAE | WanVAE, latent: Tensor, device: torch.device) -> Iterator[Tensor]:
-    """Decode a latent (c, t, h, w), yielding frames (t, h, w, 3) uint8 as they are ready."""
-    for part in vae.decode_stream(latent[None].to(device, vae.dtype), chunk=4):
-        yield to_uint8(part[0])
+    own: SampleConfig | None = None  # whose size and length it has, where they are not those of the whole pack
 
 
 class VideoPipeline(DiffusionPipeline, WanLoraLoaderMixin):
@@ -211,10 +206,11 @@ class VideoPipeline(DiffusionPipeline, WanLoraLoaderMixin):
     ) -> list[Tensor]:
         """The latents (c, t, h, w) of some clips, denoised side by side; tick is called at each network evaluation.
 
-        A cache of one's own says afterwards how much of the network was computed, where the settings reuse some of it.
+        They share all settings but size and length, which jobs may have of their own. A cache of one's own says
+        afterwards how much of the network was computed, where the settings reuse some of it.
         """
         seeds = [job.seed for job in jobs]
-        video = self.noise(seeds, config)
+        video = self.noise(seeds, [job.own or config for job in jobs])
         given, views = self.look(jobs, config, video)
         negatives = [config.negative] * len(jobs) if {config.guidance, config.guidance_2} - {1, None} else []
         context = self.read([*(job.prompt for job in jobs), *negatives], views)
@@ -228,16 +224,16 @@ class VideoPipeline(DiffusionPipeline, WanLoraLoaderMixin):
             raise FloatingPointError("the latents are not finite; lower the guidance or check the weights")
         return unpack(video._replace(tokens=tokens))
 
-    def noise(self, seeds: Sequence[int], config: SampleConfig) -> PackedVideo:
-        """A pack of noise, a clip a seed."""
-        latents = seeded_noise([self.latent_shape(config)] * len(seeds), seeds)
+    def noise(self, seeds: Sequence[int], configs: Sequence[SampleConfig]) -> PackedVideo:
+        """A pack of noise, a clip a seed, each of the size and length of its settings."""
+        latents = seeded_noise([self.latent_shape(config) for config in configs], seeds)
         video = pack([latent.to(self.computes_on) for latent in latents], self.transformer.base_patch)
-        return video._replace(scaling=self.scaling_of(config))
+        return video._replace(scaling=self.scaling_of(configs[0]))
 
     def denoise(self, velocity: Velocity, noise: PackedVideo, seeds: Sequence[int], config: SampleConfig) -> Tensor:
         """From noise to clean tokens, as the settings and the checkpoint's own scheduler say."""
         own = self.scheduler if self.transformer.config["prediction"] == "velocity" else None
-        paths = [NoisePath(self.latent_shape(config), seed) for seed in seeds]
+        paths = [NoisePath(tuple(latent.shape), seed) for latent, seed in zip(unpack(noise), seeds, strict=True)]
 
         def fresh(before: Tensor, after: Tensor) -> Tensor:
             latents = [path.between(float(before), float(after)).to(self.computes_on) for path in paths]
@@ -252,9 +248,11 @@ class VideoPipeline(DiffusionPipeline, WanLoraLoaderMixin):
 
     def latent_shape(self, config: SampleConfig) -> tuple[int, int, int, int]:
         """(c, t, h, w) of the latent of a clip of these settings; a ValueError where the strides forbid it."""
-        _, rows, columns = coarsest(config, self.transformer.patches)
+        frames, rows, columns = coarsest(config, self.transformer.patches)
         check_size(config.width, config.height, self.vae.space_stride * max(rows, columns))
-        return self.vae.latent_shape(resolve_frames(config, self.vae.time_stride), config.height, config.width)
+        shape = self.vae.latent_shape(resolve_frames(config, self.vae.time_stride), config.height, config.width)
+        check_duration(shape[1], frames, self.vae.time_stride)
+        return shape
 
     def scaling_of(self, config: SampleConfig) -> Scaling | None:
         """How places past the size that the model was trained at, that of its defaults, are told to the network."""
@@ -270,6 +268,8 @@ class VideoPipeline(DiffusionPipeline, WanLoraLoaderMixin):
         more = self.transformer.config["in_channels"] > self.transformer.out_channels
         if not images and not more:
             return Given(), None
+        if len({self.latent_shape(job.own or config) for job in jobs}) > 1:
+            raise ValueError("clips of several sizes and images do not share a pack; make those of each size together")
         if len(images) < len(jobs):
             raise ValueError(NO_IMAGE)
         if not isinstance(self.vae, WanVAE) or not (more or self.config["expand_timesteps"]):
@@ -386,14 +386,3 @@ class VideoPipeline(DiffusionPipeline, WanLoraLoaderMixin):
         if config.guidance_2 is None or self.expert_at(sigma) == 0:
             return config
         return replace(config, guidance=config.guidance_2)
-
-
-def is_guided(config: SampleConfig, sigma: Tensor) -> bool:
-    """Whether the negative prompt is asked at this noise level."""
-    low, high = config.guidance_interval
-    return config.guidance != 1 and low <= float(sigma) <= high
-
-
-def strengthen(answer: Tensor, blank: Tensor, config: SampleConfig, lengths: Lengths) -> Tensor:
-    """The prompt's velocity, led away from the negative prompt's."""
-    return guide(answer, zero_star(answer, blank, lengths) if config.cfg_zero else blank, config.guidance)

@@ -17,6 +17,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from videogen.config import SampleConfig
+from videogen.packing import Lengths
+
 Velocity = Callable[[Tensor, Tensor], Tensor]
 Sampler = Callable[[Velocity, Tensor, Tensor], Tensor]
 Fresh = Callable[[Tensor, Tensor], Tensor]
@@ -114,6 +117,17 @@ def zero_star(cond: Tensor, uncond: Tensor, lengths: Sequence[int]) -> Tensor:
         for c, u in zip(cond.split(list(lengths)), uncond.split(list(lengths)), strict=True)
     ]
     return torch.cat(fitted)
+
+
+def is_guided(config: SampleConfig, sigma: Tensor) -> bool:
+    """Whether the negative prompt is asked at this noise level."""
+    low, high = config.guidance_interval
+    return config.guidance != 1 and low <= float(sigma) <= high
+
+
+def strengthen(answer: Tensor, blank: Tensor, config: SampleConfig, lengths: Lengths) -> Tensor:
+    """The prompt's velocity, led away from the negative prompt's."""
+    return guide(answer, zero_star(answer, blank, lengths) if config.cfg_zero else blank, config.guidance)
 
 
 def log_snr(sigma: Tensor) -> Tensor:

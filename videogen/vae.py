@@ -11,7 +11,7 @@ nothing: the only state is the last frame of each memory.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +22,9 @@ from einops import rearrange, repeat
 from torch import Tensor, nn
 
 from videogen.config import check_frames, check_size
+
+if TYPE_CHECKING:
+    from videogen.wan_vae import WanVAE
 
 TIME_STRIDE, SPACE_STRIDE = 4, 8
 SPECTRUM = 0.75  # 1 leaves the spectrum of latents as it is in pixels, 0 makes all channels equal
@@ -279,3 +282,17 @@ class VideoVAE(ModelMixin, ConfigMixin):
             nn.init.zeros_(last.bias)  # type: ignore[arg-type]
         for last in leaving:
             last.bias[channels:] = -6.0  # type: ignore[index]
+
+
+def to_uint8(video: Tensor) -> Tensor:
+    """A clip (3, t, h, w) in [-1, 1] as frames (t, h, w, 3) uint8; a FloatingPointError where it is not finite."""
+    if not video.isfinite().all():
+        raise FloatingPointError("the decoded frames are not finite; check the weights and their precision")
+    return rearrange((video.float().clamp(-1, 1) + 1) * 127.5, "c t h w -> t h w c").round().to(torch.uint8).cpu()
+
+
+@torch.no_grad()
+def decode(vae: VideoVAE | WanVAE, latent: Tensor, device: torch.device) -> Iterator[Tensor]:
+    """Decode a latent (c, t, h, w), yielding frames (t, h, w, 3) uint8 as they are ready."""
+    for part in vae.decode_stream(latent[None].to(device, vae.dtype), chunk=4):
+        yield to_uint8(part[0])

@@ -20,11 +20,10 @@ from videogen.config import TrainConfig
 from videogen.data import VideoFolder, busy_crops, epoch_order
 from videogen.drawn import DrawnClips
 from videogen.flow import step_generator
-from videogen.pipeline import to_uint8
 from videogen.plan import open_clips
 from videogen.storage import whole_folder
 from videogen.training import saved_steps
-from videogen.vae import VideoVAE, to_patches
+from videogen.vae import VideoVAE, to_patches, to_uint8
 from videogen.vae_loss import busyness, psnr, vae_loss
 from videogen.video_io import write_video
 

@@ -42,7 +42,7 @@ def finish(pipeline: VideoPipeline, cases: Sequence[Case], level: float) -> list
     config, seeds = pipeline.defaults, list(range(len(cases)))
     frames = (torch.from_numpy(draw(case)).float() / 127.5 - 1 for case in cases)
     latents = [pipeline.vae.encode(rearrange(clip, "t h w c -> 1 c t h w"))[0] for clip in frames]
-    noise = pipeline.noise(seeds, config)
+    noise = pipeline.noise(seeds, [config] * len(seeds))
     start = interpolate(pack(latents, noise.patch).tokens, noise.tokens, torch.tensor(level))
     context = pipeline.read([*(case.prompt for case in cases), *[config.negative] * len(cases)])
     ask = pipeline.ask(noise, context, Given(), lambda: None, cut_by(config, pipeline.transformer.patches))

@@ -17,15 +17,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from videogen.config import MINI, check_frames, check_size, read_defaults, resolve_frames
+from videogen.estimate import TIME_STRIDE, count_tokens, num_evaluations
 from videogen.generate import (
     SUFFIXES,
-    TIME_STRIDE,
     SampleArgs,
     check_sampler_name,
-    count_tokens,
     list_orders,
     load,
-    num_evaluations,
     pixel_stride,
     progress,
     slug,

@@ -26,7 +26,8 @@ from videogen.caching import BlockCache, cache_of
 from videogen.dit import TextContext
 from videogen.packing import Grid, PackedVideo, Patch, Scaling, check_patch, unpack
 from videogen.patches import Cut, cut_by
-from videogen.pipeline import Job, VideoPipeline, is_guided, strengthen
+from videogen.pipeline import Job, VideoPipeline
+from videogen.sampling import is_guided, strengthen
 from videogen.sweep.plan import Run
 
 Question = tuple[bytes, float, str]  # digest of a clip's tokens and grid, noise level, text
@@ -121,7 +122,7 @@ class Packer:
         forget_peak(device)
         began = time.perf_counter()
         seeds = [run.seed for run in runs]
-        video = self.pipeline.noise(seeds, config)
+        video = self.pipeline.noise(seeds, [run.config for run in runs])
         walk = Walk(self, runs, video, tick)
         tokens = self.pipeline.denoise(walk.velocity, video, seeds, config)
         latents = unpack(video._replace(tokens=tokens))

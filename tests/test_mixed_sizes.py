@@ -1,0 +1,7 @@
+"""The command makes clips of several sizes and lengths side by side."""
+
+
+
+
+
+
