@@ -93,47 +93,6 @@ def test_a_prompts_file_gives_each_row_its_settings(checkpoint: Path, tmp_path: 
     assert (first["steps"], first["size"], second["steps"], second["size"]) == (1, "32x48", 2, "32x32")
 
 
-def test_a_prompts_file_gives_each_row_its_settings(checkpoint: Path, tmp_path: Path) -> None:
-    table = tmp_path / "prompts.csv"
-    table.write_text(
-        'prompt,seed,steps,size,negative\n"a red circle, alone",4,1,32x48,7\na blue star,,,,\n', encoding="utf-8"
-    )
-    out = tmp_path / "out"
-    assert sample(["--prompts", str(table), "--out", str(out), "--model", str(checkpoint), *QUICK]) == 0
-    first, second = read_settings(out / "a-red-circle-alone-4.mp4"), read_settings(out / "a-blue-star-0.mp4")
-    assert first["negative"] == "7"
-    assert (first["steps"], first["size"], second["steps"], second["size"]) == (1, "32x48", 2, "32x32")
-
-
-@pytest.mark.parametrize("room", [8192, 40])
-def test_prompts_of_several_sizes_share_packs_and_give_the_clips_that_each_gives_alone(
-    room: int, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Of 18, 16, 18 and 24 tokens: all in one pack, or two and two where there is room for 40."""
-    rows = [("48x32", 9), ("32x64", 5), ("48x32", 9), ("64x32", 9)]
-    lines = [{"prompt": "a red circle", "seed": i, "size": size, "frames": n} for i, (size, n) in enumerate(rows)]
-    (tmp_path / "prompts.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    packs, sampled = [], VideoPipeline.sample
-
-    def counted(self: VideoPipeline, jobs: list[Job], *args: object) -> list[Tensor]:
-        packs.append(len(jobs))
-        return sampled(self, jobs, *args)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(VideoPipeline, "sample", counted)
-    monkeypatch.setattr(generate, "TOKENS_AT_ONCE", room)
-    common = ["--model", str(checkpoint), "--out"]
-    assert sample(["--prompts", str(tmp_path / "prompts.jsonl"), *common, str(tmp_path / "all")]) == 0
-    assert packs == ([4] if room > 40 else [2, 1, 1])
-    made = sorted((tmp_path / "all").glob("*.mp4"))
-    for path, (size, frames), seed in zip(made, rows, range(4), strict=True):
-        alone = tmp_path / f"{seed}.mp4"
-        flags = ["--size", size, "--frames", str(frames), "--seed", str(seed)]
-        assert sample(["a red circle", *flags, *common, str(alone)]) == 0
-        one, other = (torch.from_numpy(np.stack(iio.imread(x))).float() for x in (path, alone))
-        assert one.shape == other.shape == (frames, *map(int, reversed(size.split("x"))), 3)
-        assert (one - other).abs().mean() < 0.5
-
-
 def test_latents_are_kept_when_asked(checkpoint: Path, tmp_path: Path) -> None:
     out = tmp_path / "clip.mp4"
     assert sample(["x", "--out", str(out), "--model", str(checkpoint), "--save-latents", *QUICK]) == 0
