@@ -170,6 +170,11 @@ def error_of(dit: VideoDiT, task: FlowTask, *, padded: bool) -> Tensor:
 # --- the race
 
 
+def is_full(tokens: int, more: int) -> bool:
+    """Whether an optimiser step on so many tokens is nearer to the budget without the next batch than with it."""
+    return tokens > 0 and abs(BUDGET - tokens) < abs(BUDGET - tokens - more)
+
+
 class Runner:
     """A loader with a model of its own: trains in turns and keeps count."""
 
@@ -205,8 +210,8 @@ class Runner:
         self.model.train()
         while (elapsed := time.process_time() - began) < seconds:
             plan, batch = next(self.batches)
-            if self.in_gradient and BUDGET - self.in_gradient < self.in_gradient + plan.useful(batch) - BUDGET:
-                self.update()  # nearer to the budget without this batch than with it
+            if is_full(self.in_gradient, plan.useful(batch)):
+                self.update()
             task = self.task(plan, batch, self.num_batches)
             (error_of(self.model, task, padded=plan.padded) * (plan.useful(batch) / BUDGET)).backward()
             self.num_batches += 1
