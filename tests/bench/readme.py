@@ -147,6 +147,45 @@ def wan(result: dict) -> str:
     return f"{rows(header, body)}\n\n{result['machine']}, {result['date']}; random weights, medians in one process."
 
 
+def packing(result: dict) -> str:
+    """Packs beside padding and buckets, on the same folder and network."""
+    race, names = result["race"], {"packed": "packed", "padded": "padded to the longest", "buckets": "buckets"}
+    loaders = [race["loaders"][name] for name in names]
+    shown = {
+        "fill": ("of the token budget used", ".1%"),
+        "dropped": ("clips left out", ".0%"),
+        "pixels_lost": ("source pixels cropped or cut off", ".0%"),
+        "useful_tokens_per_second": ("clips' own tokens a second", ",.0f"),
+        "source_pixels_per_second": ("source pixels a second", ",.0f"),
+        "held_out_loss_native": ("held-out loss after equal time", ".2f"),
+    }
+    body: list[list[object]] = [
+        [label, *(format(loader[key], form) for loader in loaders)] for key, (label, form) in shown.items()
+    ]
+    over, alone = race["ratios"], result["grouped_attention"]
+    note = (
+        f"{race['clips']} clips of {race['sizes_and_lengths']} sizes and lengths, {race['token_budget']:,} tokens a pack. "
+        f"Packed over padded {over['useful_tokens_over_padded']} times the tokens a second, over buckets "
+        f"{over['useful_tokens_over_buckets']} times the tokens and {over['source_pixels_over_buckets']} times the "
+        f"source pixels (medians of neighbouring turns). Attention of such a pack takes "
+        f"{alone['a_pack_of_the_folder']} times that of one batch of equal lengths and the same work. "
+        f"{result['machine']}, {result['date']}."
+    )
+    return f"{rows(['', *names.values()], body)}\n\n{note}"
+
+
+def framing(result: dict) -> str:
+    """Where the subject is, after training on native frames and on square crops of them."""
+    body: list[list[object]] = []
+    for row in result["rows"]:
+        low, high = row["interval"]
+        whole = f"{row['whole']:.0%} ({100 * low:.0f}-{100 * high:.0f})"
+        body.append([row["trained_on"], row["made_as"], whole, f"{row['found']:.0%}"])
+    header = ["trained on", "made as", "subject whole in the frame", "a subject found"]
+    note = f"{result['rows'][0]['clips']} captions, {result['steps']} steps of {result['budget']:,} tokens each way"
+    return f"{rows(header, body)}\n\n{note}; 95% intervals (Wilson); {result['machine']}, {result['date']}."
+
+
 TABLES = {
     "line": ("line", line),
     "mini": ("mini", mini),
@@ -155,6 +194,8 @@ TABLES = {
     "sweep": ("sweep", sweep),
     "settings": ("settings", settings),
     "wan": ("wan", wan),
+    "packing": ("packing", packing),
+    "framing": ("framing", framing),
 }
 """Each table by the name of its markers: the result file it is made from, and how."""
 
