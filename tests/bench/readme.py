@@ -164,8 +164,8 @@ def packing(result: dict) -> str:
     ]
     over, alone = race["ratios"], result["grouped_attention"]
     note = (
-        f"{race['clips']} clips of {race['sizes_and_lengths']} sizes and lengths, {race['token_budget']:,} tokens a pack. "
-        f"Packed over padded {over['useful_tokens_over_padded']} times the tokens a second, over buckets "
+        f"{race['clips']} clips of {race['sizes_and_lengths']} sizes and lengths, {race['token_budget']:,} tokens a "
+        f"pack. Packed over padded {over['useful_tokens_over_padded']} times the tokens a second, over buckets "
         f"{over['useful_tokens_over_buckets']} times the tokens and {over['source_pixels_over_buckets']} times the "
         f"source pixels (medians of neighbouring turns). Attention of such a pack takes "
         f"{alone['a_pack_of_the_folder']} times that of one batch of equal lengths and the same work. "
