@@ -63,7 +63,7 @@ def test_the_tables_are_those_of_the_result_files() -> None:
     for page in PAGES:
         text = page.read_text(encoding="utf-8")
         assert filled(text) == text, f"{page} is not current; run: python tests/bench/readme.py"
-    for name in ("line", "mini", "real_overfit", "wan", "packing"):
+    for name in ("line", "mini", "real_overfit", "wan", "packing", "framing"):
         assert (ROOT / "assets" / "bench" / f"{name}.json").is_file()
 
 
