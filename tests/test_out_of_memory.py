@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.conftest import elsewhere, state_of
+from videogen import training
 from videogen.config import TrainConfig
 from videogen.stages import DitStage, VaeStage, make_stage
 from videogen.training import Trainer
@@ -65,6 +66,26 @@ def test_a_run_that_ran_out_of_memory_in_the_middle_of_a_gradient_begins_that_st
     numbers = [trainer.gradient(batch, 0) for trainer in trainers]  # type: ignore[arg-type]
     assert failures == []
     assert trainers[1].pass_tokens == 60
+    assert numbers[1] == pytest.approx(numbers[0], rel=1e-5)
+    for one, other in zip(*(stage.model.parameters() for stage in stages), strict=True):
+        # float32, only the order of sums differs
+        torch.testing.assert_close(one.grad, other.grad, atol=1e-6, rtol=1e-4)
+
+
+def test_a_cpu_computes_a_pack_in_parts_to_the_same_gradient(
+    finished: dict[str, TrainConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As many tokens at once as it does fastest; the VAE's crops, and packs below that, are computed as they are."""
+    recipe = elsewhere(finished["dit"], tmp_path / "run", steps=1)
+    stages = make_stage(recipe), make_stage(recipe)
+    whole = Trainer(stages[0], elsewhere(recipe, tmp_path / "whole"))
+    assert whole.pass_tokens == recipe.data.token_budget == 240
+    monkeypatch.setattr(training, "CPU_PASS_TOKENS", 100)
+    parts = Trainer(stages[1], elsewhere(recipe, tmp_path / "parts"))
+    assert parts.pass_tokens == 100
+    assert Trainer(make_stage(finished["vae"]), elsewhere(finished["vae"], tmp_path / "vae")).pass_tokens == 240
+    batch = next(whole.batches())
+    numbers = [trainer.gradient(batch, 0) for trainer in (whole, parts)]  # type: ignore[arg-type]
     assert numbers[1] == pytest.approx(numbers[0], rel=1e-5)
     for one, other in zip(*(stage.model.parameters() for stage in stages), strict=True):
         # float32, only the order of sums differs

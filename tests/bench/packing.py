@@ -6,7 +6,8 @@ The loaders are told apart by their plans alone (tests/bench/packing_plans.py): 
 levels, loss, latents and the memory of a batch are the same, and so, as nearly as whole batches allow, is the data of
 an optimiser step: a loader whose batches hold less adds up the gradient of several. They take turns of a few seconds on
 one core, counted in processor time, so that whatever else the machine does hits all alike (a second thread that waits
-would be counted as work); rates are medians over the turns, and their ratios are what to compare.
+would be counted as work); rates are medians over the turns, and their ratios are what to compare. A batch is computed
+at once, a pack in parts of as many tokens as a CPU does fastest, as our training does; those of others are no larger.
 """
 
 from __future__ import annotations
@@ -52,6 +53,7 @@ from videogen.flow import FlowTask, draw_levels, draw_task, drop_captions, flow_
 from videogen.packing import Lengths, NoiseLevels, PackedVideo, pack
 from videogen.text import embed_prompts, load_text, pack_texts
 from videogen.toybox import caption, draw_scene, render
+from videogen.training import CPU_PASS_TOKENS
 from videogen.vae import VideoVAE, to_patches
 
 Facts = dict[str, object]
@@ -213,7 +215,8 @@ class Runner:
             if is_full(self.in_gradient, plan.useful(batch)):
                 self.update()
             task = self.task(plan, batch, self.num_batches)
-            (error_of(self.model, task, padded=plan.padded) * (plan.useful(batch) / BUDGET)).backward()
+            for part in task.parts(CPU_PASS_TOKENS) if self.name == "packed" else [task]:  # as training does
+                (error_of(self.model, part, padded=plan.padded) * (plan.useful(batch) / BUDGET)).backward()
             self.num_batches += 1
             self.in_gradient += plan.useful(batch)
             tokens += plan.useful(batch)
