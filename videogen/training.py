@@ -32,7 +32,7 @@ from videogen.storage import save_tensors, save_text, whole_folder
 logger = logging.getLogger(__name__)
 Batch = TypeVar("Batch")
 CPU_PASS_TOKENS = 1280
-"""Twice as many take 1.2 times as long a token: what the layers hand on no longer stays in the cache."""
+"""Twice as many take a tenth longer each: what the layers hand on no longer stays in the cache (assets/LOG.md)."""
 KEEP = 2  # step folders that stay; older ones go when a new one is safe
 
 
