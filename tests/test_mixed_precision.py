@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.conftest import CHANNELS, STAGES, assert_same_state, draw_texts, elsewhere, fit, seeded, tiny_dit
-from videogen import training
+from videogen import attention, training
 from videogen.attention import attend, attend_text, text_keys
 from videogen.config import TrainConfig
 from videogen.packing import pack, per_clip
@@ -62,17 +62,22 @@ def test_a_run_in_half_the_bits_resumes_bit_for_bit(finished: dict[str, TrainCon
     assert_same_state(stopped.run.dir, straight.run.dir, 8)
 
 
-def test_attention_on_a_cpu_is_in_float32_under_autocast() -> None:
-    """Half precision would take five times as long backwards, and lose bits."""
-    q, k, v = (torch.randn(sum(LENGTHS), 2, 12, generator=seeded(i)) for i in range(3))
-    keys = text_keys((4, 2, 5), torch.ones(11))
-    own_k, own_v = (torch.randn(3, 2, 5, 12, generator=seeded(i)) for i in range(2))
-    with torch.autocast("cpu", torch.bfloat16):
-        within, across = attend(q, k, v, LENGTHS), attend_text(q, own_k, own_v, LENGTHS, keys)
-        halved = attend(q.bfloat16(), k.bfloat16(), v.bfloat16(), LENGTHS)
-    assert torch.equal(within, attend(q, k, v, LENGTHS))
-    assert torch.equal(across, attend_text(q, own_k, own_v, LENGTHS, keys))
-    assert halved.dtype == torch.float32
+@pytest.mark.parametrize("most", (0, attention.MOST_LOGITS), ids=("kernel", "products"))
+def test_attention_in_half_the_bits(most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few logits by products in half the bits, many by the kernel in all of them: both are attention, there and back."""
+    monkeypatch.setattr(attention, "MOST_LOGITS", most)
+    keys = text_keys((4, 2, 5), torch.rand(11, generator=seeded(9)) + 0.5)
+    found: dict[bool, list[torch.Tensor]] = {}
+    for half in (False, True):
+        q, k, v = (torch.randn(sum(LENGTHS), 2, 16, generator=seeded(i)).requires_grad_() for i in range(3))
+        own_k, own_v = (torch.randn(3, 2, 5, 16, generator=seeded(i)).requires_grad_() for i in range(2))
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            within, across = attend(q, k, v, LENGTHS), attend_text(q, own_k, own_v, LENGTHS, keys)
+        assert within.dtype == across.dtype == (torch.bfloat16 if half else torch.float32)
+        grads = torch.autograd.grad(within.float().square().sum() + across.float().square().sum(), (q, k, v, own_k, own_v))
+        found[half] = [within, across, *grads]
+    for whole, halved in zip(*found.values(), strict=True):
+        torch.testing.assert_close(halved.float(), whole, rtol=0, atol=0.03 * float(whole.detach().abs().max()))
 
 
 def test_the_residual_stream_keeps_its_bits() -> None:
