@@ -62,9 +62,9 @@ def test_a_run_in_half_the_bits_resumes_bit_for_bit(finished: dict[str, TrainCon
     assert_same_state(stopped.run.dir, straight.run.dir, 8)
 
 
-@pytest.mark.parametrize("most", (0, attention.MOST_LOGITS), ids=("kernel", "products"))
+@pytest.mark.parametrize("most", [0, attention.MOST_LOGITS], ids=("kernel", "products"))
 def test_attention_in_half_the_bits(most: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Few logits by products in half the bits, many by the kernel in all of them: both are attention, there and back."""
+    """Few logits by products in half the bits, many by the kernel in all of them: both are attention."""
     monkeypatch.setattr(attention, "MOST_LOGITS", most)
     keys = text_keys((4, 2, 5), torch.rand(11, generator=seeded(9)) + 0.5)
     found: dict[bool, list[torch.Tensor]] = {}
@@ -74,7 +74,8 @@ def test_attention_in_half_the_bits(most: int, monkeypatch: pytest.MonkeyPatch) 
         with torch.autocast("cpu", torch.bfloat16, enabled=half):
             within, across = attend(q, k, v, LENGTHS), attend_text(q, own_k, own_v, LENGTHS, keys)
         assert within.dtype == across.dtype == (torch.bfloat16 if half else torch.float32)
-        grads = torch.autograd.grad(within.float().square().sum() + across.float().square().sum(), (q, k, v, own_k, own_v))
+        total = within.float().square().sum() + across.float().square().sum()
+        grads = torch.autograd.grad(total, (q, k, v, own_k, own_v))
         found[half] = [within, across, *grads]
     for whole, halved in zip(*found.values(), strict=True):
         torch.testing.assert_close(halved.float(), whole, rtol=0, atol=0.03 * float(whole.detach().abs().max()))

@@ -14,9 +14,11 @@ from tests.sweeps import SMALL, plan_of
 from tests.test_cli import refused
 from videogen.cli import sample
 from videogen.generate import parse_args
+from videogen.sampling import NOISY_SAMPLERS
 from videogen.sweep.axes import combinations, read_axes
 from videogen.sweep.command import make_plan
-from videogen.sweep.plan import Run
+from videogen.sweep.page import best_command
+from videogen.sweep.plan import FRESH_NOISE, Run
 
 # --- axes
 
@@ -101,6 +103,10 @@ def test_a_wrong_file_of_axes_gets_one_sentence(text: str, said: str, tmp_path: 
     ("words", "said"),
     [
         (["x", "--search", "3"], "give both"),
+        (["x", "--sweep"], "--sweep needs what to compare"),
+        (["x", "--score", "json:dumps"], "--score is for a sweep"),
+        (["x", "--reference", "8"], "--reference is for a sweep"),
+        (["x", "--sweep", "steps=1,2", "--image", "a.png"], "a sweep takes prompts alone"),
         (["x", "--sweep", "steps=1,2", "--search", "0"], "N >= 1"),
         (["x", "--sweep", "steps=1,2", "--seeds", "a,b"], "--seeds must be different whole numbers"),
         (["x", "--sweep", "steps=1,2", "--seeds", "1,1"], "--seeds must be different whole numbers"),
@@ -168,11 +174,14 @@ def test_what_stands_beside_the_model_tells_sweeps_apart_and_is_in_their_command
     for name in ("a.safetensors", "b"):
         Path(name).write_text(name, encoding="utf-8")
     words = ["x", "--model", str(checkpoint), "--sweep", "steps=2,3"]
-    beside = ["--lora", "a.safetensors=0.5", "b", "--quantise", "fp8"]
+    beside = ["--lora", "a.safetensors=0.5", "b", "--quantise", "fp8", "--device", "cuda", "--dtype", "bfloat16"]
     plain, other = (make_plan(parse_args(more)) for more in (words, [*words, *beside]))
     assert plain.manifest() != other.manifest()
-    args = parse_args(shlex.split(other.command(other.runs()[0]))[2:])
-    assert (args.lora, args.quantise) == (("a.safetensors=0.5", "b"), "fp8")
+    Path("best.toml").touch()
+    for command in (other.command(other.runs()[0]), best_command(Path("best.toml"), other, "x")):
+        args = parse_args(shlex.split(command)[2:])
+        assert (args.lora, args.quantise) == (("a.safetensors=0.5", "b"), "fp8")
+        assert (args.device, args.dtype) == ("cuda", "bfloat16")
 
 
 def test_every_difference_is_another_key() -> None:
@@ -187,3 +196,11 @@ def test_the_reference_has_more_steps_and_the_same_guidance() -> None:
     references = plan.references(plan.runs())
     assert len(references) == 2 * 2  # seeds, guidance
     assert {(ref.config.steps, ref.config.sampler) for ref in references} == {(8, "dpmpp_2m")}
+
+
+def test_a_sampler_that_draws_more_noise_is_its_own_reference() -> None:
+    """What many of its steps end on is not what the path without that noise ends on."""
+    assert NOISY_SAMPLERS.keys() == FRESH_NOISE
+    plan = plan_of(["sampler=euler,dpmpp_2m_sde"], reference_steps=8)
+    assert [ref.config.sampler for ref in plan.references(plan.runs())] == ["dpmpp_2m", "dpmpp_2m_sde"]
+    assert plan.describe_reference().endswith("; of dpmpp_2m_sde, itself in as many steps")

@@ -133,6 +133,7 @@ def test_a_sweep_that_is_stopped_ends_with_130_and_whole_rows(
     assert sample([*words, "--score", "impatient_judge:score"]) == 130
     assert "stopped; nothing is half-written" in capsys.readouterr().err
     assert [row["error"] for row in read_rows(out).values()] == [None]
+    assert "1 setting, 1 prompt, 1 seed: 1 clip" in (out / "report.html").read_text(encoding="utf-8")
     assert not list(out.rglob("*.part*"))
 
 

@@ -12,7 +12,7 @@ import pyarrow.parquet as parquet
 import pytest
 from torch import Tensor
 
-from tests.sweeps import PROMPTS, Counter, plan_of
+from tests.sweeps import PROMPTS, SMALL, Counter, plan_of
 from videogen.pipeline import VideoPipeline
 from videogen.sweep.search import open_study, search
 from videogen.sweep.table import gather, read_rows
@@ -93,6 +93,17 @@ def test_a_plug_that_fails_costs_its_row_only_and_is_tried_again(pipeline: Video
     again = sweep(pipeline, plan, tmp_path, score=finite)
     assert [row["error"] for row in again] == [None] * 4
     assert again[0] == rows[0]
+
+
+def test_a_plug_may_ask_for_the_reference(pipeline: VideoPipeline, tmp_path: Path) -> None:
+    def distance(frames: Tensor, prompt: str, reference: Tensor | None) -> dict[str, float]:
+        return {"like": -1.0 if reference is None else float((frames == reference).float().mean())}
+
+    for steps, likely in ((2, {1.0}), (0, {-1.0})):
+        plan = plan_of(["steps=2"], reference_steps=steps)
+        plan = replace(plan, bases=tuple(run._replace(config=replace(SMALL, sampler="dpmpp_2m")) for run in plan.bases))
+        rows = sweep(pipeline, plan, tmp_path / str(steps), score=distance)
+        assert {row["score_like"] for row in rows} == likely
 
 
 @pytest.mark.parametrize(

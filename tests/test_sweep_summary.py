@@ -116,6 +116,17 @@ def test_the_choice_is_the_fastest_that_is_as_good_as_the_best_clip_by_clip() ->
     assert choice.setting.values == ("4", "heun")
 
 
+def test_of_settings_that_cost_the_same_the_better_is_chosen() -> None:
+    """They are never measured to the same second, and which was faster says nothing."""
+    scores = {(4, "euler"): [1.0, 2.0], (4, "heun"): [1.1, 1.9], (8, "euler"): [1.2, 1.9]}
+    for faster in scores:
+        seconds = {at: 1.0 if at == faster else 1.04 for at in scores}
+        rows = made_rows(scores, seconds, "score_a")
+        choice = choose(summarise(rows, ["steps", "sampler"]), "score_a", AXES, SMALL)
+        assert choice is not None
+        assert choice.setting.values == ("8", "euler")
+
+
 def test_closeness_chooses_the_solver_and_leaves_guidance_to_the_checkpoint() -> None:
     axes = (Axis(("steps",), ((4,), (8,))), Axis(("guidance",), ((1.0,), (2.0,))))
     rows = [

@@ -62,7 +62,7 @@ class SampleArgs:
     search: int | None = None
     """Let Optuna choose so many of the sweep's settings instead of running all."""
     score: str | None = None
-    """For a sweep, module:function of your own: score(frames, prompt) -> dict of numbers, the one that counts first."""
+    """For a sweep, module:function of your own: score(frames, prompt) -> numbers, higher is better, first counts."""
     reference: int | None = None
     """Steps of the runs that a sweep measures distance to, 0 for none; default four times the most on its axes."""
     from_clip: Annotated[Path | None, tyro.conf.arg(name="from")] = None
@@ -105,6 +105,9 @@ class SampleArgs:
             raise ValueError(f"num must be at least 1, got {self.num}")
         if self.search is not None and (self.search < 1 or not self.sweep):
             raise ValueError("--search N chooses N >= 1 of the settings of --sweep axis=a,b,c; give both")
+        alone = [flag for flag in ("score", "reference") if getattr(self, flag) is not None and not self.sweep]
+        if alone:
+            raise ValueError(f"--{alone[0]} is for a sweep; add --sweep axis=a,b,c, or leave it out")
 
 
 class Order(NamedTuple):
@@ -154,6 +157,8 @@ def parse_args(argv: Sequence[str]) -> SampleArgs:
             raise ValueError("give --frames or --seconds, not both")
         base = replace(base, sample=replace(base.sample, seconds=None))
     args = parse(SampleArgs, argv, default=base, prog="sample.py", description=DESCRIPTION)
+    if "--sweep" in argv and not args.sweep:
+        raise ValueError("--sweep needs what to compare: --sweep steps=4,8,16, or a grid.toml")
     args = replace(args, model=find_checkpoint(args.model))
     if path is not None and made is not None:
         check_made(Path(path), made, args, argv)

@@ -29,10 +29,11 @@ from videogen.generate import (
     slug,
 )
 from videogen.hub import called
+from videogen.patches import known_patches, mean_share
 from videogen.provenance import provenance
 from videogen.sweep.axes import read_axes
 from videogen.sweep.plan import Plan, Run, most_steps, open_folder
-from videogen.sweep.table import Row, arrow, gather, unfinished
+from videogen.sweep.table import Row, arrow, gather, read_rows, unfinished
 
 if TYPE_CHECKING:
     from videogen.sweep.measures import Score
@@ -46,6 +47,8 @@ def run_sweep(args: SampleArgs) -> int:
     folder = args.out or Path("out") / f"sweep-{slug((args.prompt or ('prompts',))[0])}"
     if folder.suffix.lower() in SUFFIXES:
         raise ValueError(f"--out of a sweep is a folder, got {folder}")
+    if args.image or args.last_image:
+        raise ValueError("a sweep takes prompts alone; leave --image out, or make those clips one by one")
     plan = make_plan(args)
     check_runs(plan, args.model)
     if args.dry_run:
@@ -63,11 +66,18 @@ def run_sweep(args: SampleArgs) -> int:
     if team.rank == 0:
         open_folder(folder, plan, overwrite=args.overwrite)
     team.wait()
-    carry_out(plan, folder, replace(args, device=device), team, score)  # type: ignore[arg-type]  # cuda:1, too
+    keys, stopped = [run.key for run in plan.runs()], False
+    try:
+        carry_out(plan, folder, replace(args, device=device), team, score)  # type: ignore[arg-type]  # cuda:1, too
+    except KeyboardInterrupt:
+        if team.num > 1 or not read_rows(folder):  # the others' rows are still being written
+            raise
+        stopped = True
     if team.rank == 0:
-        rows = gather(folder, [run.key for run in plan.runs()])
-        found = publish(folder, plan, rows)
-        report(folder, rows, found.findings, as_json=args.json)
+        rows = gather(folder, keys)
+        report(folder, rows, publish(folder, plan, rows).findings, as_json=args.json)
+    if stopped:
+        raise KeyboardInterrupt
     return 0
 
 
@@ -110,11 +120,12 @@ def foresee(plan: Plan, args: SampleArgs) -> str:
     num_settings = min(args.search or len(plan.settings), len(plan.settings))
     share = num_settings / len(plan.settings)  # of a search, which may choose any
     flop, stride, references = 0.0, pixel_stride(args.model), plan.references(runs)
+    base = known_patches(args.model)[0]
     for run in (*runs, *references):
         frames = resolve_frames(run.config, TIME_STRIDE)
         pixels = frames * run.config.width * run.config.height
-        tokens, evaluations = count_tokens(run.config, stride), num_evaluations(run.config)
-        flop += share * clip_flop(args.model, tokens=tokens, evaluations=evaluations, pixels=pixels)
+        tokens = round(count_tokens(run.config, stride) * mean_share(run.config, base))
+        flop += share * clip_flop(args.model, tokens=tokens, evaluations=num_evaluations(run.config), pixels=pixels)
     told = {
         "runs": num_settings * len(plan.bases),
         "settings": num_settings,

@@ -2,7 +2,8 @@
 
     frames (t, h, w, 3) uint8, reference  ->  {"psnr_db": ..., "ssim": ..., "flicker": ..., ...}
 
-A measure of your own is a function score(frames, prompt) -> dict of numbers, named module:function on the command line.
+A measure of your own is a function score(frames, prompt) -> dict of numbers, higher is better, named module:function on
+the command line. One with a parameter called reference is given that run's frames, or None, for a distance.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import importlib
 import math
 import sys
 from collections.abc import Callable, Mapping
+from inspect import signature
 from pathlib import Path
 from typing import cast
 
@@ -19,7 +21,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-Score = Callable[[Tensor, str], Mapping[str, float]]
+Score = Callable[..., Mapping[str, float]]
 MOST_DB = 100.0  # of two clips that are equal to the last bit
 
 MEANINGS = {
@@ -92,9 +94,10 @@ def load_score(name: str) -> Score:
     return cast("Score", found)
 
 
-def judge(score: Score | None, frames: Tensor, prompt: str) -> dict[str, float]:
+def judge(score: Score | None, frames: Tensor, prompt: str, reference: Tensor | None = None) -> dict[str, float]:
     """A plug's numbers, their names led by score_."""
-    found = {} if score is None else score(frames, prompt)
+    beside = {} if score is None or "reference" not in signature(score).parameters else {"reference": reference}
+    found = {} if score is None else score(frames, prompt, **beside)
     if not isinstance(found, Mapping):
         raise TypeError(f"score must return a dict of numbers, got {type(found).__name__}")
     for name, value in found.items():

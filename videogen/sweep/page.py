@@ -89,8 +89,7 @@ def write_best(path: Path, plan: Plan, choice: Choice | None) -> None:
 
 def best_command(path: Path, plan: Plan, prompt: str) -> str:
     """The command that uses the chosen settings."""
-    model = ["--model", plan.model] if plan.model else []
-    return shlex.join(["python", "sample.py", prompt, *model, "--config", str(path)])
+    return shlex.join(["python", "sample.py", prompt, *plan.beside(), "--config", str(path)])
 
 
 def to_toml(config: SampleConfig) -> str:

@@ -24,6 +24,7 @@ from videogen.sweep.axes import Axis, Changes, changed, combinations, say
 
 # What only decides how exactly the same clip is computed.
 SOLVER = ("steps", "sampler", "shift", "first_block_cache", "mag_cache")
+FRESH_NOISE = frozenset({"dpmpp_2m_sde"})  # each of these has an equation of its own
 REFERENCE_SAMPLER = "dpmpp_2m"  # second order from one evaluation a step
 OWN_FILES = (
     "results*",
@@ -101,7 +102,8 @@ class Plan:
             return None
         shift = self.bases[0].config.shift
         exact = replace(run.config, first_block_cache=0.0, mag_cache=0.0)
-        solved = replace(exact, steps=self.reference_steps, sampler=REFERENCE_SAMPLER, shift=shift)
+        sampler = run.config.sampler if run.config.sampler in FRESH_NOISE else REFERENCE_SAMPLER
+        solved = replace(exact, steps=self.reference_steps, sampler=sampler, shift=shift)
         return run._replace(config=solved)
 
     def references(self, runs: Iterable[Run]) -> list[Run]:
@@ -111,7 +113,9 @@ class Plan:
     def describe_reference(self) -> str:
         """What the distances are measured to, for the page."""
         shift = say(self.bases[0].config.shift)
-        return f"{REFERENCE_SAMPLER}, {self.reference_steps} steps, shift {shift}, the other settings those of the clip"
+        said = f"{REFERENCE_SAMPLER}, {self.reference_steps} steps, shift {shift}, the other settings those of the clip"
+        names = {run.config.sampler for run in self.runs()} & FRESH_NOISE
+        return said + "".join(f"; of {name}, itself in as many steps" for name in sorted(names))
 
     def manifest(self) -> dict[str, object]:
         """All that decides the rows."""
@@ -128,13 +132,19 @@ class Plan:
         """The command that makes a run's clip alone."""
         return shlex.join(["python", "sample.py", run.prompt, *self.flags(run)])
 
+    def beside(self) -> list[str]:
+        """The flags that are the same for all runs: the checkpoint, what is put into it, where it computes."""
+        said = ["--model", self.model] if self.model else []
+        about = {name: word for name, word in self.about if word not in ("cpu", "float32")}
+        for name in ("device", "dtype", "lora", "quantise", "gguf"):
+            words = about.get(name, [])
+            said += [f"--{name}", *([words] if isinstance(words, str) else words)] if words else []  # type: ignore[misc]
+        return said
+
     def flags(self, run: Run) -> list[str]:
         """A run's flags, those of its settings that differ from the checkpoint's own."""
-        said = ["--seed", str(run.seed), *(["--model", self.model] if self.model else [])]
-        usual, about = to_mapping(self.defaults), dict(self.about)
-        for name in ("image", "last_image", "lora", "quantise", "gguf"):
-            words = about.get(name, [])
-            said += [f"--{name.replace('_', '-')}", *([words] if isinstance(words, str) else words)] if words else []  # type: ignore[misc]
+        said = ["--seed", str(run.seed), *self.beside()]
+        usual = to_mapping(self.defaults)
         for name, value in to_mapping(run.config).items():
             flag = f"--{name.replace('_', '-')}"
             length = name == "frames" and usual["seconds"] is not None  # else the checkpoint's seconds would hold

@@ -24,6 +24,7 @@ T_975 = (
     12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131,
     2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042,
 )  # fmt: skip
+AS_FAST = 1.05  # times the least seconds: two settings that cost the same are measured so far apart
 UNSEEN_DB = 40.0  # a usual bound beyond which a difference is not seen
 NOT_MEASURES = ("key", "prompt", "seed", "clip", "reference", "command", "error", *to_mapping(SampleConfig()))
 Value = tuple[str, ...]  # of a setting, one text a field on the axes
@@ -136,9 +137,10 @@ def choose_by_score(rated: Sequence[Setting], quality: str) -> Choice:
     name = {"psnr_db": "PSNR to the reference"}.get(quality, quality.removeprefix("score_"))
     rule = (
         f"the fastest of the settings whose {name} is not worse than the best one's "
-        f"({best.means[quality].value:.4g}) by more than one standard error of the difference, clip by clip"
+        f"({best.means[quality].value:.4g}) by more than one standard error of the difference, clip by clip; "
+        f"of those within {AS_FAST - 1:.0%} of its seconds, the best"
     )
-    return Choice(fastest([one for one in rated if one is best or not worse(one, best, quality)]), rule)
+    return Choice(fastest([one for one in rated if one is best or not worse(one, best, quality)], quality), rule)
 
 
 def choose_by_closeness(rated: Sequence[Setting], axes: Sequence[Axis], base: SampleConfig) -> Choice:
@@ -160,7 +162,7 @@ def choose_by_closeness(rated: Sequence[Setting], axes: Sequence[Axis], base: Sa
         rule += (
             f"; closeness to a reference with the same {listed} says nothing of {listed}: choose by eye or by --score"
         )
-    return Choice(fastest(close), rule)
+    return Choice(fastest(close, "psnr_db"), rule)
 
 
 def least(mean: Mean) -> float:
@@ -168,9 +170,11 @@ def least(mean: Mean) -> float:
     return mean.value - (mean.half or 0.0)
 
 
-def fastest(settings: Sequence[Setting]) -> Setting:
-    """The one of least mean seconds."""
-    return min(settings, key=lambda one: one.means["total_seconds"].value)
+def fastest(settings: Sequence[Setting], quality: str) -> Setting:
+    """The one of least mean seconds; of those about as fast, which noise alone tells apart, the best."""
+    least_seconds = min(one.means["total_seconds"].value for one in settings)
+    as_fast = [one for one in settings if one.means["total_seconds"].value <= AS_FAST * least_seconds]
+    return max(as_fast, key=lambda one: one.means[quality].value)
 
 
 def worse(one: Setting, best: Setting, quality: str) -> bool:

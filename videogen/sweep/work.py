@@ -157,9 +157,10 @@ class Worker:
             written = writer.submit(self.write, run, made.latent, frames)
             row |= look_alone(frames)
             reference = self.plan.reference(run)
-            if reference is not None and (solved := self.reference_frames(reference.key)) is not None:
+            solved = self.reference_frames(reference.key) if reference is not None else None
+            if reference is not None and solved is not None:
                 row |= compare(frames, solved) | {"reference": f"references/{reference.key}.mp4"}
-            row |= judge(self.score, frames, run.prompt)
+            row |= judge(self.score, frames, run.prompt, solved)
         except Exception as error:  # of a plug too: whatever it is, the other runs go on
             row["error"] = reason_of(error)
         return row, written
