@@ -9,6 +9,7 @@ from torch import Tensor
 
 from videogen.packing import (
     Patch,
+    deal,
     fullest,
     pack,
     patchify,
@@ -184,6 +185,30 @@ def test_ranks_have_equal_work_in_every_step(num_ranks: int, mix: str) -> None:
         assert max(step) <= 1.02 * sum(step) / num_ranks
     shares = [sum(stream[rank : len(stream) // num_ranks * num_ranks : num_ranks]) for rank in range(num_ranks)]
     assert max(shares) <= 1.01 * sum(shares) / num_ranks
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 8])
+def test_the_ranks_of_a_step_wait_little_for_each_other(ranks: int) -> None:
+    """Full packs of one long clip and of many short ones are as many tokens, but not as much work."""
+    draw = random.Random(3)
+    lengths = [draw.choice([16, 64, 100, 400, 1000]) for _ in range(1500)]
+    packs = plan_packs(lengths, budget=2000)
+
+    def work(pack: list[int]) -> int:
+        return sum(lengths[i] ** 2 for i in pack)
+
+    def busy(order: list[list[int]]) -> float:
+        steps = [list(map(work, order[i : i + ranks])) for i in range(0, len(order) - ranks + 1, ranks)]
+        return sum(map(sum, steps)) / (ranks * sum(map(max, steps)))
+
+    dealt = list(deal(packs, work, ranks))
+    assert sorted(dealt) == sorted(packs)
+    assert dealt == list(deal(iter(packs), work, ranks))
+    if ranks == 1:
+        assert dealt == packs
+    else:
+        assert busy(packs) < 0.94
+        assert busy(dealt) > 0.95
 
 
 @pytest.mark.parametrize("num_clips", [9, 40, 300])

@@ -81,8 +81,20 @@ def test_batches_with_two_patch_sizes_go_on_where_a_run_stopped(recipe: TrainCon
             assert one.patch == other.patch
             assert one.captions == other.captions
             assert all(map(torch.equal, one.latents, other.latents))
-    shares = [list(islice(stage.batches(rank, 2), 3)) for rank in (0, 1)]  # two processes
-    assert [batch.captions for pair in zip(*shares, strict=True) for batch in pair] == [b.captions for b in whole[:6]]
+
+
+def test_two_processes_have_the_same_patch_size_and_different_clips(recipe: TrainConfig) -> None:
+    stage = dit_stage(recipe)
+    shares = [list(islice(stage.batches(rank, 2), 40)) for rank in (0, 1)]
+    assert [batch.patch for batch in shares[0]] == [batch.patch for batch in shares[1]]
+    assert {batch.patch for batch in shares[0]} == set(stage.model.patches)
+    for rank, share in enumerate(shares):
+        again = islice(stage.batches(2 * 7 + rank, 2), 5)
+        assert [batch.captions for batch in again] == [batch.captions for batch in share[7:12]]
+    epoch = [indices for number, indices in islice(stage.packs(COARSE), 40) if number == 0]
+    seen = [batch.captions for pair in zip(*shares, strict=True) for batch in pair if batch.patch == COARSE]
+    wanted = [[stage.folder.caption(index) for index in indices] for indices in epoch]
+    assert all(captions in seen for captions in wanted)
 
 
 def test_a_run_with_two_patch_sizes_resumes_bit_for_bit(recipe: TrainConfig, tmp_path: Path) -> None:

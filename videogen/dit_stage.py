@@ -26,7 +26,7 @@ from videogen.drawn import DrawnClips
 from videogen.flow import FlowTask, draw_levels, draw_task, drop_captions, flow_error, step_generator
 from videogen.known import check_mixture
 from videogen.lora import adapt, save_lora
-from videogen.packing import Patch, check_budget, pack, plan_packs
+from videogen.packing import Patch, check_budget, deal, pack, plan_packs
 from videogen.parts import check_fit, encoder_id, frozen_parts, load_part, located
 from videogen.patches import patch_name
 from videogen.pipeline import VideoPipeline, quiet_libraries
@@ -164,20 +164,31 @@ class DitStage:
             for indices in epoch_packs(self.lengths[patch], self.train, self.config.data, self.seed, epoch):
                 yield epoch, indices
 
+    def dealt(self, patch: Patch, ranks: int) -> Iterator[tuple[int, list[int]]]:
+        """The same, a step's packs after each other, one for each rank and about as much work."""
+
+        def work(pack: tuple[int, list[int]]) -> int:
+            return sum(self.lengths[patch][index] ** 2 for index in pack[1])
+
+        return deal(self.packs(patch), work, ranks)
+
     def batches(self, start: int, every: int = 1) -> Iterator[Pack]:
         """The packs of the steps start, start + every, ...."""
         num_workers = count_workers(self.config.data.workers, self.model.device)
         yield from map(self.made, ahead(self.reader.fetch, self.asks(start, every), num_workers))
 
     def asks(self, start: int, every: int) -> Iterator[Ask]:
-        """Which clips they have: each patch size goes through the clips by itself."""
-        earlier = Counter(map(self.patch_of, range(start)))
-        streams = {patch: islice(self.packs(patch), earlier[patch], None) for patch in self.model.patches}
-        for step in count(start):
+        """Which clips they have: each patch size goes through the clips by itself; the ranks of a step share one."""
+        first, rank = divmod(start, every)
+        earlier = Counter(map(self.patch_of, range(first)))
+        streams = {
+            patch: islice(self.dealt(patch, every), every * earlier[patch] + rank, None, every)
+            for patch in self.model.patches
+        }
+        for step in count(first):
             patch = self.patch_of(step)
             epoch, indices = next(streams[patch])
-            if (step - start) % every == 0:
-                yield Ask(indices, epoch, patch, self.asks_facts(step // every))
+            yield Ask(indices, epoch, patch, self.asks_facts(step))
 
     def read(self, indices: list[int], epoch: int, *, facts: bool = False) -> Pack:
         """Latents and captions of some clips, read here and now."""

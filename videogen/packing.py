@@ -8,10 +8,11 @@ A pack has no padding and no order of its own: a clip's tokens stay together, an
 from __future__ import annotations
 
 import math
+import random
 from collections import deque
-from collections.abc import Sequence
-from itertools import accumulate
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import accumulate, chain, count, islice
+from typing import NamedTuple, TypeVar
 
 import torch
 from einops import rearrange
@@ -21,6 +22,7 @@ from videogen.patches import Patch
 
 Grid = tuple[int, int, int]
 Lengths = tuple[int, ...]
+Item = TypeVar("Item")
 
 
 class Scaling(NamedTuple):
@@ -166,6 +168,24 @@ def plan_packs(
         left -= sum(lengths[clip] for clip in packed)
         packs.append(sorted(packed, key=lambda clip: -lengths[clip]))
     return packs
+
+
+def deal(packs: Iterable[Item], work: Callable[[Item], float], ranks: int, *, steps: int = 8) -> Iterator[Item]:
+    """The same packs in another order: those of a step, one for each of so many ranks, are about the same work.
+
+    Full packs have as many tokens as each other, but attention grows with the square of a clip's, and a step waits for
+    its slowest rank. Some steps' packs are sorted by work and cut into steps, which follow in any order.
+    """
+    stream = iter(packs)
+    for number in count() if ranks > 1 else ():
+        window = sorted(islice(stream, ranks * steps), key=work)
+        if not window:
+            break
+        cut = [window[i : i + ranks] for i in range(0, len(window), ranks)]
+        last = [cut.pop()] if len(cut[-1]) < ranks else []  # of the end of the stream
+        random.Random(number).shuffle(cut)
+        yield from chain.from_iterable(cut + last)
+    yield from stream
 
 
 def fullest(lengths: Sequence[int], room: int) -> set[int]:

@@ -15,7 +15,7 @@ from itertools import product
 from typing import NamedTuple
 
 from videogen.data import fit_size
-from videogen.packing import plan_packs
+from videogen.packing import deal, plan_packs
 
 CELL, STRIDE = 16, 4  # pixels and frames of a token
 
@@ -73,9 +73,11 @@ def native(source: Shape, max_cells: int) -> Shape:
 
 
 def packed(shapes: Sequence[Shape], *, budget: int, ranks: int, seed: int) -> Plan:
-    """Ours: every clip at its own size, packs of at most budget tokens; a rank takes every ranks-th."""
+    """Ours: every clip at its own size, packs of at most budget tokens, dealt to the ranks, each every ranks-th."""
+    lengths = [shape.tokens for shape in shapes]
     order = random.Random(seed).sample(range(len(shapes)), len(shapes))
-    return Plan(list(shapes), plan_packs([shape.tokens for shape in shapes], budget=budget, order=order))
+    packs = plan_packs(lengths, budget=budget, order=order)
+    return Plan(list(shapes), list(deal(packs, lambda clips: sum(lengths[i] ** 2 for i in clips), ranks)))
 
 
 def padded(shapes: Sequence[Shape], *, budget: int, ranks: int, seed: int) -> Plan:
