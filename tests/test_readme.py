@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from pathlib import Path
@@ -11,10 +12,11 @@ import pytest
 
 from tests.bench.readme import PAGES, filled
 from videogen.cli import COMMANDS, BenchArgs
-from videogen.config import MINI, SampleConfig, TrainConfig
+from videogen.config import MINI, SampleConfig, TrainConfig, read_defaults
 from videogen.flags import flags_of
 from videogen.generate import SampleArgs
-from videogen.plain import load_toml
+from videogen.plain import load_toml, to_mapping
+from videogen.storage import checkpoint_id
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -52,6 +54,16 @@ def test_every_file_that_the_readme_names_exists() -> None:
     ran = [word for command in LAST_WORDS for word in command.split() if word.endswith((".toml", ".py"))]
     for name in [*linked, *ran]:
         assert (ROOT / name).exists(), name
+
+
+def test_the_default_checkpoint_is_the_one_that_was_measured() -> None:
+    """Weights, settings and tables are committed together, or the tables speak of another checkpoint."""
+    measured = json.loads((ROOT / "assets" / "bench" / "mini.json").read_text(encoding="utf-8"))
+    defaults = to_mapping(read_defaults(MINI))
+    assert measured["checkpoint"]["sha256"] == checkpoint_id(MINI)["sha256"]
+    assert measured["settings"] == defaults
+    recommended = json.loads((ROOT / "assets" / "bench" / "settings.json").read_text(encoding="utf-8"))["chosen"]
+    assert recommended.items() <= defaults.items()
 
 
 def test_every_module_stands_in_the_tree() -> None:
