@@ -115,6 +115,7 @@ def test_without_a_distance_the_judge_says_so_and_goes_on(
         (["--out", "scores.txt"], "must end in .json"),
         (["--vae", "nowhere"], "has no vae/config.json"),
         (["--captions", "own.jsonl"], "name its folder"),
+        (["--steps", "24"], "name its folder"),
         (["--clip", "3"], "did you mean"),
     ],
 )

@@ -132,6 +132,9 @@ def parse_args(argv: Sequence[str]) -> JudgeArgs:
         raise ValueError("--all-sizes is for the world's own clips; a checkpoint makes them of one --size and --frames")
     if args.target is None and args.captions is not None:
         raise ValueError("--captions are for a checkpoint to make clips of; name its folder")
+    shape = {name: getattr(args.sample, name) for name in ("size", "frames", "seconds", "fps")}
+    if model is None and args.sample != replace(SampleConfig(), **shape):
+        raise ValueError("steps, guidance and the like are how a checkpoint makes clips; name its folder as well")
     for path, suffix in ((args.out, ".json"), (args.report, ".html")):
         if path is not None and path.suffix != suffix:
             raise ValueError(f"{path} must end in {suffix}")
