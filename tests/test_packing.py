@@ -201,9 +201,9 @@ def test_the_ranks_of_a_step_wait_little_for_each_other(ranks: int) -> None:
         steps = [list(map(work, order[i : i + ranks])) for i in range(0, len(order) - ranks + 1, ranks)]
         return sum(map(sum, steps)) / (ranks * sum(map(max, steps)))
 
-    dealt = list(deal(packs, work, ranks))
+    dealt = list(deal(packs, work, ranks, steps=8))
     assert sorted(dealt) == sorted(packs)
-    assert dealt == list(deal(iter(packs), work, ranks))
+    assert dealt == list(deal(iter(packs), work, ranks, steps=8))
     if ranks == 1:
         assert dealt == packs
     else:

@@ -166,11 +166,13 @@ class DitStage:
 
     def dealt(self, patch: Patch, ranks: int) -> Iterator[tuple[int, list[int]]]:
         """The same, a step's packs after each other, one for each rank and about as much work."""
+        lengths, data = self.lengths[patch], self.config.data
 
         def work(pack: tuple[int, list[int]]) -> int:
-            return sum(self.lengths[patch][index] ** 2 for index in pack[1])
+            return sum(lengths[index] ** 2 for index in pack[1])
 
-        return deal(self.packs(patch), work, ranks)
+        an_epoch = sum(lengths[index] for index in self.train) * data.repeats // (data.token_budget * ranks)
+        return deal(self.packs(patch), work, ranks, steps=max(1, min(8, an_epoch)))  # or a small folder's epochs mix
 
     def batches(self, start: int, every: int = 1) -> Iterator[Pack]:
         """The packs of the steps start, start + every, ...."""

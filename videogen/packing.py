@@ -170,11 +170,11 @@ def plan_packs(
     return packs
 
 
-def deal(packs: Iterable[Item], work: Callable[[Item], float], ranks: int, *, steps: int = 8) -> Iterator[Item]:
+def deal(packs: Iterable[Item], work: Callable[[Item], float], ranks: int, *, steps: int) -> Iterator[Item]:
     """The same packs in another order: those of a step, one for each of so many ranks, are about the same work.
 
     Full packs have as many tokens as each other, but attention grows with the square of a clip's, and a step waits for
-    its slowest rank. Some steps' packs are sorted by work and cut into steps, which follow in any order.
+    its slowest rank. So many steps' packs are sorted by work and cut into steps, which follow in any order.
     """
     stream = iter(packs)
     for number in count() if ranks > 1 else ():

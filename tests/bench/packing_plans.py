@@ -77,7 +77,7 @@ def packed(shapes: Sequence[Shape], *, budget: int, ranks: int, seed: int) -> Pl
     lengths = [shape.tokens for shape in shapes]
     order = random.Random(seed).sample(range(len(shapes)), len(shapes))
     packs = plan_packs(lengths, budget=budget, order=order)
-    return Plan(list(shapes), list(deal(packs, lambda clips: sum(lengths[i] ** 2 for i in clips), ranks)))
+    return Plan(list(shapes), list(deal(packs, lambda clips: sum(lengths[i] ** 2 for i in clips), ranks, steps=8)))
 
 
 def padded(shapes: Sequence[Shape], *, budget: int, ranks: int, seed: int) -> Plan:

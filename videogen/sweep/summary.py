@@ -25,6 +25,7 @@ T_975 = (
     2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042,
 )  # fmt: skip
 AS_FAST = 1.05  # times the least seconds: two settings that cost the same are measured so far apart
+OR_BETTER = f"; of those within {AS_FAST - 1:.0%} of its seconds, the best"
 UNSEEN_DB = 40.0  # a usual bound beyond which a difference is not seen
 NOT_MEASURES = ("key", "prompt", "seed", "clip", "reference", "command", "error", *to_mapping(SampleConfig()))
 Value = tuple[str, ...]  # of a setting, one text a field on the axes
@@ -137,8 +138,8 @@ def choose_by_score(rated: Sequence[Setting], quality: str) -> Choice:
     name = {"psnr_db": "PSNR to the reference"}.get(quality, quality.removeprefix("score_"))
     rule = (
         f"the fastest of the settings whose {name} is not worse than the best one's "
-        f"({best.means[quality].value:.4g}) by more than one standard error of the difference, clip by clip; "
-        f"of those within {AS_FAST - 1:.0%} of its seconds, the best"
+        f"({best.means[quality].value:.4g}) by more than one standard error of the difference, clip by clip"
+        + OR_BETTER
     )
     return Choice(fastest([one for one in rated if one is best or not worse(one, best, quality)], quality), rule)
 
@@ -150,7 +151,8 @@ def choose_by_closeness(rated: Sequence[Setting], axes: Sequence[Axis], base: Sa
     usual = {name: say(getattr(base, name)) for _, name in fixed}
     kept = [one for one in rated if all(one.values[i] == usual[name] for i, name in fixed)]
     close = [one for one in kept or rated if least(one.means["psnr_db"]) >= UNSEEN_DB]
-    rule = f"the fastest whose PSNR to the reference is {UNSEEN_DB:g} dB or more, the lower end of its 95% interval"
+    surely = f"{UNSEEN_DB:g} dB or more, the lower end of its 95% interval"
+    rule = f"the fastest whose PSNR to the reference is {surely}{OR_BETTER}"
     if not close:
         alike = choose_by_score(kept or rated, "psnr_db")
         close, rule = [alike.setting], f"none is surely at {UNSEEN_DB:g} dB or more, so {alike.rule}"
