@@ -1,11 +1,12 @@
-"""--compile: one block is compiled once, for clips of any size."""
+"""--compile and run.compile: one block is compiled once, for clips of any size and packs of any clips."""
 
 import pytest
 import torch
 from torch._dynamo.testing import CompileCounter
 
 from tests.conftest import CHANNELS, draw_texts, seeded, tiny_dit
-from videogen.packing import pack, per_clip
+from videogen.flow import draw_levels, draw_task, flow_error
+from videogen.packing import Patch, pack, per_clip
 
 SIZES = [(3, 4, 6), (1, 8, 6), (5, 8, 8), (7, 2, 4)]
 
@@ -23,6 +24,37 @@ def test_other_sizes_lengths_and_prompts_compile_nothing_more() -> None:
         video = pack(latents, plain.base_patch)
         asked = video, per_clip(torch.tensor([0.5, 0.5]), video.lengths), draw_texts((3 + i, 2))
         torch.testing.assert_close(compiled(*asked), plain(*asked), atol=1e-5, rtol=0)
+        counts.append(counter.frame_count)
+    torch.compiler.reset()
+    assert counts[0] > 0
+    assert set(counts) == {counts[0]}
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_packs_of_other_clips_patches_and_levels_compile_nothing_more_in_training() -> None:
+    """And have the gradient of the model as it is."""
+    torch.compiler.reset()
+    counter = CompileCounter()
+    options = {"extra_patch_sizes": ((1, 1, 1),), "nearby": True, "prediction": "preconditioned"}
+    plain, compiled = tiny_dit(**options), tiny_dit(**options)
+    compiled.load_state_dict(plain.state_dict())
+    compiled.compile_repeated_blocks(backend=counter, dynamic=True)
+    packs: list[tuple[Patch, int, int]] = [((1, 1, 1), 3, 4), ((1, 1, 1), 5, 2), ((1, 2, 2), 6, 0), ((1, 2, 2), 1, 7)]
+    counts = []
+    for number, (patch, clips, images) in enumerate(packs):
+        sizes = [(CHANNELS, 3, 4, 4)] * clips + [(CHANNELS, 1, 4, 4)] * images
+        clean = pack([torch.randn(size, generator=seeded(number)) for size in sizes], patch)
+        mixture = {"nothing": 0.5, "per_frame": 0.5}
+        levels = draw_levels(clean, mixture, base_tokens=12, uniform=0.1, generator=seeded(number))
+        texts = draw_texts(tuple(2 + i % 3 for i in range(len(sizes))))
+        task = draw_task(clean, texts, levels, base_tokens=12, generator=seeded(number))
+        for model in (plain, compiled):
+            model.zero_grad()
+            flow_error(model, task).backward()
+        for one, other in zip(compiled.parameters(), plain.parameters(), strict=True):
+            assert (one.grad is None) == (other.grad is None)
+            if one.grad is not None:
+                torch.testing.assert_close(one.grad, other.grad, atol=1e-5, rtol=1e-4)
         counts.append(counter.frame_count)
     torch.compiler.reset()
     assert counts[0] > 0

@@ -10,7 +10,7 @@ from torch import Tensor
 from tests.conftest import CHANNELS, TEXT_DIM, draw_texts, tiny_dit
 from videogen.dit import VideoDiT
 from videogen.dit_layers import Nearby
-from videogen.packing import pack, per_clip, shared_level
+from videogen.packing import Layout, pack, per_clip, shared_level
 from videogen.text import pack_texts
 
 SHAPES = ((CHANNELS, 3, 4, 8), (CHANNELS, 1, 8, 4), (CHANNELS, 2, 8, 4), (CHANNELS, 3, 4, 8))
@@ -31,7 +31,7 @@ def test_a_token_hears_the_eight_around_it_in_its_frame_and_no_other() -> None:
     layer.weight.fill_(1.0)
     cells = [torch.randn(2, *grid) for grid in grids]
     rows = torch.cat([cell.flatten(1).T for cell in cells])
-    found = layer(rows, grids).split([24, 12, 12])
+    found = layer(rows, Layout(grids)).split([24, 12, 12])
     for cell, got, (t, h, w) in zip(cells, found, grids, strict=True):
         for frame in range(t):
             for row in range(h):

@@ -128,7 +128,6 @@ def uncompiled(function: Function) -> Function:
     return torch.compiler.disable(function)  # type: ignore[return-value]
 
 
-@uncompiled
 def attend(q: Tensor, k: Tensor, v: Tensor, lengths: Lengths) -> Tensor:
     """Self-attention within each clip: q, k, v (n, heads, e), rows of a clip see only its own rows."""
     q, k, v = settle(q, k, v)
@@ -232,7 +231,6 @@ def text_keys(lengths: Lengths, weights: Tensor) -> TextKeys:
     return TextKeys(rows.to(device), rearrange(bias, "b m -> b 1 1 m").to(device), tuple(lengths), weighted)
 
 
-@uncompiled
 def attend_text(q: Tensor, k: Tensor, v: Tensor, lengths: Lengths, keys: TextKeys) -> Tensor:
     """Cross-attention: q (n, heads, e) of a clip see its own text k, v (b, heads, m, e), gathered by gather_text.
 
@@ -258,8 +256,18 @@ def attend_text(q: Tensor, k: Tensor, v: Tensor, lengths: Lengths, keys: TextKey
 
 def gather_text(x: Tensor, keys: TextKeys, heads: int) -> Tensor:
     """Packed text rows (m, d) as one (b, heads, m, e) block of keys or values."""
-    # embedding: its gradient is summed by rows, that of an index element by element
-    return rearrange(F.embedding(keys.rows, x), "b m (heads e) -> b heads m e", heads=heads)
+    return rearrange(rows_at(x, keys.rows), "b m (heads e) -> b heads m e", heads=heads)
+
+
+def rows_at(table: Tensor, index: Tensor) -> Tensor:
+    """Rows of a table (u, d) by an index of any shape, as embedding does.
+
+    On a CPU embedding's gradient is summed by rows, that of an index element by element; on a GPU embedding's sorts
+    the index first, in a dozen small kernels, and index_select's adds.
+    """
+    if table.device.type == "cpu":
+        return F.embedding(index, table)
+    return table.index_select(0, index.flatten()).unflatten(0, index.shape)
 
 
 def attend_reference(q: Tensor, k: Tensor, v: Tensor, lengths: Lengths) -> Tensor:

@@ -319,6 +319,8 @@ class RunConfig:
     """Optimiser steps in all."""
     mixed_precision: Literal["no", "bf16"] = "no"
     """bf16: matrix products in half the bits, on CUDA and on CPUs that have it (avx512_bf16); weights keep theirs."""
+    compile: bool = False
+    """Compile the DiT's blocks with torch.compile: for a GPU, where it pays after a minute."""
     minutes: float | None = None
     """Wall-clock limit of this session: the run saves and stops, and the same command goes on."""
     save_every: int = 500

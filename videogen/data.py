@@ -272,6 +272,11 @@ class Found(NamedTuple):
     video: np.ndarray | None = None  # (3, t, h, w) in [-1, 1], to be encoded
     more: dict[str, np.ndarray] = {}  # noqa: RUF012  # to be kept beside the latent
 
+    @property
+    def whole(self) -> bool:
+        """Whether all of it lay on disk."""
+        return self.video is None and not self.more
+
 
 class LatentCache:
     """Encoded clips on disk, so that a file is decoded and encoded once and not every epoch.

@@ -34,7 +34,7 @@ from videogen.dit_layers import (
     modulate,
     precondition,
 )
-from videogen.packing import Grid, NoiseLevels, PackedVideo, Patch
+from videogen.packing import Grid, Layout, NoiseLevels, PackedVideo, Patch
 from videogen.patches import patch_name
 from videogen.text import PackedText
 
@@ -216,10 +216,11 @@ class VideoDiT(ModelMixin, ConfigMixin, PeftAdapterMixin):
         said: Tensor | None = None
         time = self.condition_embedder.time(levels.values).to(x.dtype) + size_level
         modulation = rearrange(self.condition_embedder.time_proj(F.silu(time)), "u (six d) -> u six d", six=6)
+        layout = Layout(video.grids)
         if around is not None:
             x = around(x, video.lengths, self.some_blocks(modulation, levels.index, table, video.grids, context))
         for i, block in enumerate(self.blocks if around is None else ()):
-            args = (x, modulation, levels.index, table, video.lengths, context.of_block(i), video.grids)
+            args = (x, modulation, levels.index, table, layout, context.of_block(i))
             if self.gradient_checkpointing and torch.is_grad_enabled():
                 x = self._gradient_checkpointing_func(block, *args)  # type: ignore[misc]
             else:
@@ -245,9 +246,9 @@ class VideoDiT(ModelMixin, ConfigMixin, PeftAdapterMixin):
                 rows = torch.tensor(list(rows_of(tuple(map(math.prod, grids)), clips)), device=x.device)
                 levels, own, read = index[rows], Rotary(*(part[rows] for part in table)), context.take(clips)
                 own_grids = [grids[i] for i in clips]
-            lengths = tuple(map(math.prod, own_grids))
+            layout = Layout(own_grids)
             for i in range(len(self.blocks))[which]:
-                x = self.blocks[i](x, modulation, levels, own, lengths, read.of_block(i), own_grids)
+                x = self.blocks[i](x, modulation, levels, own, layout, read.of_block(i))
             return x
 
         return run

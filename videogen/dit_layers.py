@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import accumulate, groupby
 from typing import Literal, NamedTuple
 
@@ -15,14 +16,25 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from videogen.attention import Rotary, TextKeys, attend, attend_text, axis_sizes, gather_text, rotate
-from videogen.packing import Grid, Lengths
+from videogen.attention import (
+    Rotary,
+    TextKeys,
+    attend,
+    attend_text,
+    axis_sizes,
+    gather_text,
+    rotate,
+    rows_at,
+    uncompiled,
+)
+from videogen.packing import Layout, Lengths
 
 MOST_GATED = 4.0  # beyond, noise hardly shows and an error of the gate would
 CACHED = 2**17  # numbers that stay in a core's cache
 
 
-class Source(NamedTuple):
+@dataclass(eq=False)  # no tuple: see Layout
+class Source:
     """What a block's cross-attention reads of the clips' texts, or of their images: made once a prompt."""
 
     k: Tensor  # (b, heads, m, e)
@@ -151,12 +163,23 @@ class Attention(nn.Module):
             self.add_k_proj, self.add_v_proj = nn.Linear(added_dim, d), nn.Linear(added_dim, d)
             self.norm_added_k = nn.RMSNorm(d, eps=eps)
 
-    def forward(self, x: Tensor, table: Rotary, lengths: Lengths) -> Tensor:
+    def forward(self, x: Tensor, table: Rotary, layout: Layout) -> Tensor:
         """Self-attention within each clip, x (n, d)."""
         q = rotate(self.apart(normed(self.norm_q, self.to_q(x))), table)
         k = rotate(self.apart(normed(self.norm_k, self.to_k(x))), table)
-        out = attend(q, k, self.apart(self.to_v(x)), lengths)
+        out = self.within(q, k, self.apart(self.to_v(x)), layout)
         return self.to_out[0](rearrange(out, "n heads e -> n (heads e)"))
+
+    @uncompiled
+    def within(self, q: Tensor, k: Tensor, v: Tensor, layout: Layout) -> Tensor:
+        """Each clip's tokens see each other."""
+        return attend(q, k, v, layout.lengths)
+
+    @uncompiled
+    def across(self, q: Tensor, sources: Sequence[Source], layout: Layout) -> Tensor:
+        """Each clip's tokens see its text, and beside it its images."""
+        first, *others = (attend_text(q, source.k, source.v, layout.lengths, source.keys) for source in sources)
+        return sum(others, start=first)
 
     def apart(self, x: Tensor) -> Tensor:
         """(n, d) -> (n, heads, e)."""
@@ -188,12 +211,10 @@ class Attention(nn.Module):
         k, v = normed(self.norm_added_k, self.add_k_proj(rows)), self.add_v_proj(rows)
         return gather_text(k, keys, self.heads), gather_text(v, keys, self.heads)
 
-    def look_up(self, x: Tensor, sources: Sequence[Source], lengths: Lengths) -> Tensor:
+    def look_up(self, x: Tensor, sources: Sequence[Source], layout: Layout) -> Tensor:
         """Cross-attention of x (n, d) to its own clip's text, and beside it to its images."""
         q = self.apart(normed(self.norm_q, self.to_q(x)))
-        first, *others = (attend_text(q, source.k, source.v, lengths, source.keys) for source in sources)
-        out = sum(others, start=first)
-        return self.to_out[0](rearrange(out, "n heads e -> n (heads e)"))
+        return self.to_out[0](rearrange(self.across(q, sources, layout), "n heads e -> n (heads e)"))
 
 
 def gelu_in_place(x: Tensor) -> Tensor:
@@ -247,7 +268,7 @@ class Norm(nn.LayerNorm):
 
 def spread(rows: Tensor, index: Tensor) -> Tensor:
     """One row a noise level (u, d) to one row a token: broadcast where there is one level, gathered otherwise."""
-    return rows if len(rows) == 1 else F.embedding(index, rows)
+    return rows if len(rows) == 1 else rows_at(rows, index)
 
 
 def modulate(norm: Norm, x: Tensor, scale: Tensor, shift: Tensor, index: Tensor) -> Tensor:
@@ -275,9 +296,11 @@ class Nearby(nn.Conv2d):
         super().__init__(d, d, 3, padding=1, groups=d, bias=False)
         nn.init.zeros_(self.weight)
 
-    def forward(self, x: Tensor, grids: Sequence[Grid]) -> Tensor:  # type: ignore[override]
-        """Tokens (n, d) of clips with grids (t, h, w) to (n, d); clips of one frame size are convolved at once."""
-        runs = [(size, sum(t for t, _, _ in of_size)) for size, of_size in groupby(grids, key=lambda grid: grid[1:])]
+    @uncompiled
+    def forward(self, x: Tensor, layout: Layout) -> Tensor:  # type: ignore[override]
+        """Tokens (n, d) to (n, d); clips of one frame size are convolved at once."""
+        by_size = groupby(layout.grids, key=lambda grid: grid[1:])
+        runs = [(size, sum(t for t, _, _ in of_size)) for size, of_size in by_size]
         parts = x.split([frames * h * w for (h, w), frames in runs])
         kernel = self.weight.flatten().view_as(self.weight)  # or its gradient has other strides, and DDP complains
         out = []
@@ -318,18 +341,17 @@ class Block(nn.Module):
         modulation: Tensor,
         index: Tensor,
         table: Rotary,
-        lengths: Lengths,
+        layout: Layout,
         sources: Sequence[Source],
-        grids: Sequence[Grid],
     ) -> Tensor:
         """x (n, d); modulation (u, 6, d) of the distinct noise levels; index (n,) says which level a token has."""
         rows = (self.scale_shift_table + modulation.float()).unbind(1)
         shift, scale, gate, shift_ffn, scale_ffn, gate_ffn = rows
         dtype = x.dtype
         x = add_gated(
-            x, self.attn1(modulate(self.norm1, x, scale, shift, index).to(dtype), table, lengths), gate, index
+            x, self.attn1(modulate(self.norm1, x, scale, shift, index).to(dtype), table, layout), gate, index
         )
-        x = x + self.attn2.look_up(self.norm2(x.float()).to(dtype), sources, lengths)
+        x = x + self.attn2.look_up(self.norm2(x.float()).to(dtype), sources, layout)
         hidden = modulate(self.norm3, x, scale_ffn, shift_ffn, index).to(dtype)
-        update = self.ffn(hidden if self.nearby is None else hidden + self.nearby(hidden, grids))
+        update = self.ffn(hidden if self.nearby is None else hidden + self.nearby(hidden, layout))
         return add_gated(x, update.float(), gate_ffn, index)

@@ -8,11 +8,10 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import chain, count, islice
 from operator import mul
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from einops import rearrange
@@ -20,70 +19,27 @@ from torch import Tensor, nn
 
 from videogen.ahead import ahead, count_workers
 from videogen.config import TrainConfig, parse_patch
-from videogen.data import Found, LatentCache, VideoFolder, epoch_order
+from videogen.data import LatentCache, epoch_order
 from videogen.dit import VideoDiT
 from videogen.drawn import DrawnClips
-from videogen.flow import FlowTask, draw_levels, draw_task, drop_captions, flow_error, step_generator
+from videogen.flow import FlowTask, draw_task, flow_error, step_generator
 from videogen.known import check_mixture
 from videogen.lora import adapt, save_lora
-from videogen.packing import Patch, check_budget, deal, pack, plan_packs
+from videogen.packing import NoiseLevels, PackedVideo, Patch, check_budget, deal, plan_packs
 from videogen.parts import check_fit, encoder_id, frozen_parts, load_part, located
 from videogen.patches import patch_name
 from videogen.pipeline import VideoPipeline, quiet_libraries
 from videogen.plain import to_mapping
 from videogen.plan import check_trained, dit_options, epoch_packs, num_facts, open_clips, packed_lengths
 from videogen.sampling import check_sampler
+from videogen.steps import Ask, Clips, Drawing, Fetched, Reader, Step, clips_of
 from videogen.storage import whole_folder
 from videogen.text import PackedText, TextCache, num_rows_of, pad_texts
-from videogen.toybox.facts import FACTS, Truth, say
 from videogen.training import saved_steps
+from videogen.vae import VideoVAE
 from videogen.video_io import write_video
 
 GOLDEN = (math.sqrt(5) - 1) / 2
-
-
-class Pack(NamedTuple):
-    """A step of the DiT: latents (c, t, h, w) of any sizes, captions, patch size, and what is where (k, t, h, w)."""
-
-    latents: list[Tensor]
-    captions: list[str]
-    patch: Patch
-    facts: list[Tensor]
-
-
-class Ask(NamedTuple):
-    """The clips of a step, before they are read."""
-
-    indices: list[int]
-    epoch: int
-    patch: Patch
-    facts: bool = False
-
-
-class Fetched(NamedTuple):
-    """What was found of a step's clips, each with its caption, or why one cannot be read."""
-
-    ask: Ask
-    clips: list[tuple[Found, str] | str]
-
-
-@dataclass
-class Reader:
-    """What reading takes: light enough to go to another process."""
-
-    folder: VideoFolder | DrawnClips
-    cache: LatentCache
-
-    def fetch(self, ask: Ask) -> Fetched:
-        """Find the clips of a step."""
-        return Fetched(ask, [self.find(index, ask.epoch) for index in ask.indices])
-
-    def find(self, index: int, epoch: int) -> tuple[Found, str] | str:
-        """A clip and its caption, or why it cannot be read."""
-        try:
-            return self.cache.find(index, epoch), self.folder.caption(index)
-        except (ValueError, OSError) as error:
-            return str(error)
 
 
 class DitStage:
@@ -104,7 +60,8 @@ class DitStage:
         truth = self.folder.truth if isinstance(self.folder, DrawnClips) and config.dit.facts else None
         cache_dir = config.run.dir / "latents"
         self.cache = LatentCache(self.folder, encoder_id(self.vae), cache_dir, truth)
-        self.reader = Reader(self.folder, self.cache)
+        self.drawing = Drawing(config.dit, self.model.base_patch, self.seed)
+        self.reader = Reader(self.folder, self.cache, self.drawing, self._light_encoder())
         self.texts = TextCache(self.tokenizer, self.text_encoder, config.run.dir / "texts")
         if self.model.data_variance is not None and config.dit.init is None and not saved_steps(config.run.dir):
             self.model.data_variance.data = self._data_variance()
@@ -139,6 +96,9 @@ class DitStage:
         check_trained(lengths, self.train, patch, self.config.dit)
         return lengths
 
+    def _light_encoder(self) -> VideoVAE | None:
+        return self.vae.encoder_alone() if isinstance(self.vae, VideoVAE) else None
+
     @torch.no_grad()
     def _encode(self, video: Tensor) -> Tensor:
         return self.vae.encode(video[None].to(self.vae.device))[0].cpu()
@@ -146,7 +106,7 @@ class DitStage:
     def _data_variance(self, num_clips: int = 200) -> Tensor:
         """The mean square of each latent channel (c,), over some training clips."""
         order = epoch_order(self.train, self.seed, 0)[:num_clips]
-        values = torch.cat([latent.flatten(1) for latent in self.read(order, 0).latents], dim=1)
+        values = torch.cat([latent.float().flatten(1) for latent in self.read(order, 0).latents], dim=1)
         return values.square().mean(1).clamp(min=1e-6)
 
     def patch_of(self, step: int) -> Patch:
@@ -174,7 +134,7 @@ class DitStage:
         an_epoch = sum(lengths[index] for index in self.train) * data.repeats // (data.token_budget * ranks)
         return deal(self.packs(patch), work, ranks, steps=max(1, min(8, an_epoch)))  # or a small folder's epochs mix
 
-    def batches(self, start: int, every: int = 1) -> Iterator[Pack]:
+    def batches(self, start: int, every: int = 1) -> Iterator[Step]:
         """The packs of the steps start, start + every, ...."""
         num_workers = count_workers(self.config.data.workers, self.model.device)
         yield from map(self.made, ahead(self.reader.fetch, self.asks(start, every), num_workers))
@@ -190,14 +150,21 @@ class DitStage:
         for step in count(first):
             patch = self.patch_of(step)
             epoch, indices = next(streams[patch])
-            yield Ask(indices, epoch, patch, self.asks_facts(step))
+            yield Ask(indices, epoch, patch, step * every + rank, self.asks_facts(step))
 
-    def read(self, indices: list[int], epoch: int, *, facts: bool = False) -> Pack:
+    def read(self, indices: list[int], epoch: int, *, facts: bool = False) -> Clips:
         """Latents and captions of some clips, read here and now."""
-        return self.made(self.reader.fetch(Ask(indices, epoch, self.model.base_patch, facts)))
+        ask = Ask(indices, epoch, self.model.base_patch)
+        return self.encoded(Fetched(ask, [self.reader.find(index, epoch) for index in indices]), facts=facts)
 
-    def made(self, fetched: Fetched) -> Pack:
-        """A step of what was found; a clip that fails is named and left out; if all do, another stands in."""
+    def made(self, fetched: Fetched | Step) -> Step:
+        """A step of what was found."""
+        if isinstance(fetched, Step):
+            return fetched
+        return self.drawing.step(self.encoded(fetched, facts=fetched.ask.facts), fetched.ask)
+
+    def encoded(self, fetched: Fetched, *, facts: bool) -> Clips:
+        """The clips of what was found; one that fails is named and left out; if all do, another stands in."""
         ask, read = fetched.ask, list[tuple[dict[str, Tensor], str]]()
         others = ((index, self.reader.find(index, ask.epoch)) for index in self.train)
         for place, (index, found) in enumerate(chain(zip(ask.indices, fetched.clips, strict=True), others)):
@@ -209,10 +176,7 @@ class DitStage:
                 break
         if not read:
             raise ValueError(f"no clip of {self.config.data.folder} can be read any more")
-        latents, captions = [kept.pop("latent").float() for kept, _ in read], [caption for _, caption in read]
-        asked = read if ask.facts else []
-        told = [torch.from_numpy(say(Truth(**{k: v.numpy() for k, v in kept.items()}))) for kept, _ in asked]
-        return Pack(latents, captions, ask.patch, told)
+        return clips_of(read, facts=facts)
 
     def asks_facts(self, step: int) -> bool:
         """Whether the network is to say, at an optimiser's step, what its tokens show."""
@@ -222,44 +186,32 @@ class DitStage:
     def embed(self, captions: list[str]) -> PackedText:
         """The captions' token embeddings, side by side."""
         device = self.model.device
-        rows = [row.to(device) for row in self.texts.read(captions)]
-        return pad_texts(rows, num_rows_of(self.text_encoder))
+        with torch.autocast(device.type, enabled=False):  # texts are kept as the encoder says them
+            text = pad_texts(self.texts.read(captions), num_rows_of(self.text_encoder))  # one way there for all
+        return text._replace(tokens=text.tokens.to(device).float(), weights=text.weights.to(device))
 
-    def _task(self, batch: Pack, captions: list[str], generator: torch.Generator) -> FlowTask:
-        dit = self.config.dit
+    def task(self, step: Step) -> FlowTask:
+        """What a step asks of the network: everything where the network is, and its noise."""
         device = self.model.device
-        clean = pack([latent.to(device) for latent in batch.latents], batch.patch)
-        name = patch_name(batch.patch)
-        in_proportion = dit.base_tokens * math.prod(self.model.base_patch) / math.prod(batch.patch)
-        base_tokens = dit.patch_tokens.get(name, in_proportion)
-        levels = draw_levels(
-            clean,
-            dit.known,
-            base_tokens=base_tokens,
-            uniform=dit.uniform_sigmas,
-            generator=generator,
-            between=dit.patch_levels.get(name, (0.0, 1.0)),
-        )
-        task = draw_task(clean, self.embed(captions), levels, base_tokens=base_tokens, generator=generator)
-        if not batch.facts:
-            return task
-        cells = rearrange(pack(batch.facts, batch.patch).tokens, "n (k cells) -> n k cells", k=len(FACTS))
-        return task._replace(facts=cells.mean(-1).to(clean.tokens.device))
+        tokens, sigmas, index = (torch.from_numpy(part).to(device) for part in (step.tokens, step.sigmas, step.levels))
+        clean, generator = PackedVideo(tokens.float(), step.grids, step.patch), torch.Generator().manual_seed(step.seed)
+        base_tokens, text = self.drawing.base_tokens(step.patch), self.embed(step.captions)
+        task = draw_task(clean, text, NoiseLevels(sigmas, index), base_tokens=base_tokens, generator=generator)
+        told = None if step.facts is None else torch.from_numpy(step.facts).to(device).float()
+        return task._replace(facts=told)
 
-    def losses(self, model: nn.Module, batch: Pack, step: int, most_tokens: int) -> Iterator[dict[str, Tensor]]:
-        """The flow loss of a pack, some captions dropped, in parts of at most so many tokens that add up to it."""
-        generator = step_generator(self.seed, step)
-        task = self._task(batch, drop_captions(batch.captions, self.config.dit.caption_dropout, generator), generator)
-        for part in task.parts(most_tokens):
+    def losses(self, model: nn.Module, batch: Step, step: int, most_tokens: int) -> Iterator[dict[str, Tensor]]:
+        """The flow loss of a pack in parts of at most so many tokens that add up to it."""
+        for part in self.task(batch).parts(most_tokens):
             tokens = torch.tensor(float(len(part.weight)))
             shown = {"tokens": tokens, "fill": tokens / self.config.data.token_budget}
             shown["clips"] = torch.tensor(float(len(part.clean.grids)))
             error = flow_error(model, part, self.config.dit.facts)
             yield {"loss": error, "weight": part.weight.sum()} | shown
 
-    def loss(self, model: nn.Module, batch: Pack, step: int) -> dict[str, Tensor]:
+    def loss(self, model: nn.Module, batch: Step, step: int) -> dict[str, Tensor]:
         """The flow loss of a pack as a whole."""
-        return next(self.losses(model, batch, step, sum(latent.numel() for latent in batch.latents)))
+        return next(self.losses(model, batch, step, len(batch.tokens)))
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
@@ -270,8 +222,7 @@ class DitStage:
             usable = [index for index in self.val if lengths[index]]
             losses, weights = [], []
             for number, indices in enumerate(plan_packs(lengths, budget=self.config.data.token_budget, order=usable)):
-                batch = self.read(indices, epoch=0)._replace(patch=patch)
-                task = self._task(batch, batch.captions, step_generator(-1, number))
+                task = self.task(self.drawing.draw(self.read(indices, epoch=0), patch, step_generator(-1, number)))
                 losses.append(flow_error(self.model, task).item())
                 weights.append(task.total.item())
             if losses:

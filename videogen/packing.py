@@ -46,6 +46,17 @@ class PackedVideo(NamedTuple):
         return tuple(math.prod(grid) for grid in self.grids)
 
 
+class Layout:
+    """Which clips lie side by side in a pack: grids (t, h, w), lengths n.
+
+    No tuple: --compile looks into those, and would compile anew for each number of clips.
+    """
+
+    def __init__(self, grids: Sequence[Grid]) -> None:
+        self.grids = tuple(grids)
+        self.lengths: Lengths = tuple(map(math.prod, self.grids))
+
+
 class NoiseLevels(NamedTuple):
     """How noisy each token is: a few distinct levels and, for each token, which of them it has.
 

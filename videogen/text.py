@@ -12,12 +12,12 @@ import contextlib
 import hashlib
 import html
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -147,7 +147,8 @@ def embed_prompts(
 class TextCache:
     """Embedded prompts in memory and on disk, in half precision: each different one is encoded once, not every session.
 
-    A file's name is a hash of the prompt and of the encoder's and the tokenizer's files, so it is never stale.
+    Prompts that were new at once lie in one file. A text's name is a hash of the prompt and of the encoder's and the
+    tokenizer's files, so it is never stale.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, encoder: PreTrainedModel, cache_dir: Path) -> None:
@@ -155,23 +156,29 @@ class TextCache:
         names = [part.name_or_path for part in (tokenizer, encoder)]
         self.text_id = "|".join(checkpoint_id(Path(str(name)))["sha256"] for name in names)
         self.texts: dict[str, Tensor] = {}
+        self.files = dict(self._on_disk())
 
-    def path_of(self, prompt: str) -> Path:
-        """Where this prompt's embedding lies or will lie."""
-        digest = hashlib.sha256(f"{self.text_id}|{prompt}".encode()).hexdigest()
-        return self.cache_dir / digest[:2] / f"{digest[2:34]}.safetensors"
+    def _on_disk(self) -> Iterator[tuple[str, Path]]:
+        for path in sorted(self.cache_dir.glob("*.safetensors")):
+            with contextlib.suppress(SafetensorError, OSError), safe_open(path, "pt") as file:
+                yield from ((name, path) for name in file.keys())  # noqa: SIM118  # it is no dict
+
+    def name_of(self, prompt: str) -> str:
+        """What a prompt's embedding is called on disk."""
+        return hashlib.sha256(f"{self.text_id}|{prompt}".encode()).hexdigest()[:32]
 
     def read(self, prompts: Sequence[str]) -> list[Tensor]:
-        """Each prompt's token embeddings (m_i, text_dim) float32 on the host, from disk or made now."""
-        new = []
-        for prompt in sorted(set(prompts) - self.texts.keys()):
-            try:
-                self.texts[prompt] = load_file(self.path_of(prompt))["text"]
-            except (FileNotFoundError, SafetensorError, KeyError):  # not there, or damaged: made anew
-                new.append(prompt)
+        """Each prompt's token embeddings (m_i, text_dim) on the host in half precision, from disk or made now."""
+        names = [self.name_of(prompt) for prompt in prompts]
+        for path in sorted({self.files[name] for name in names if name in self.files and name not in self.texts}):
+            with contextlib.suppress(SafetensorError, OSError):  # damaged: made anew
+                self.texts |= load_file(path)
+        new = {name: prompt for name, prompt in zip(names, prompts, strict=True) if name not in self.texts}
         if new:
-            for prompt, made in zip(new, embed_prompts(new, self.tokenizer, self.encoder), strict=True):
-                self.texts[prompt] = made.half().cpu()
-                self.path_of(prompt).parent.mkdir(parents=True, exist_ok=True)
-                save_tensors({"text": self.texts[prompt]}, self.path_of(prompt))
-        return [self.texts[prompt].float() for prompt in prompts]
+            made = embed_prompts(list(new.values()), self.tokenizer, self.encoder)
+            rows = torch.cat(made).half().cpu().split([len(text) for text in made])  # one way back, not one each
+            fresh = dict(zip(new, rows, strict=True))
+            self.texts |= fresh
+            self.cache_dir.mkdir(parents=True, exist_ok=True)
+            save_tensors(fresh, self.cache_dir / f"{next(iter(new))}.safetensors")
+        return [self.texts[name] for name in names]

@@ -24,6 +24,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from videogen.config import OptimConfig, TrainConfig
+from videogen.dit import VideoDiT
 from videogen.flow import power_gamma
 from videogen.plain import to_mapping
 from videogen.progress import Log, Meter, progress_bar
@@ -206,6 +207,10 @@ class Trainer(Generic[Batch]):
         self.accelerator = Accelerator(cpu=not torch.accelerator.is_available(), kwargs_handlers=[some])
         if self.accelerator.num_processes > 1 and config.stage == "vae":
             raise ValueError("the VAE is trained on one device; start train.py without torchrun or accelerate launch")
+        if self.run.compile:
+            if not isinstance(stage.model, VideoDiT):
+                raise ValueError("run.compile is for the DiT's blocks; leave it out where the VAE is trained")
+            stage.model.compile_repeated_blocks(dynamic=True)
         self.model = self.accelerator.prepare(stage.model)  # on its device, before anything is laid out like it
         stage.place(self.accelerator.device)
         self.optimizer = make_optimizer(stage.model, config.optim)
@@ -342,7 +347,8 @@ class Trainer(Generic[Batch]):
     def milestones(self, log: Log | None, *, leaving: bool, interrupted: bool) -> None:
         """What is done every so many steps and at the end: measure, save, show."""
         if leaving or self.step % self.run.val_every == 0:
-            measured = {f"val_{key}": value for key, value in self.stage.validate().items()}
+            with torch.compiler.set_stance("force_eager"):  # compiling for it too would take longer
+                measured = {f"val_{key}": value for key, value in self.stage.validate().items()}
             if log is not None and measured:
                 log.write(self.step, measured)
         if leaving or self.step % self.run.save_every == 0:
@@ -365,7 +371,8 @@ class Trainer(Generic[Batch]):
         """Samples of the averaged model."""
         self.ema.swap()
         try:
-            self.stage.preview(self.step, self.run.dir / "samples")
+            with torch.compiler.set_stance("force_eager"):
+                self.stage.preview(self.step, self.run.dir / "samples")
         finally:
             self.ema.swap()
 

@@ -18,7 +18,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from videogen import attention, dit_layers, pipeline
-from videogen.packing import Lengths
+from videogen.packing import Layout
 from videogen.pipeline import VideoPipeline
 from videogen.text import PackedText
 
@@ -85,10 +85,10 @@ def at_once(ours: VideoPipeline) -> AbstractContextManager[object]:
         parts = ([getattr(layer, name) for layer in layers] for name in ("weight", "bias"))
         kept[id(block.attn1)] = tuple(map(torch.cat, parts))  # type: ignore[assignment]
 
-    def forward(self: dit_layers.Attention, x: Tensor, table: attention.Rotary, lengths: Lengths) -> Tensor:
+    def forward(self: dit_layers.Attention, x: Tensor, table: attention.Rotary, layout: Layout) -> Tensor:
         q, k, v = F.linear(x, *kept[id(self)]).chunk(3, dim=-1)
         q, k = (attention.rotate(self.apart(n(part)), table) for n, part in ((self.norm_q, q), (self.norm_k, k)))
-        return self.to_out[0](attention.attend(q, k, self.apart(v), lengths).flatten(1))
+        return self.to_out[0](attention.attend(q, k, self.apart(v), layout.lengths).flatten(1))
 
     return mock.patch.object(dit_layers.Attention, "forward", forward)
 
