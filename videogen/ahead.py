@@ -65,12 +65,9 @@ class Wrapped(Generic[Key, Result], torch.utils.data.Dataset[Parcel]):
 
 
 def undisturbed(worker: int) -> None:
-    """A worker leaves signals to the training process, which saves first and then tells it to end.
-
-    A SIGTERM may go to all processes of a group: timeout and systemd do that.
-    """
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+    """A worker leaves Ctrl-C to the training process, which saves first, and ends when that tells it to."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def as_it_is(parcel: Parcel) -> Parcel:
