@@ -16,9 +16,12 @@ import torch
 from tests.conftest import STAGES, assert_same_state, elsewhere, fit, tiny_recipe
 from videogen.ahead import ahead, count_workers, unwrap, wrap
 from videogen.config import DataConfig, TrainConfig
+from videogen.data import LatentCache
 from videogen.dit_stage import DitStage
 from videogen.stages import make_stage
+from videogen.steps import Fetched, Step
 from videogen.training import Trainer
+from videogen.vae import VideoVAE
 from videogen.vae_stage import VaeStage
 
 
@@ -166,3 +169,29 @@ def test_what_goes_to_another_process_is_light(finished: dict[str, TrainConfig])
     assert isinstance(vae, VaeStage)
     for light in (dit.reader, vae.cutter):
         assert len(pickle.dumps(light)) < 20_000
+
+
+def test_a_linear_encoder_goes_with_the_reader_to_the_bit(
+    clips_folder: Path, checkpoint: Path, tmp_path: Path
+) -> None:
+    """What the reader hands over is whole, and what the VAE itself says of the clip; any other encoder stays behind."""
+    vae = VideoVAE(4, 8, [0.1] * 4, [0.5] * 4, linear_encoder=True)
+    alone = vae.encoder_alone()
+    assert alone is not None
+    assert sum(weight.numel() for weight in alone.parameters()) == 768 * 4 + 4
+    clip = torch.rand(1, 3, 5, 16, 24)
+    assert torch.equal(alone.encode(clip), vae.encode(clip))
+    assert VideoVAE(4, 8).encoder_alone() is None
+    stage = DitStage(tiny_recipe("dit", clips_folder, checkpoint, tmp_path / "run"))
+    ask = next(stage.asks(0, 1))
+    stage.reader.cache = LatentCache(stage.folder, "another encoder's", tmp_path / "latents")  # nothing is there yet
+    for encoder, made in ((None, Fetched), (alone, Step), (None, Step)):  # the last from disk
+        stage.reader.encoder = encoder
+        assert isinstance(stage.reader.fetch(ask), made)
+
+
+def test_compiling_is_for_the_dit(finished: dict[str, TrainConfig], tmp_path: Path) -> None:
+    recipe = elsewhere(finished["vae"], tmp_path / "run")
+    recipe = replace(recipe, run=replace(recipe.run, compile=True))
+    with pytest.raises(ValueError, match=r"run\.compile is for the DiT's blocks; leave it out where the VAE is"):
+        Trainer(make_stage(recipe), recipe)
