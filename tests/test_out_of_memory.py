@@ -1,5 +1,6 @@
 """Memory that does not hold a pack: it is computed in parts, and the run is the run that never failed."""
 
+import math
 from pathlib import Path
 
 import pytest
@@ -122,9 +123,13 @@ def test_what_smaller_parts_cannot_mend_is_said(
 ) -> None:
     recipe = elsewhere(finished["dit"], tmp_path / "run")
     stage = make_stage(recipe)
-    run_out_of_memory(stage, 0, error)
+    seen = run_out_of_memory(stage, 0, error)
+    trainer = Trainer(stage, recipe)
     with pytest.raises(RuntimeError, match=message):
-        Trainer(stage, recipe).fit()
+        trainer.fit()
+    longest = stage.longest(next(stage.batches(0)))  # type: ignore[arg-type]
+    assert trainer.pass_tokens >= longest  # what is smaller than a clip is not tried
+    assert len(seen) <= 1 + math.ceil(math.log2(recipe.data.token_budget / longest))
 
 
 def test_a_vae_that_runs_out_of_memory_says_which_settings_take_it(

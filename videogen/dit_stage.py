@@ -209,6 +209,10 @@ class DitStage:
             error = flow_error(model, part, self.config.dit.facts)
             yield {"loss": error, "weight": part.weight.sum()} | shown
 
+    def longest(self, batch: Step) -> int:
+        """Tokens of the longest clip of a pack."""
+        return max(map(math.prod, batch.grids))
+
     def loss(self, model: nn.Module, batch: Step, step: int) -> dict[str, Tensor]:
         """The flow loss of a pack as a whole."""
         return next(self.losses(model, batch, step, len(batch.tokens)))

@@ -9,7 +9,7 @@ import dataclasses
 import difflib
 import tomllib
 import typing
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Literal, TypeVar
 
@@ -97,3 +97,12 @@ def load_toml(cls: type[T], path: Path, *, over: T | None = None) -> T:
         return from_mapping(cls, values)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
+
+
+def dotted(config: Mapping[str, object], where: str = "") -> Iterator[tuple[str, object]]:
+    """Every value of a config by its dotted name."""
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            yield from dotted(value, f"{where}{key}.")
+        else:
+            yield where + key, value

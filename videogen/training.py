@@ -14,7 +14,7 @@ import math
 import shutil
 import signal
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Generic, Protocol, TypeVar
@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from videogen.config import OptimConfig, TrainConfig
 from videogen.dit import VideoDiT
 from videogen.flow import power_gamma
-from videogen.plain import to_mapping
+from videogen.plain import dotted, to_mapping
 from videogen.progress import Log, Meter, progress_bar
 from videogen.storage import save_tensors, save_text, whole_folder
 
@@ -59,6 +59,10 @@ class Stage(Protocol[Batch]):
 
     def losses(self, model: nn.Module, batch: Batch, step: int, most_tokens: int) -> Iterator[dict[str, Tensor]]:
         """The same loss in parts that add up to it, each of at most so many tokens or of one clip."""
+        ...
+
+    def longest(self, batch: Batch) -> int:
+        """Tokens of the longest clip of a batch: no part can be less."""
         ...
 
     def validate(self) -> dict[str, float]:
@@ -273,9 +277,9 @@ class Trainer(Generic[Batch]):
             torch.cuda.empty_cache()  # nothing where there is no CUDA
             if self.accelerator.num_processes > 1:  # the others wait for this one's gradient and cannot begin anew
                 raise RuntimeError(f"out of memory; the last checkpoint is whole: lower data.token_budget = {before}")
-            if self.pass_tokens == 1:
+            if self.pass_tokens <= (longest := self.stage.longest(batch)):  # it was computed alone already
                 raise RuntimeError("no memory for one clip; lower data.max_tokens or set dit.gradient_checkpointing")
-            self.pass_tokens //= 2
+            self.pass_tokens = max(self.pass_tokens // 2, longest)
         if self.pass_tokens < before:
             said = "out of memory: from now on packs are computed %d tokens at a time, to the same result"
             logger.warning(said, self.pass_tokens)
@@ -381,17 +385,8 @@ def write_config(config: TrainConfig, run_dir: Path) -> None:
     """Keep the resolved config beside the weights; say what changed since the run went on last."""
     path, text = run_dir / "config.json", json.dumps(to_mapping(config), indent=2)
     if path.is_file():
-        before, now = (dict(settings(json.loads(said))) for said in (path.read_text(encoding="utf-8"), text))
+        before, now = (dict(dotted(json.loads(said))) for said in (path.read_text(encoding="utf-8"), text))
         for name in sorted(before.keys() | now.keys()):
             if before.get(name) != now.get(name):
                 logger.warning("unlike before, %s is %s, was %s", name, now.get(name), before.get(name))
     save_text(path, text + "\n")
-
-
-def settings(config: Mapping[str, object], where: str = "") -> Iterator[tuple[str, object]]:
-    """Every value of a config by its dotted name."""
-    for key, value in config.items():
-        if isinstance(value, Mapping):
-            yield from settings(value, f"{where}{key}.")
-        else:
-            yield where + key, value
