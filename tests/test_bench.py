@@ -13,6 +13,7 @@ from transformers import BertModel, PreTrainedTokenizerFast
 
 from tests.bench import framing, halfway, judged, mini, patches, readme, sizes, teaser
 from tests.bench.judged import Made
+from tests.bench.timed import second_part
 from tests.conftest import tiny_dit
 from videogen.config import SampleConfig
 from videogen.judging import JudgeArgs, draw, list_cases, rebuild
@@ -286,3 +287,13 @@ def test_the_teaser_shows_every_prompt_under_its_clip(checkpoint: Path, tmp_path
         dark = np.argwhere((words < 128).any(-1))
         assert len(dark) > 200
         assert (dark.max(0) < np.array(words.shape[:2]) - 1).all()  # nothing is cut off
+
+
+def test_a_timed_run_s_second_part_has_as_many_steps_as_the_speed_at_the_end_allows(tmp_path: Path) -> None:
+    log = tmp_path / "log.jsonl"
+    slow, fast = [{"step": 10 * i, "steps_per_second": 1.0} for i in range(30)], {"step": 400, "steps_per_second": 20.0}
+    log.write_text("".join(json.dumps(line) + "\n" for line in [*slow, *[fast] * 9, {"step": 400, "val_loss": 0.1}]))
+    assert second_part(log, 50.0) == (400 + 960, 960 / 1360)  # 50 s at 20 a second, less what is kept in hand
+    log.write_text('{"step": 3, "val_loss": 0.1}\n')
+    with pytest.raises(ValueError, match="has no speed yet; give the first part more of the time with --first"):
+        second_part(log, 50.0)

@@ -139,5 +139,5 @@ def test_another_encoder_does_not_read_this_one_s_texts(
     mini: tuple[PreTrainedTokenizerBase, PreTrainedModel], checkpoint: Path, tmp_path: Path
 ) -> None:
     ours, other = (TextCache(*parts, tmp_path) for parts in (mini, load_text(checkpoint)))
-    assert ours.path_of("a red circle") != other.path_of("a red circle")
+    assert ours.name_of("a red circle") != other.name_of("a red circle")
     assert ours.read(["a red circle"])[0].shape[1] != other.read(["a red circle"])[0].shape[1]

@@ -216,7 +216,7 @@ class VideoDiT(ModelMixin, ConfigMixin, PeftAdapterMixin):
         said: Tensor | None = None
         time = self.condition_embedder.time(levels.values).to(x.dtype) + size_level
         modulation = rearrange(self.condition_embedder.time_proj(F.silu(time)), "u (six d) -> u six d", six=6)
-        layout = Layout(video.grids)
+        layout = Layout(video.grids, video.lengths)
         if around is not None:
             x = around(x, video.lengths, self.some_blocks(modulation, levels.index, table, video.grids, context))
         for i, block in enumerate(self.blocks if around is None else ()):

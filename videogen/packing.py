@@ -52,9 +52,9 @@ class Layout:
     No tuple: --compile looks into those, and would compile anew for each number of clips.
     """
 
-    def __init__(self, grids: Sequence[Grid]) -> None:
+    def __init__(self, grids: Sequence[Grid], lengths: Lengths | None = None) -> None:
         self.grids = tuple(grids)
-        self.lengths: Lengths = tuple(map(math.prod, self.grids))
+        self.lengths = tuple(map(math.prod, self.grids)) if lengths is None else lengths
 
 
 class NoiseLevels(NamedTuple):
