@@ -127,26 +127,28 @@ def test_only_a_second_ctrl_c_stops_at_once(first: signal.Signals) -> None:
         stop.restore()
 
 
+@pytest.mark.parametrize("workers", [0, 2])
 def test_sigterm_saves_first_and_the_same_command_goes_on(
-    finished: dict[str, TrainConfig], clips_folder: Path, checkpoint: Path, tmp_path: Path
+    workers: int, finished: dict[str, TrainConfig], clips_folder: Path, checkpoint: Path, tmp_path: Path
 ) -> None:
-    """train.py as a user runs it, and as a scheduler stops it."""
+    """train.py as a user runs it, and as a scheduler stops it: with a signal to all processes of its group."""
     run_dir = tmp_path / "run"
     (tmp_path / "tiny.toml").write_text(
         f'stage = "dit"\n[data]\nfolder = "{clips_folder}"\nmax_tokens = 40\ntoken_budget = 80\nval_clips = 2\n'
-        f'[dit]\nvae = "{checkpoint}"\ntext = "{checkpoint}"\nnum_layers = 1\nnum_attention_heads = 2\n'
+        f'workers = {workers}\n[dit]\nvae = "{checkpoint}"\ntext = "{checkpoint}"\nnum_layers = 1\nnum_attention_heads = 2\n'
         "attention_head_dim = 12\nffn_dim = 32\n[run]\nsteps = 1000000\nsave_every = 1000000\nval_every = 1000000\n"
         f'sample_every = 0\ndir = "{run_dir}"\n',
         encoding="utf-8",
     )
     command = [sys.executable, str(ROOT / "train.py"), str(tmp_path / "tiny.toml")]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    process = subprocess.Popen(command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, **pipes)  # type: ignore[call-overload]
+    alone = os.environ | {"OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, cwd=ROOT, env=alone, start_new_session=True, **pipes)  # type: ignore[call-overload]
     try:
         until = time.monotonic() + 120
         while not (run_dir / "log.jsonl").is_file() and process.poll() is None and time.monotonic() < until:
             time.sleep(0.05)
-        process.send_signal(signal.SIGTERM)
+        os.killpg(process.pid, signal.SIGTERM)
         out, err = process.communicate(timeout=60)
     finally:
         process.kill()

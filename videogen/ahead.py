@@ -65,7 +65,12 @@ class Wrapped(Generic[Key, Result], torch.utils.data.Dataset[Parcel]):
 
 
 def undisturbed(worker: int) -> None:
-    """A worker leaves Ctrl-C to the training process, which saves first, and ends when that tells it to."""
+    """A worker leaves Ctrl-C to the training process, which saves first, and ends when that tells it to.
+
+    It is a group of its own: timeout, or a shell, sends a SIGTERM to all of the training process's.
+    """
+    if hasattr(os, "setpgrp"):  # not on Windows
+        os.setpgrp()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
