@@ -135,7 +135,8 @@ def test_sigterm_saves_first_and_the_same_command_goes_on(
     run_dir = tmp_path / "run"
     (tmp_path / "tiny.toml").write_text(
         f'stage = "dit"\n[data]\nfolder = "{clips_folder}"\nmax_tokens = 40\ntoken_budget = 80\nval_clips = 2\n'
-        f'workers = {workers}\n[dit]\nvae = "{checkpoint}"\ntext = "{checkpoint}"\nnum_layers = 1\nnum_attention_heads = 2\n'
+        f"workers = {workers}\n"
+        f'[dit]\nvae = "{checkpoint}"\ntext = "{checkpoint}"\nnum_layers = 1\nnum_attention_heads = 2\n'
         "attention_head_dim = 12\nffn_dim = 32\n[run]\nsteps = 1000000\nsave_every = 1000000\nval_every = 1000000\n"
         f'sample_every = 0\ndir = "{run_dir}"\n',
         encoding="utf-8",
