@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from tests.conftest import STAGES, assert_same_state, elsewhere, fit, tiny_recipe
+from videogen import data
 from videogen.ahead import ahead, count_workers, unwrap, wrap
 from videogen.config import DataConfig, TrainConfig
 from videogen.data import LatentCache
@@ -195,3 +196,20 @@ def test_compiling_is_for_the_dit(finished: dict[str, TrainConfig], tmp_path: Pa
     recipe = replace(recipe, run=replace(recipe.run, compile=True))
     with pytest.raises(ValueError, match=r"run\.compile is for the DiT's blocks; leave it out where the VAE is"):
         Trainer(make_stage(recipe), recipe)
+
+
+def test_a_full_disk_is_said_and_is_no_fault_of_the_clip(
+    clips_folder: Path, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Met by whoever reads ahead, and said by the run, which stops: no clip is left out for it."""
+    stage = DitStage(tiny_recipe("dit", clips_folder, checkpoint, tmp_path / "run"))
+    stage.reader.encoder = VideoVAE(4, 8, [0.1] * 4, [0.5] * 4, linear_encoder=True).encoder_alone()
+    stage.cache = stage.reader.cache = LatentCache(stage.folder, "another encoder's", tmp_path / "latents")
+
+    def full(*_: object) -> None:
+        raise OSError("could not write x: no space left on device")
+
+    monkeypatch.setattr(data, "save_tensors", full)
+    with pytest.raises(OSError, match="no space left on device"):
+        next(stage.batches(0))
+    assert stage.folder.problems == []  # type: ignore[union-attr]

@@ -1,12 +1,19 @@
 """--compile and run.compile: one block is compiled once, for clips of any size and packs of any clips."""
 
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 import torch
 from torch._dynamo.testing import CompileCounter
 
-from tests.conftest import CHANNELS, draw_texts, seeded, tiny_dit
+from tests.conftest import CHANNELS, draw_texts, elsewhere, seeded, state_of, tiny_dit
+from videogen.config import TrainConfig
+from videogen.dit import VideoDiT
 from videogen.flow import draw_levels, draw_task, flow_error
 from videogen.packing import Patch, pack, per_clip
+from videogen.stages import make_stage
+from videogen.training import Trainer
 
 SIZES = [(3, 4, 6), (1, 8, 6), (5, 8, 8), (7, 2, 4)]
 
@@ -59,3 +66,24 @@ def test_packs_of_other_clips_patches_and_levels_compile_nothing_more_in_trainin
     torch.compiler.reset()
     assert counts[0] > 0
     assert set(counts) == {counts[0]}
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_compiled_run_ends_with_the_weights_of_one_that_is_not(
+    finished: dict[str, TrainConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And its held-out loss and samples compile nothing."""
+    torch.compiler.reset()
+    counter, made = CompileCounter(), VideoDiT.compile_repeated_blocks
+    monkeypatch.setattr(VideoDiT, "compile_repeated_blocks", lambda self, **how: made(self, backend=counter, **how))
+    recipe = elsewhere(finished["dit"], tmp_path / "run")
+    trainer = Trainer(make_stage(recipe), replace(recipe, run=replace(recipe.run, compile=True)))
+    assert trainer.fit()
+    compiled = counter.frame_count
+    assert compiled > 0
+    trainer.milestones(None, leaving=True, interrupted=False)
+    assert counter.frame_count == compiled
+    torch.compiler.reset()
+    ours, theirs = (state_of(one.run.dir, 8) for one in (recipe, finished["dit"]))
+    for name, value in theirs.items():
+        torch.testing.assert_close(ours[name], value, atol=2e-5, rtol=1e-4, msg=name)  # float32, other sums

@@ -265,7 +265,7 @@ def test_a_row_without_its_file_is_named(tmp_path: Path) -> None:
 
 
 def latent_of(cache: LatentCache, encode: Callable[[Tensor], Tensor]) -> Tensor:
-    return cache.keep(0, 0, cache.find(0, 0), encode)["latent"].float()
+    return torch.from_numpy(cache.keep(0, 0, cache.find(0, 0), encode)["latent"]).float()
 
 
 def test_a_cached_latent_is_the_encoded_clip_and_made_once(clips_folder: Path, vae: VideoVAE, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import logging
 import math
 from collections.abc import Callable, Sequence
 from itertools import accumulate, groupby
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -24,7 +24,6 @@ from videogen.packing import Grid, Lengths, Patch, Scaling, positions
 from videogen.scaling import frequencies
 
 logger = logging.getLogger(__name__)
-Function = TypeVar("Function", bound=Callable[..., Tensor])
 MOST_LOGITS = 2**20  # of a clip and head: a megabyte or two in half the bits, which stays near a core
 
 
@@ -121,11 +120,6 @@ def sdpa_of_few(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
     """The same by its definition: two products and a softmax, on a CPU in half the bits twice as fast as the kernel."""
     logits = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
     return (logits if bias is None else logits + bias).softmax(-1) @ v
-
-
-def uncompiled(function: Function) -> Function:
-    """Left out of --compile: what looks at the clips' lengths would be compiled anew for each of them."""
-    return torch.compiler.disable(function)  # type: ignore[return-value]
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, lengths: Lengths) -> Tensor:

@@ -265,10 +265,13 @@ class Clips(Protocol):
         ...
 
 
+Kept = dict[str, np.ndarray]  # a latent, and what is kept beside it
+
+
 class Found(NamedTuple):
     """What is known of a clip: what lies on disk of it, and what of it is not there yet."""
 
-    kept: dict[str, np.ndarray]
+    kept: Kept
     video: np.ndarray | None = None  # (3, t, h, w) in [-1, 1], to be encoded
     more: dict[str, np.ndarray] = {}  # noqa: RUF012  # to be kept beside the latent
 
@@ -304,14 +307,14 @@ class LatentCache:
 
     def find(self, index: int, epoch: int) -> Found:
         """A clip from disk, and what is missing there made ready."""
-        kept: dict[str, np.ndarray] = {}
+        kept: Kept = {}
         with contextlib.suppress(FileNotFoundError, SafetensorError):  # not there, or damaged: made anew
             kept = {name: tensor.numpy() for name, tensor in load_file(self.path_of(index, epoch)).items()}
         video = None if "latent" in kept else self.folder.read(index, epoch).video.contiguous().numpy()
         more = self.more(index) if self.more is not None and kept.keys() <= {"latent"} else {}
         return Found(kept, video, more)
 
-    def keep(self, index: int, epoch: int, found: Found, encode: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
+    def keep(self, index: int, epoch: int, found: Found, encode: Callable[[Tensor], Tensor]) -> Kept:
         """The normalised latent (c, t, h, w) in half precision and what is kept beside it, now on disk."""
         tensors = {name: torch.from_numpy(value) for name, value in (found.kept | found.more).items()}
         if found.video is not None:
@@ -320,7 +323,7 @@ class LatentCache:
             path = self.path_of(index, epoch)
             path.parent.mkdir(exist_ok=True)
             save_tensors(tensors, path)
-        return tensors
+        return {name: tensor.numpy() for name, tensor in tensors.items()}
 
 
 def busy_crops(

@@ -34,7 +34,7 @@ from videogen.dit_layers import (
     modulate,
     precondition,
 )
-from videogen.packing import Grid, Layout, NoiseLevels, PackedVideo, Patch
+from videogen.packing import Layout, NoiseLevels, PackedVideo, Patch
 from videogen.patches import patch_name
 from videogen.text import PackedText
 
@@ -218,7 +218,7 @@ class VideoDiT(ModelMixin, ConfigMixin, PeftAdapterMixin):
         modulation = rearrange(self.condition_embedder.time_proj(F.silu(time)), "u (six d) -> u six d", six=6)
         layout = Layout(video.grids, video.lengths)
         if around is not None:
-            x = around(x, video.lengths, self.some_blocks(modulation, levels.index, table, video.grids, context))
+            x = around(x, video.lengths, self.some_blocks(modulation, levels.index, table, layout, context))
         for i, block in enumerate(self.blocks if around is None else ()):
             args = (x, modulation, levels.index, table, layout, context.of_block(i))
             if self.gradient_checkpointing and torch.is_grad_enabled():
@@ -236,19 +236,18 @@ class VideoDiT(ModelMixin, ConfigMixin, PeftAdapterMixin):
         return out if said is None else (out, said)
 
     def some_blocks(
-        self, modulation: Tensor, index: Tensor, table: Rotary, grids: Sequence[Grid], context: TextContext
+        self, modulation: Tensor, index: Tensor, table: Rotary, layout: Layout, context: TextContext
     ) -> Blocks:
         """The blocks as a function that runs some of them on some clips of a pack."""
 
         def run(x: Tensor, which: slice, clips: Sequence[int]) -> Tensor:
-            levels, own, own_grids, read = index, table, grids, context
-            if len(clips) < len(grids):
-                rows = torch.tensor(list(rows_of(tuple(map(math.prod, grids)), clips)), device=x.device)
+            levels, own, beside, read = index, table, layout, context
+            if len(clips) < len(layout.grids):
+                rows = torch.tensor(list(rows_of(layout.lengths, clips)), device=x.device)
                 levels, own, read = index[rows], Rotary(*(part[rows] for part in table)), context.take(clips)
-                own_grids = [grids[i] for i in clips]
-            layout = Layout(own_grids)
+                beside = Layout([layout.grids[i] for i in clips])
             for i in range(len(self.blocks))[which]:
-                x = self.blocks[i](x, modulation, levels, own, layout, read.of_block(i))
+                x = self.blocks[i](x, modulation, levels, own, beside, read.of_block(i))
             return x
 
         return run

@@ -6,10 +6,10 @@ tokens (n, d), modulation of the distinct noise levels (u, 6, d), what the promp
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, groupby
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -25,12 +25,17 @@ from videogen.attention import (
     gather_text,
     rotate,
     rows_at,
-    uncompiled,
 )
 from videogen.packing import Layout, Lengths
 
 MOST_GATED = 4.0  # beyond, noise hardly shows and an error of the gate would
 CACHED = 2**17  # numbers that stay in a core's cache
+Function = TypeVar("Function", bound=Callable[..., Tensor])
+
+
+def uncompiled(function: Function) -> Function:
+    """Left out of --compile: what looks at the clips' lengths would be compiled anew for each of them."""
+    return torch.compiler.disable(function)  # type: ignore[return-value]
 
 
 @dataclass(eq=False)  # no tuple: see Layout

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from videogen.ahead import ahead, count_workers
 from videogen.config import TrainConfig, parse_patch
-from videogen.data import LatentCache, epoch_order
+from videogen.data import Kept, LatentCache, epoch_order
 from videogen.dit import VideoDiT
 from videogen.drawn import DrawnClips
 from videogen.flow import FlowTask, draw_task, flow_error, step_generator
@@ -165,7 +165,7 @@ class DitStage:
 
     def encoded(self, fetched: Fetched, *, facts: bool) -> Clips:
         """The clips of what was found; one that fails is named and left out; if all do, another stands in."""
-        ask, read = fetched.ask, list[tuple[dict[str, Tensor], str]]()
+        ask, read = fetched.ask, list[tuple[Kept, str]]()
         others = ((index, self.reader.find(index, ask.epoch)) for index in self.train)
         for place, (index, found) in enumerate(chain(zip(ask.indices, fetched.clips, strict=True), others)):
             if isinstance(found, str):

@@ -7,6 +7,7 @@ Ahead of a GPU a process a core does this, so that the training process only has
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from einops import rearrange
 from torch import Generator, Tensor
 
 from videogen.config import DitConfig
-from videogen.data import Found, LatentCache, VideoFolder
+from videogen.data import Found, Kept, LatentCache, VideoFolder
 from videogen.drawn import DrawnClips
 from videogen.flow import draw_levels, drop_captions, step_generator
 from videogen.packing import Grid, Patch, pack
@@ -65,10 +66,10 @@ class Fetched(NamedTuple):
     clips: list[tuple[Found, str] | str]
 
 
-def clips_of(read: Sequence[tuple[dict[str, Tensor], str]], *, facts: bool) -> Clips:
+def clips_of(read: Sequence[tuple[Kept, str]], *, facts: bool) -> Clips:
     """Clips from what is kept of each, and its caption."""
-    latents, captions = [kept["latent"] for kept, _ in read], [caption for _, caption in read]
-    truths = [Truth(*(kept[name].numpy() for name in Truth._fields)) for kept, _ in read] if facts else []
+    latents, captions = [torch.from_numpy(kept["latent"]) for kept, _ in read], [caption for _, caption in read]
+    truths = [Truth(*(kept[name] for name in Truth._fields)) for kept, _ in read] if facts else []
     return Clips(latents, captions, [torch.from_numpy(say(one)) for one in truths])
 
 
@@ -121,26 +122,22 @@ class Reader:
     encoder: VideoVAE | None = None  # where it goes with the reader; else whoever asks encodes
 
     def fetch(self, ask: Ask) -> Fetched | Step:
-        """A step, where all of its clips are encoded already; else what there is of them."""
+        """A step, where all of its clips are encoded and kept; else what there is of them."""
         clips = [self.find(index, ask.epoch) for index in ask.indices]
-        done = [
-            ({name: torch.from_numpy(value) for name, value in one[0].kept.items()}, one[1])
-            for one in clips
-            if not isinstance(one, str) and one[0].whole
-        ]
+        done = [(one[0].kept, one[1]) for one in clips if not isinstance(one, str) and one[0].whole]
         whole = len(done) == len(clips)
         return self.drawing.step(clips_of(done, facts=ask.facts), ask) if whole else Fetched(ask, clips)
 
     def find(self, index: int, epoch: int) -> tuple[Found, str] | str:
         """A clip and its caption, or why it cannot be read."""
         try:
-            found = self.cache.find(index, epoch)
-            if not found.whole and (found.video is None or self.encoder is not None):
-                kept = self.cache.keep(index, epoch, found, self.encode)
-                found = Found({name: tensor.numpy() for name, tensor in kept.items()})
-            return found, self.folder.caption(index)
+            found, caption = self.cache.find(index, epoch), self.folder.caption(index)
         except (ValueError, OSError) as error:
             return str(error)
+        if not found.whole and (found.video is None or self.encoder is not None):
+            with contextlib.suppress(OSError):  # a full disk is no fault of the clip: whoever asks meets it and says so
+                found = Found(self.cache.keep(index, epoch, found, self.encode))
+        return found, caption
 
     @torch.no_grad()
     def encode(self, video: Tensor) -> Tensor:

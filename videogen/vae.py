@@ -11,7 +11,7 @@ nothing: the only state is the last frame of each memory.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from copy import copy, deepcopy
+from copy import deepcopy
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -237,9 +237,8 @@ class VideoVAE(ModelMixin, ConfigMixin):
         """
         if not self.config["linear_encoder"]:
             return None
-        alone = copy(self)  # its own dict of modules
-        alone._modules = {"encoder": deepcopy(self.encoder).cpu()}
-        alone._parameters = {}
+        alone = deepcopy(self).cpu()
+        del alone.decoder, alone.mask_token
         return alone
 
     def encode_stream(self, chunks: Iterator[Tensor]) -> Iterator[Tensor]:

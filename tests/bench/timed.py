@@ -1,28 +1,25 @@
 """Train for a given time, as on a card that is rented by the minute: how many steps that is, the run finds out itself.
 
-    python -m tests.bench.timed RECIPE.toml --minutes 9 [flags of train.py]  ->  the run folder, rate fallen to zero
+    python -m tests.bench.timed RECIPE.toml --minutes 9 --run.dir DIR [flags of train.py]  ->  DIR, rate fallen to zero
 
 A first part is trained at a constant learning rate; its speed says how many steps the second has, over which the rate
-falls. Both are train.py, the second resuming the first; where time is short all the same, it is stopped and saves.
+falls. Both are train.py, the second resuming the first, and run.minutes stops them where time is short all the same.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import signal
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 FOREVER = 10_000_000  # steps: the rate has not begun to fall
 LAST = 10  # lines of the log whose speed counts: the first ones draw and encode every clip
 SPARE = 0.96  # of the steps that the speed would allow
-SAVING = 25.0  # seconds that a stopped run takes to measure and save itself, at most
 
 
 class Part(NamedTuple):
@@ -43,34 +40,24 @@ def second_part(log: Path, seconds: float) -> Part:
     return Part(steps, more / steps)
 
 
-def train(words: Sequence[str], seconds: float) -> int:
-    """train.py for at most so long; then it is told to save and stop, it alone: its workers are its own."""
-    with subprocess.Popen([sys.executable, "train.py", *words]) as run:
-        try:
-            return run.wait(max(0.0, seconds))
-        except subprocess.TimeoutExpired:
-            run.send_signal(signal.SIGTERM)
-            return run.wait()
-
-
-def main() -> int:
-    """Both parts."""
+def main() -> None:
+    """Both parts; what starting and saving take of the second's time is what they took of the first's."""
     parser = argparse.ArgumentParser(prog="timed", description=str(__doc__).split("\n")[0])
     parser.add_argument("recipe")
     parser.add_argument("--minutes", type=float, required=True, help="of both parts, starting and saving included")
-    parser.add_argument("--first", type=float, default=0.4, help="share of the time that the first part has")
-    parser.add_argument("--starting", type=float, default=30.0, help="seconds that the second part takes to start")
+    parser.add_argument("--first", type=float, default=0.4, help="share of the time that the first part trains")
     parser.add_argument("--run.dir", dest="run_dir", type=Path, required=True)
-    args, words = parser.parse_known_args()
-    began, whole = time.monotonic(), 60 * args.minutes
-    words = [args.recipe, "--run.dir", str(args.run_dir), *words]
-    train([*words, "--run.steps", str(FOREVER)], args.first * whole - SAVING / 2)
-    left = whole - (time.monotonic() - began)
-    part = second_part(args.run_dir / "log.jsonl", left - args.starting - SAVING / 2)
+    args, more = parser.parse_known_args()
+    words = [sys.executable, "train.py", args.recipe, "--run.dir", str(args.run_dir), *more]
+    began, whole, first = time.monotonic(), 60 * args.minutes, 60 * args.minutes * args.first
+    subprocess.run([*words, "--run.steps", str(FOREVER), "--run.minutes", str(first / 60)], check=True)
+    spent = time.monotonic() - began
+    seconds = whole - spent - (spent - first)
+    part = second_part(args.run_dir / "log.jsonl", seconds)
     print(f"{part.steps:,} steps in all, the rate falls over the last {part.decay_share:.0%}", flush=True)
     last = ["--run.steps", str(part.steps), "--optim.decay-share", f"{part.decay_share:.4f}"]
-    return train([*words, *last], left - SAVING)
+    subprocess.run([*words, *last, "--run.minutes", str(seconds / 60)], check=True)
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    main()
