@@ -126,7 +126,13 @@ def test_a_dry_run_says_what_it_would_take_and_writes_nothing(
         (["x", "--out", "clip.avi"], ".mp4, .gif, .webm, .png"),
         (["x", "y", "--out", "clip.mp4"], "one file for 2 clips"),
         (["x", "--out", "clip.png"], "--frames 1"),
+        (["x", "--out", "clip.gif", "--fps", "120"], "fps of a .gif must be above 0 and at most 100"),
         (["x", "--device", "cuda"], "--device cpu"),
+        (["x", "--offload", "model"], "leave it out with --device cpu"),
+        (["x", "--image", "missing.png"], "this model makes clips from prompts alone; leave the image out"),
+        (["x", "--last-image", "missing.png"], "goes with a first; give both"),
+        (["x", "--seed", str(2**64)], "seed must be a whole number from -2^63 to 2^64 - 1"),
+        (["x", "--lora", "missing.safetensors"], "there is no LoRA missing.safetensors"),
         (["--prompts", "missing.txt"], "no prompts file"),
         ([], "give a prompt"),
     ],
@@ -137,6 +143,7 @@ def test_a_wrong_flag_gets_one_sentence(
     if "cuda" in words and torch.cuda.is_available():
         words = ["x", "--device", "mps"]
     refused(capsys, sample([*words, "--model", str(checkpoint)]), said)
+
 
 
 @pytest.mark.parametrize(

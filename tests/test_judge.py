@@ -13,9 +13,12 @@ from videogen.toybox import Scene, Thing, caption, draw_scene, render
 from videogen.toybox.judge import CLAUSES, Clauses, Event, Found, FoundThing, Said, judge, parse, read, score, wilson
 from videogen.toybox.judge.behind import look_behind
 from videogen.toybox.judge.camera import Camera, look_at_camera
+from videogen.toybox.judge.find import Candidate, is_apart
 from videogen.toybox.judge.measures import count_switches, diversity, measure_quality
 from videogen.toybox.judge.paths import Path, classify
 from videogen.toybox.judge.sight import see, specks
+from videogen.toybox.judge.synthesis import Look
+from videogen.toybox.judge.tally import Case, Judged, shuffled
 from videogen.toybox.motions import MOTIONS, Pose, Room, move
 from videogen.toybox.scenes import CAMERAS
 from videogen.toybox.things import BACKGROUNDS, TEXTURED
@@ -32,6 +35,9 @@ def moving(motion: str, seed: int = 0) -> Thing:
     path = move(replace(STAR, motion=motion, speed=speed, reach=reach, phase=phase, x=0, y=0), LENGTH)
     x, y = (32 - (part.min() + part.max()) / 2 for part in path[:2])
     return replace(STAR, motion=motion, speed=float(speed), reach=float(reach), phase=float(phase), x=x, y=y)
+
+
+MOVES = parse("a yellow star moves right")
 
 
 def blurred(frames: np.ndarray) -> np.ndarray:
@@ -54,6 +60,28 @@ def test_every_motion_is_told(motion: str) -> None:
     ]
     if motion in ("spin", "orbit"):
         assert found.things[0].sense == ("clockwise" if thing.speed > 0 else "counterclockwise")
+
+
+@pytest.mark.parametrize("last", [0.75, 1.4])
+@pytest.mark.parametrize("motion", ["right", "up left", "bounce side to side"])
+def test_what_goes_somewhere_goes_there_whatever_becomes_of_its_outline(
+    motion: str, last: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    thing = moving(motion)
+    plain = MOTIONS[motion]
+
+    def swelling(one: Thing, step: np.ndarray) -> Pose:
+        pose = plain.pose(one, step)
+        return pose._replace(radius=pose.radius * np.linspace(1, last, len(step)))
+
+    monkeypatch.setitem(MOTIONS, motion, plain.__class__(plain.pace, swelling))
+    assert [one.motion for one in read(render(replace(SCENE, things=(thing,)))).things] == [motion]
+
+
+def test_a_thing_is_not_found_twice() -> None:
+    one = Candidate(Look("1", "white"), 25, 50, 11.7, 6e6, 0.9)
+    assert not is_apart(one._replace(x=25.8, y=40, radius=7.1), [one])
+    assert is_apart(one._replace(x=25.8, y=36, radius=7.1), [one])
 
 
 @pytest.mark.parametrize("kind", ["balloon", "rocket"])
@@ -243,15 +271,25 @@ def test_wilsons_interval_is_his() -> None:
 
 def test_an_even_path_is_smooth_and_a_still_background_does_not_flicker() -> None:
     frames = render(replace(SCENE, background="grass", things=(moving("right"),)))
-    clean = measure_quality(frames, read(frames))
+    clean = measure_quality(frames, read(frames), MOVES)
     assert clean.path_error is not None
     assert clean.path_error < 0.1
     assert (clean.flicker, clean.identity_switches, clean.permanence) == (0, 0, 1)
     light = np.where(np.arange(17) % 2, 1.0, 0.97)[:, None, None, None]
     dimmed = (frames * light).astype(np.uint8)
-    shaky = measure_quality(dimmed, read(dimmed))
+    shaky = measure_quality(dimmed, read(dimmed), MOVES)
     assert shaky.flicker is not None
     assert shaky.flicker > 0.5
+
+
+def test_a_thing_that_vanishes_does_not_last_unless_it_was_to_fade() -> None:
+    frames = render(replace(SCENE, things=(moving("right"),)))
+    frames[8:] = frames[:, :4, :4].mean()  # the background alone
+    found = read(frames)
+    lasts = measure_quality(frames, found, MOVES).permanence
+    assert lasts is not None
+    assert lasts == pytest.approx(8 / 17, abs=0.1)
+    assert measure_quality(frames, found, parse("a star fades out")).permanence is None
 
 
 def test_a_thing_that_becomes_another_is_a_switch() -> None:
@@ -266,9 +304,18 @@ def test_a_thing_that_becomes_another_is_a_switch() -> None:
 def test_clips_that_all_begin_alike_are_not_diverse() -> None:
     same = [found_clip(found_thing(x=20, y=20)) for _ in range(4)]
     spread = [found_clip(found_thing(x=x, y=20)) for x in (10, 50)]
-    assert diversity(same) == 0
-    assert diversity(spread) == pytest.approx(20 / 64)
-    assert diversity(same[:1]) is None
+    assert diversity(same, MOVES) == 0
+    assert diversity(spread, MOVES) == pytest.approx(40 / 64 / np.sqrt(2))  # of two, an unbiased variance
+    assert diversity(same[:1], MOVES) is None
+    a, b = found_thing("star", "yellow", x=20, y=20), found_thing(x=40, y=40)
+    assert diversity([found_clip(a, b), found_clip(b, a)], MOVES) == 0  # whichever was found first
+
+
+def test_one_caption_has_no_others_to_be_shuffled_with() -> None:
+    frames = render(SCENE)
+    found, case = read(frames), Case("a star stays still", parse("a star stays still"))
+    one = Judged(case, 0, found, judge(found, case.clauses), measure_quality(frames, found, case.clauses))
+    assert shuffled([one, one]) == {}
 
 
 # --- the gate

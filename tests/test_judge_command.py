@@ -31,11 +31,11 @@ def test_the_worlds_own_clips_are_judged_and_shown(tmp_path: Path, capsys: pytes
 def test_a_checkpoint_is_judged_beside_its_ceilings_and_floor(
     checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["judge", str(checkpoint), "--clips", "1", "--seeds", "2", "--json", *QUICK]) == 0
+    assert main(["judge", str(checkpoint), "--clips", "2", "--seeds", "2", "--json", *QUICK]) == 0
     result = json.loads(capsys.readouterr().out)
     assert list(result["scores"]) == ["clips", "the world's own", "after the VAE", "shuffled captions"]
-    assert result["scores"]["clips"]["all"]["clips"] == 2
-    assert result["scores"]["the world's own"]["all"]["clips"] == 1
+    assert result["scores"]["clips"]["all"]["clips"] == 4
+    assert result["scores"]["the world's own"]["all"]["clips"] == 2
     assert result["checkpoint"]["name"] == checkpoint.name
 
 

@@ -150,3 +150,26 @@ def test_a_file_that_is_no_latent_of_this_clip_is_refused_with_a_sentence(
     assert sample(["--from", str(kept), "--model", str(other), "--out", str(out)]) == 2
     assert "its checkpoint is" in capsys.readouterr().err
     assert torch.equal(load_file(kept)["latent"], tensors["latent"])
+
+
+def test_another_rate_is_not_taken_for_the_clip_that_is_there(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words += ["--out", str(tmp_path / "clip.mp4")]
+    assert sample(words) == 0
+    assert sample([*words, "--fps", "16"]) == 2
+    assert "clip.mp4 exists; add --overwrite" in capsys.readouterr().err
+    (tmp_path / "clip.mp4").unlink()
+    assert sample([*words, "--fps", "16"]) == 0
+    assert read_settings(tmp_path / "clip.mp4")["fps"] == 16
+
+
+def test_a_checkpoint_is_known_whatever_its_folder_is_called(
+    words: list[str], own_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words[words.index("--model") + 1] = str(own_checkpoint)
+    assert sample([*words, "--out", str(tmp_path / "clip.mp4")]) == 0
+    renamed = own_checkpoint.rename(tmp_path / "renamed")
+    latent = ["--from", str(tmp_path / "clip.safetensors"), "--model", str(renamed)]
+    assert sample([*latent, "--out", str(tmp_path / "again.mp4")]) == 0
+    assert "note:" not in capsys.readouterr().err

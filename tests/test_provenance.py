@@ -18,7 +18,7 @@ from videogen.pipeline import VideoPipeline
 from videogen.provenance import check_made, digests, provenance
 from videogen.storage import content_id, file_digest
 from videogen.sweep.table import read_rows
-from videogen.video_io import read_settings
+from videogen.video_io import read_settings, read_video, write_video
 
 FILE = "pytorch_lora_weights.safetensors"
 
@@ -142,3 +142,18 @@ def test_a_clip_from_before_digests_is_made_again_as_it_was(checkpoint: Path, st
     args = SampleArgs(model=checkpoint, lora=(str(style),))
     before = {key: value for key, value in provenance(args).items() if key != "lora_sha256"}
     check_made(tmp_path / "clip.mp4", before, args, [])
+
+
+def test_from_keeps_the_precision_and_says_which_device_it_was(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, again = tmp_path / "first.mp4", tmp_path / "again.mp4"
+    model = ["--model", str(checkpoint)]
+    assert sample(["x", "--dtype", "bfloat16", "--out", str(first), *model, *QUICK]) == 0
+    assert sample(["--from", str(first), "--out", str(again), *model]) == 0
+    assert again.read_bytes() == first.read_bytes()
+    capsys.readouterr()
+    settings = read_settings(first) | {"device": "cuda"}
+    write_video(again, read_video(first), fps=8, settings=settings, overwrite=True)
+    assert sample(["--from", str(again), "--out", str(tmp_path / "cpu.mp4"), *model]) == 0
+    assert "again.mp4 was made on cuda, and cpu rounds otherwise" in capsys.readouterr().err

@@ -70,6 +70,8 @@ def test_a_file_of_axes_links_what_stands_in_one_table(tmp_path: Path) -> None:
         ("sampler=eular", "sampler must be one of euler, heun"),
         ("size=60x64", "try 48x64 or 64x64"),
         ("frames=16", "try 13 or 17"),
+        ("patch=1x2x2:0.5,1x1x1", "a schedule has commas of its own; quote each"),
+        ("patch=1x9x9,1x2x2", "patch must be of 1x2x2"),
         ("words", "--sweep takes axis=a,b,c, axis=start:stop:count or a .toml file, got 'words'"),
         ("none.toml", "no sweep file none.toml"),
     ],

@@ -96,6 +96,23 @@ def test_a_sweep_of_which_nothing_works_still_has_a_page(pipeline: VideoPipeline
     assert (tmp_path / "report.html").is_file()
 
 
+def test_a_grid_of_many_shows_as_many_as_can_be_seen(pipeline: VideoPipeline, tmp_path: Path) -> None:
+    plan = plan_of(["steps=1,2"])
+    (row, _) = sweep(pipeline, plan, tmp_path)
+    prompts = [f"prompt {i}" for i in range(300)]
+    for axes in (["negative=[blurry],dark", "steps=1,2"], [f"guidance=1:{9}:150", "steps=1,2"]):
+        many = plan_of(axes, prompts=prompts[: 300 if "negative" in axes[0] else 1])
+        rows = [
+            row | {"prompt": run.prompt, "key": run.key, "negative": run.config.negative, "steps": run.config.steps,
+                   "guidance": run.config.guidance} for run in many.runs()
+        ]  # fmt: skip
+        publish(tmp_path, many, rows)
+        info = probe(tmp_path / "grid.mp4")
+        assert info.width <= 1920
+        assert info.height <= 4320 + 100
+        assert (tmp_path / "contact.png").is_file()
+
+
 # --- the command
 
 

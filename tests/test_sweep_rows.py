@@ -14,6 +14,7 @@ from torch import Tensor
 
 from tests.sweeps import PROMPTS, SMALL, Counter, plan_of
 from videogen.pipeline import VideoPipeline
+from videogen.sweep.page import find
 from videogen.sweep.search import open_study, search
 from videogen.sweep.table import gather, read_rows
 from videogen.sweep.work import Worker, config_of, open_folder, sweep
@@ -93,6 +94,19 @@ def test_a_plug_that_fails_costs_its_row_only_and_is_tried_again(pipeline: Video
     again = sweep(pipeline, plan, tmp_path, score=finite)
     assert [row["error"] for row in again] == [None] * 4
     assert again[0] == rows[0]
+
+
+def test_a_reference_that_failed_is_tried_again(
+    pipeline: VideoPipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = plan_of(["steps=1,2"], reference_steps=4)
+    with monkeypatch.context() as broken:
+        broken.setattr(Worker, "keep_references", lambda worker, pack: None)
+        rows = sweep(pipeline, plan, tmp_path)
+    assert [row["error"] for row in rows] == [None, None]
+    said = find(plan, rows).findings[0]
+    assert said.startswith("No reference could be made")
+    assert all("psnr_db" in row and row["reference"] for row in sweep(pipeline, plan, tmp_path))
 
 
 def test_a_plug_may_ask_for_the_reference(pipeline: VideoPipeline, tmp_path: Path) -> None:

@@ -107,6 +107,16 @@ def test_a_folder_without_its_text_part_is_refused(own_checkpoint: Path, missing
         load_text(own_checkpoint)
 
 
+def test_weights_that_are_not_whole_are_refused(own_checkpoint: Path) -> None:
+    path = own_checkpoint / "text_encoder" / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(ValueError, match=r"has no whole .safetensors weights: .*; download the checkpoint again"):
+        load_text(own_checkpoint)
+    path.rename(path.with_name("pytorch_model.bin"))  # a pickle is not looked into
+    with pytest.raises(ValueError, match=r"has no whole .safetensors weights"):
+        load_text(own_checkpoint)
+
+
 # --- kept on disk
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,7 +15,7 @@ from diffusers import DiffusionPipeline, WanPipeline
 from diffusers.pipelines.wan import pipeline_wan, pipeline_wan_i2v
 from diffusers.utils import is_ftfy_available
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tests.conftest import seeded, tiny_dit
@@ -27,8 +28,8 @@ from videogen.sampling import DIFFUSERS
 from videogen.sweep.packs import Packer
 from videogen.sweep.plan import Run
 from videogen.text import clean_as_wan, embed_prompts, load_text, pad_texts
-from videogen.wan_folder import SAMPLER_OF
-from videogen.wan_image import Images
+from videogen.wan_folder import NO_IMAGE, SAMPLER_OF
+from videogen.wan_image import Images, open_images
 
 PROMPT, NEGATIVE = "a cat and  dog walk &amp; rain\n in the caf&eacute;", "blurry, worst quality"
 SETTINGS = SampleConfig(
@@ -272,9 +273,48 @@ def test_the_command_takes_an_image_and_from_takes_it_again(
     (tmp_path / "words.png").write_text("not an image")
     refused = [*words[:-1], str(tmp_path / "words.png"), "--out", str(tmp_path / "c.mp4")]
     assert sample(refused) == 2
-    assert "give a .png or .jpg" in capsys.readouterr().err
+    assert "Pillow finds no whole picture in it" in capsys.readouterr().err
+    assert sample([*words[:-1], str(tmp_path / "gone.png"), "--out", str(tmp_path / "c.mp4")]) == 2
+    assert "gone.png; give another with --image" in capsys.readouterr().err
     assert sample([*words[:-2], "--last-image", str(tmp_path / "first.png"), "--out", str(tmp_path / "c.mp4")]) == 2
     assert "goes with a first; give both" in capsys.readouterr().err
+
+
+def test_a_model_that_begins_with_an_image_is_asked_for_one_before_it_is_loaded(
+    folders: dict[str, tuple[Path, DiffusionPipeline]],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("videogen.generate.load", lambda args: pytest.fail("the model was loaded"))
+    words = [PROMPT, "--model", str(folders["I2V 2.1"][0]), "--size", "64x32", "--frames", "5"]
+    for more in ([], ["--sweep", "steps=1,2"]):
+        assert sample([*words, *more]) == 2
+        assert NO_IMAGE in capsys.readouterr().err
+
+
+def test_images_are_upright_and_in_8_bits(tmp_path: Path) -> None:
+    turned = Image.Exif()
+    turned[0x0112] = 6  # orientation: to be turned clockwise
+    Image.new("RGB", (40, 20)).save(tmp_path / "phone.jpg", exif=turned)
+    grey = Image.fromarray(np.full((8, 8), 20000, np.uint16))
+    grey.save(tmp_path / "deep.png")
+    images = open_images(tmp_path / "phone.jpg", tmp_path / "deep.png")
+    assert images is not None
+    assert images.last is not None
+    assert images.first.size == (20, 40)
+    assert images.last.getpixel((0, 0)) == (77, 77, 77)
+
+
+def test_weights_of_an_image_encoder_are_not_drawn_at_random(
+    folders: dict[str, tuple[Path, DiffusionPipeline]], tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(folders["I2V 2.1"][0], tmp_path / "i2v"))
+    path = folder / "image_encoder" / "model.safetensors"
+    weights = load_file(path)
+    del weights[min(weights)]
+    save_file(weights, path, {"format": "pt"})
+    with pytest.raises(ValueError, match=r"image_encoder lacks .*; its weights do not belong to its config.json"):
+        VideoPipeline.load(folder)
 
 
 # --- back

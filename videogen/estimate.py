@@ -21,11 +21,14 @@ WAN_FLOP_PER_PIXEL = {8: (96, 8.56e6), 16: (256, 18.6e6)}
 
 
 class Cost(NamedTuple):
-    """An estimate, to plan by: seconds take the DiT at the speed of a large matrix product of this machine."""
+    """An estimate, to plan by."""
 
     gflop: float
     memory_gb: float
-    seconds: float
+
+    def seconds(self) -> float:
+        """How long this machine's CPU takes, at the speed of a large matrix product."""
+        return clip_seconds(self.gflop * 1e9)
 
 
 def dit_flop(config: dict[str, int], tokens: int, text_tokens: int = 24) -> float:
@@ -85,7 +88,7 @@ def clip_flop(folder: Path, *, tokens: int, evaluations: int, pixels: int) -> fl
 
 
 def clip_seconds(flop: float) -> float:
-    """How long so many operations take here."""
+    """How long so many operations take on this CPU."""
     return flop / (0.6 * matmul_flops())
 
 
@@ -95,7 +98,7 @@ def estimate(folder: Path, *, tokens: int, evaluations: int, pixels: int, weight
     d = config["num_attention_heads"] * config["attention_head_dim"]
     flop = clip_flop(folder, tokens=tokens, evaluations=evaluations, pixels=pixels)
     activations = bytes_a_value * (tokens * (12 * d + config["ffn_dim"]) + 3 * pixels)
-    return Cost(flop / 1e9, (weights + activations) / 1e9 + 0.6, clip_seconds(flop))
+    return Cost(flop / 1e9, (weights + activations) / 1e9 + 0.6)
 
 
 def _read(path: Path) -> dict[str, int]:

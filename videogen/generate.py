@@ -7,34 +7,31 @@ from __future__ import annotations
 
 import contextlib
 import json
-import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain, groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from videogen.config import MINI, SampleConfig, check_frames, check_size, read_defaults, resolve_frames
+from videogen.config import MINI, SampleConfig, read_defaults, resolve_frames
 from videogen.estimate import TIME_STRIDE, count_tokens, estimate, num_evaluations
 from videogen.flags import parse, peek
 from videogen.hub import find_checkpoint
 from videogen.latents import check_latent, latent_settings, read_latent, save_latent
-from videogen.patches import cut_by, draft, known_patches, mean_share
+from videogen.orders import Order, list_orders, pixel_stride, place
+from videogen.patches import known_patches, mean_share
 from videogen.plain import load_toml
-from videogen.prompts import read_prompts, read_seeds
 from videogen.provenance import as_made, check_made, is_latent, provenance, read_made, settings_of
 from videogen.video_io import write_video
-from videogen.wan_folder import strides
 
 if TYPE_CHECKING:
     from videogen.pipeline import VideoPipeline
     from videogen.vae import VideoVAE
     from videogen.wan_vae import WanVAE
 
-SUFFIXES = (".mp4", ".gif", ".webm", ".png")
 TOKENS_AT_ONCE = 8192  # clips that differ in size and length alone are packed together up to this many tokens
 DESCRIPTION = "Make clips from prompts. Each file carries all its settings; --from makes the same clip again."
 
@@ -90,7 +87,7 @@ class SampleArgs:
     compile: bool = False
     """Compile the transformer's block: slow to start, faster from the second clip on."""
     save_latents: bool = False
-    """Keep each latent as .safetensors beside its clip, written before decoding; the same command resumes from it."""
+    """Keep each latent as .safetensors beside its clip, before it is decoded; the same command, no sweep, resumes."""
     draft: bool = False
     """A quick look: few steps, most of them in the model's coarsest patches; seed and layout are the clip's own."""
     dry_run: bool = False
@@ -105,18 +102,14 @@ class SampleArgs:
             raise ValueError(f"num must be at least 1, got {self.num}")
         if self.search is not None and (self.search < 1 or not self.sweep):
             raise ValueError("--search N chooses N >= 1 of the settings of --sweep axis=a,b,c; give both")
+        if self.offload != "none" and self.device == "cpu":
+            raise ValueError(
+                f"--offload {self.offload} keeps on the CPU what does not compute on a GPU; "
+                "leave it out with --device cpu"
+            )
         alone = [flag for flag in ("score", "reference") if getattr(self, flag) is not None and not self.sweep]
         if alone:
             raise ValueError(f"--{alone[0]} is for a sweep; add --sweep axis=a,b,c, or leave it out")
-
-
-class Order(NamedTuple):
-    """One clip to make."""
-
-    prompt: str
-    seed: int
-    config: SampleConfig
-    path: Path
 
 
 def run(args: SampleArgs) -> int:
@@ -165,72 +158,6 @@ def parse_args(argv: Sequence[str]) -> SampleArgs:
     return args
 
 
-def list_orders(args: SampleArgs) -> list[tuple[str, int, SampleConfig]]:
-    """Prompt, seed and settings of every clip asked for."""
-    patches = known_patches(args.model)
-    rows = [(prompt, args.seed, args.sample) for prompt in args.prompt]
-    if args.prompts is not None:
-        rows += list(read_prompts(args.prompts, args.sample, args.seed))
-    if not rows:
-        raise ValueError('give a prompt: python sample.py "a large red circle moves right on a black background"')
-    rows = [(prompt, seed, draft(config, patches) if args.draft else config) for prompt, seed, config in rows]
-    for _, _, config in rows:
-        cut_by(config, patches)  # a patch that the model lacks is said before it is loaded
-    if args.seeds is None:
-        return [(prompt, seed + i, config) for prompt, seed, config in rows for i in range(args.num)]
-    return [(prompt, seed, config) for prompt, _, config in rows for seed in read_seeds(args.seeds)]
-
-
-def place(rows: Sequence[tuple[str, int, SampleConfig]], args: SampleArgs) -> list[Order]:
-    """Give every clip its file, and refuse what cannot be before anything is computed."""
-    check_sampler_name({config.sampler for _, _, config in rows})
-    stride = pixel_stride(args.model)
-    to_file = args.out is not None and args.out.suffix.lower() in SUFFIXES
-    if args.out is not None and args.out.suffix and not to_file and not args.out.is_dir():
-        raise ValueError(f"--out must be a folder or end in {', '.join(SUFFIXES)}, got {args.out}")
-    if to_file and len(rows) > 1:
-        raise ValueError(f"--out {args.out} is one file for {len(rows)} clips; give a folder")
-    folder = args.out if args.out is not None and not to_file else Path("out")
-    used: dict[str, int] = {}
-    orders = []
-    for prompt, seed, config in rows:
-        check_size(config.width, config.height, stride)
-        check_frames(resolve_frames(config, TIME_STRIDE), TIME_STRIDE)
-        name = f"{slug(prompt)}-{seed}"
-        used[name] = used.get(name, 0) + 1
-        name += f"-{used[name]}" if used[name] > 1 else ""
-        path = args.out if to_file and args.out is not None else folder / f"{name}.mp4"
-        if path.suffix.lower() == ".png" and resolve_frames(config, TIME_STRIDE) != 1:
-            count = resolve_frames(config, TIME_STRIDE)
-            raise ValueError(f"{path} holds one frame, not {count}; add --frames 1 or write an .mp4")
-        kept = args.save_latents and path.with_suffix(".safetensors").exists()  # the same command goes on
-        if path.exists() and not (args.overwrite or args.dry_run or kept):
-            raise ValueError(f"{path} exists; add --overwrite, or choose another --out or --seed")
-        orders.append(Order(prompt, seed, config, path))
-    return orders
-
-
-def pixel_stride(model: Path) -> int:
-    """What width and height must be multiples of: the VAE's stride times the patch's side, from the configs."""
-    path = model / "transformer" / "config.json"
-    if not path.is_file():
-        raise ValueError(f"{model} has no transformer/config.json; the checkpoint is not complete")
-    return strides(model)[1] * max(json.loads(path.read_text(encoding="utf-8"))["patch_size"][1:])
-
-
-def check_sampler_name(names: set[str]) -> None:
-    """Refuse a sampler that does not exist."""
-    from videogen.sampling import check_sampler
-
-    for name in names:
-        check_sampler(name)
-
-
-def slug(prompt: str) -> str:
-    """A file name that still reads like the prompt."""
-    return re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:60].rstrip("-") or "clip"
-
-
 def find_latents(orders: Sequence[Order], args: SampleArgs) -> dict[Order, Path]:
     """The clips whose latents are there already, from --from or an earlier try; a wrong one is refused."""
     found: dict[Order, Path] = {}
@@ -257,7 +184,7 @@ def decode_latents(
     device = torch.device(args.device)
     for order, path in kept.items():
         began = time.monotonic()
-        if order.path.exists() and not args.overwrite and args.save_latents:  # whole: it was renamed when it was
+        if order.path.exists() and not args.overwrite and args.save_latents:  # whole, and as asked: place has looked
             yield order, 0.0
             continue
         latent, settings = read_latent(path), latent_settings(path) | {"fps": order.config.fps}
@@ -360,17 +287,18 @@ def progress(total: int, what: str) -> Iterator[Callable[[], None]]:
 
 
 def count_bytes(args: SampleArgs) -> int:
-    """Bytes of the weights that would be loaded."""
+    """Bytes of the weights that would be loaded where the networks compute."""
     import torch
 
     from videogen.memory import weight_bytes
 
     dtype = getattr(torch, args.dtype)
-    return weight_bytes(args.model, dtype=dtype, quantise=args.quantise, gguf=args.gguf, loras=args.lora)
+    beside = {"quantise": args.quantise, "gguf": args.gguf, "loras": args.lora}
+    return weight_bytes(args.model, dtype=dtype, offload=args.offload, **beside)  # type: ignore[arg-type]
 
 
 def describe(order: Order, args: SampleArgs, weights: int) -> str:
-    """What a clip would take beside so many bytes of weights; one small matrix product is run, to know the machine."""
+    """What a clip would take beside so many bytes of weights; seconds are a CPU's, of which one product is measured."""
     config, frames = order.config, resolve_frames(order.config, TIME_STRIDE)
     pixels, tokens = frames * config.width * config.height, count_tokens(config, pixel_stride(args.model))
     cut = tokens * mean_share(config, known_patches(args.model)[0])
@@ -391,6 +319,7 @@ def describe(order: Order, args: SampleArgs, weights: int) -> str:
         "evaluations": num_evaluations(config),
         "gflop": round(cost.gflop),
         "memory_gb": round(cost.memory_gb, 2),
-        "seconds": round(cost.seconds, 1),
+        "seconds": round(cost.seconds(), 1) if args.device == "cpu" else None,
     }
-    return json.dumps(row) if args.json else "  ".join(f"{key} {value}" for key, value in row.items())
+    told = {key: value for key, value in row.items() if value is not None}
+    return json.dumps(row) if args.json else "  ".join(f"{key} {value}" for key, value in told.items())

@@ -23,8 +23,9 @@ import tyro
 from videogen.config import SampleConfig, check_size, read_defaults, resolve_frames
 from videogen.estimate import TIME_STRIDE, count_tokens
 from videogen.flags import parse, peek
-from videogen.generate import TOKENS_AT_ONCE, pixel_stride
+from videogen.generate import TOKENS_AT_ONCE
 from videogen.hub import called, find_checkpoint, look_up
+from videogen.orders import pixel_stride
 from videogen.storage import checkpoint_id, save_text
 from videogen.toybox import Scene, caption, draw_scene, render
 from videogen.toybox.judge import Clauses, Said
@@ -58,7 +59,7 @@ class JudgeArgs:
     clips: int = 256
     """How many captions."""
     seeds: int = 2
-    """Clips a caption, of a checkpoint."""
+    """Clips a caption, of a checkpoint; each clip has a seed of its own."""
     held_out: bool = False
     """Captions of combinations of attributes that training never shows: one moving thing before a still camera."""
     new_words: bool = False
@@ -90,6 +91,8 @@ class JudgeArgs:
     def __post_init__(self) -> None:
         if self.clips < 1 or self.seeds < 1:
             raise ValueError(f"--clips and --seeds must be at least 1, got {self.clips} and {self.seeds}")
+        if self.new_words and self.sample.frames == 1:
+            raise ValueError("--new-words are sentences about clips, and an image has none; leave out --frames 1")
 
 
 def run_judge(argv: Sequence[str]) -> int:
@@ -105,7 +108,8 @@ def run_judge(argv: Sequence[str]) -> int:
         columns[name], frames[name] = tally([one for one, _ in column]), [clip for _, clip in column]
         shown = shown or column  # what was asked for comes first; the others are there to compare
     judged = [one for one, _ in shown]
-    columns["shuffled captions"] = shuffled(judged)
+    if others := shuffled(judged):
+        columns["shuffled captions"] = others
     # Clips by captions of one's own are not meant to be as the world's are.
     distances = {} if args.captions is not None else measure_distances(frames, new=args.held_out)
     publish(args, columns, average(judged), distances, shown)
@@ -160,11 +164,9 @@ def load(args: JudgeArgs) -> tuple[VideoPipeline | None, VideoVAE | WanVAE | Non
         pipeline = VideoPipeline.load(args.target, dtype=getattr(torch, args.dtype)).to(args.device)
     if args.vae is None:
         return pipeline, None if pipeline is None else pipeline.vae
-    from videogen.vae import VideoVAE
+    from videogen.checkpoint import load_vae
 
-    vae = VideoVAE.from_pretrained(args.vae / "vae").float().eval()
-    vae.to(args.device)  # type: ignore[call-overload]
-    return pipeline, vae
+    return pipeline, load_vae(args.vae).to(args.device)  # type: ignore[call-overload]
 
 
 # --- cases
@@ -246,7 +248,8 @@ def sample(args: JudgeArgs, cases: Sequence[Case], pipeline: VideoPipeline) -> I
 
     from videogen.pipeline import Job
 
-    jobs = [(case, seed) for case in cases for seed in range(args.seeds)]
+    # Noise depends on the seed alone: were the first of each prompt the same, chance would strike all at once.
+    jobs = [(case, seed) for seed, case in enumerate(case for case in cases for _ in range(args.seeds))]
     assert args.target is not None
     size = max(1, TOKENS_AT_ONCE // count_tokens(args.sample, pixel_stride(args.target)))
     for start in range(0, len(jobs), size):

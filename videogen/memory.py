@@ -108,16 +108,29 @@ def weight_bytes(
     quantise: str = "none",
     gguf: Sequence[Path] = (),
     loras: Sequence[str] = (),
+    offload: str = "none",
 ) -> int:
-    """Bytes of the weights that load_small would hold, from configs and the headers of files: nothing is loaded."""
+    """Bytes of the weights that lie where the networks compute, from configs and the headers of files.
+
+    Nothing is loaded. Of what offload moves there, the largest counts: a part (model), or a layer of one (group).
+    """
     index = read_json(folder / "model_index.json")
     experts = [cast_as_loaded(blank(folder, part), dtype) for part in find_experts(folder, quantise, gguf)]
     others = [cast_as_loaded(blank(folder, part), dtype) for part in OTHERS if class_of(index, part) is not None]
-    saved = sum(shrink(expert, quantise, dtype) for expert in experts) + sum(gguf_saves(path, dtype) for path in gguf)
+    saved = [shrink(expert, quantise, dtype) for expert in experts]
+    sizes = [count_bytes(expert) - less for expert, less in zip(experts, saved, strict=True)]
+    sizes = [size - gguf_saves(path, dtype) for size, path in zip(sizes, gguf, strict=True)] if gguf else sizes
+    if offload == "group":  # a LoRA's layers are smaller than what they stand beside
+        return max(count_bytes(layer, deep=False) for part in (*experts, *others) for layer in part.modules())
     paths = [read_lora(word)[0] for word in loras]
     files = [file for path in paths for file in ([path] if path.is_file() else path.glob("*.safetensors"))]
-    beside = dtype.itemsize * sum(map(count_weights, files))
-    return sum(weight.nbytes for part in (*experts, *others) for weight in weights_of(part).values()) + beside - saved
+    sizes[0] += dtype.itemsize * sum(map(count_weights, files))
+    return (max if offload == "model" else sum)([*sizes, *map(count_bytes, others)])
+
+
+def count_bytes(part: nn.Module, *, deep: bool = True) -> int:
+    """Bytes of a network's weights, or of a layer's own."""
+    return sum(weight.nbytes for weight in chain(part.parameters(deep), part.buffers(deep)))
 
 
 def weights_of(part: nn.Module) -> dict[str, Tensor]:
@@ -197,10 +210,6 @@ def check_gguf(path: Path) -> None:
 
 def offload(pipeline: VideoPipeline, how: str, device: str) -> None:
     """Keep the parts on the CPU: whole ones come to the device to compute (model), or layer by layer (group)."""
-    if device == "cpu":
-        raise ValueError(
-            f"--offload {how} keeps on the CPU what does not compute on a GPU; leave it out with --device cpu"
-        )
     if how == "model":
         pipeline.enable_model_cpu_offload(device=device)
     else:

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from videogen.checkpoint import blank, load_vae
+from videogen.checkpoint import blank, check_weights, load_vae
 from videogen.config import DitConfig
 from videogen.dit import VideoDiT
 from videogen.hub import find_checkpoint
@@ -94,7 +94,8 @@ def encoder_id(vae: VideoVAE | WanVAE) -> str:
 
 
 def load_part(kind: type[Model], folder: Path, name: str) -> Model:
-    """One model of a checkpoint folder."""
+    """One model of a checkpoint folder, checked."""
     if not (folder / name / "config.json").is_file():
         raise ValueError(f"{folder} has no {name}/config.json; give a checkpoint folder that holds one")
+    check_weights(kind, folder / name)
     return kind.from_pretrained(folder, subfolder=name, dtype=torch.float32)

@@ -8,14 +8,15 @@ the change: Anagnostidis et al. 2025, section 3.3.
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 from videogen.config import SampleConfig, parse_patch
+from videogen.wan_folder import read_json
 
 Patch = tuple[int, int, int]
 Schedule = Sequence[tuple[Patch, float]]
@@ -112,9 +113,13 @@ def mean_share(config: SampleConfig, base: Patch) -> float:
 
 def known_patches(folder: Path) -> list[Patch]:
     """The patch sizes of a checkpoint folder's transformer, the base first, from its config alone."""
-    config = json.loads((folder / "transformer" / "config.json").read_text(encoding="utf-8"))
-    found = [config["patch_size"], *config.get("extra_patch_sizes", [])]
-    return [(int(t), int(h), int(w)) for t, h, w in found]
+    config = read_json(folder / "transformer" / "config.json")
+    found = [config.get("patch_size"), *cast("list[object]", config.get("extra_patch_sizes", []))]
+    if not all(isinstance(sides, list) and len(sides) == 3 for sides in found):
+        raise ValueError(
+            f"{folder / 'transformer'} has a config.json without patch_size; the checkpoint is not complete"
+        )
+    return [(int(t), int(h), int(w)) for t, h, w in cast("list[list[int]]", found)]
 
 
 def draft(config: SampleConfig, known: Sequence[Patch]) -> SampleConfig:

@@ -43,7 +43,7 @@ from videogen.sampling import (
 )
 from videogen.text import PackedText, embed_prompts, load_encoder, num_rows_of, pad_texts
 from videogen.vae import VideoVAE, decode
-from videogen.wan_folder import at_home, go_abroad
+from videogen.wan_folder import NO_IMAGE, PROMPTS_ALONE, at_home, class_of, go_abroad, read_json
 from videogen.wan_image import Given, Images, give_beside, give_known, view
 from videogen.wan_vae import WanVAE
 
@@ -51,7 +51,6 @@ Tick = Callable[[], None]
 Ask = Callable[[Tensor, Tensor, int], tuple[Tensor, ...]]
 # Both prompts in one call up to so many tokens: beyond, it is no faster and takes twice the memory.
 TOKENS_AT_ONCE = 2048
-NO_IMAGE = "this model begins with an image; give one for every clip (--image)"
 
 
 class Job(NamedTuple):
@@ -115,8 +114,12 @@ class VideoPipeline(DiffusionPipeline, WanLoraLoaderMixin):
         read_defaults(folder)
         check_checkpoint(folder, but=options)
         quiet_libraries()
-        encoder = load_encoder(folder, dtype=dtype)
-        return cls.from_pretrained(folder, dtype=dtype, local_files_only=True, text_encoder=encoder, **options)
+        encoders = {
+            part: load_encoder(folder, part, dtype=dtype)
+            for part in ("text_encoder", "image_encoder")
+            if part not in options and class_of(read_json(folder / "model_index.json"), part) is not None
+        }
+        return cls.from_pretrained(folder, dtype=dtype, local_files_only=True, **encoders, **options)
 
     @classmethod
     def load_config(cls, *args: object, **options: object) -> dict[str, object]:  # type: ignore[override]
@@ -273,7 +276,7 @@ class VideoPipeline(DiffusionPipeline, WanLoraLoaderMixin):
         if len(images) < len(jobs):
             raise ValueError(NO_IMAGE)
         if not isinstance(self.vae, WanVAE) or not (more or self.config["expand_timesteps"]):
-            raise ValueError("this model makes clips from prompts alone; leave the image out")
+            raise ValueError(PROMPTS_ALONE)
         if not more:
             return give_known(images, self.vae, video, self.latent_shape(config), *size), None
         given = give_beside(images, self.vae, video, frames, *size)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, cast
 from videogen import __version__
 from videogen.config import SampleConfig
 from videogen.flags import peek, read_lora
-from videogen.latents import latent_settings
+from videogen.latents import is_same, latent_settings
 from videogen.plain import from_mapping, to_mapping
 from videogen.storage import checkpoint_id, content_id
 from videogen.video_io import read_settings
@@ -85,18 +85,21 @@ def as_made(base: SampleArgs, settings: Mapping[str, object]) -> SampleArgs:
     beside = {name: Path(str(settings[name])) for name in ("image", "last_image") if name in settings}
     files = {name: tuple(map(str, cast("list[object]", settings.get(name, [])))) for name in ("lora", "gguf")}
     base = replace(base, **beside, lora=files["lora"], gguf=tuple(map(Path, files["gguf"])))
-    return replace(base, quantise=settings.get("quantise", "none"))  # type: ignore[arg-type]
+    precision = {name: settings[name] for name in ("dtype", "quantise") if name in settings}
+    return replace(base, **precision)  # type: ignore[arg-type]
 
 
 def check_made(path: Path, settings: Mapping[str, object], args: SampleArgs, argv: Sequence[str]) -> None:
     """Refuse to make a clip again of another checkpoint or other files; where a flag asks for them, only say so."""
     was, now = settings.get("checkpoint"), checkpoint_id(args.model)
-    if was != now and peek(argv, "--model") is None:
-        raise ValueError(
-            f"{path} was made by checkpoint {was}, which {args.model} is not; give its folder with --model"
-        )
-    if was != now:
+    if not is_same(was, now):
+        if peek(argv, "--model") is None:
+            raise ValueError(
+                f"{path} was made by checkpoint {was}, which {args.model} is not; give its folder with --model"
+            )
         print(f"note: {path} was made by checkpoint {was}, not {now}", file=sys.stderr)
+    if (was := settings.get("device", args.device)) != args.device:
+        print(f"note: {path} was made on {was}, and {args.device} rounds otherwise; --device {was}", file=sys.stderr)
     for key, held in digests(args).items():
         name = key.removesuffix(DIGEST)
         was, flag = settings.get(key), flag_of(name)

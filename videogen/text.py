@@ -93,7 +93,11 @@ def load_encoder(folder: Path, part: str = "text_encoder", *, dtype: torch.dtype
     where = folder / part
     name = half_of(transformers.AutoConfig.from_pretrained(where))
     kind = getattr(transformers, name or "AutoModel")
-    encoder, info = kind.from_pretrained(where, dtype=dtype, output_loading_info=True)
+    try:
+        encoder, info = kind.from_pretrained(where, dtype=dtype, output_loading_info=True, use_safetensors=True)
+    except (SafetensorError, OSError) as error:
+        said = str(error).split("\n")[0]
+        raise ValueError(f"{where} has no whole .safetensors weights: {said}; download the checkpoint again") from None
     for say, names in (("lacks", info["missing_keys"]), ("has an extra weight", info["unexpected_keys"])):
         if names:
             raise ValueError(f"{where} {say} {min(names)}; its weights do not belong to its config.json")

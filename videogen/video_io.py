@@ -284,10 +284,7 @@ def write_video(
     import torch
 
     suffix = path.suffix.lower()
-    if suffix not in WRITABLE:
-        raise ValueError(f"a video can be written as {', '.join(ENCODERS)} or .png, got {path.name!r}")
-    if not (max_fps := 100 if suffix == ".gif" else 1000) >= fps > 0:
-        raise ValueError(f"fps of a {suffix} must be above 0 and at most {max_fps}, got {fps}")
+    check_format(path, fps)
     if not 0 <= crf <= 51:
         raise ValueError(f"crf must be from 0 (best) to 51 (smallest), got {crf}")
     if path.exists() and not overwrite:
@@ -308,6 +305,15 @@ def write_video(
         raise OSError(f"could not write {path}: {reason(error)}; {free:,.0f} MB are free on its disk") from error
     finally:
         part.unlink(missing_ok=True)
+
+
+def check_format(path: Path, fps: float) -> None:
+    """Refuse a file name or a rate that cannot be written."""
+    suffix = path.suffix.lower()
+    if suffix not in WRITABLE:
+        raise ValueError(f"a video can be written as {', '.join(ENCODERS)} or .png, got {path.name!r}")
+    if not (max_fps := 100 if suffix == ".gif" else 1000) >= fps > 0:
+        raise ValueError(f"fps of a {suffix} must be above 0 and at most {max_fps}, got {fps}")
 
 
 def each_frame(chunks: Iterable[Tensor]) -> Iterator[ndarray]:

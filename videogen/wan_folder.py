@@ -32,6 +32,8 @@ SAMPLER_OF = {
     "FlowMatchEulerDiscreteScheduler": ("flow_euler", "shift"),
     "FlowMatchHeunDiscreteScheduler": ("flow_heun", "shift"),
 }
+NO_IMAGE = "this model begins with an image; give one for every clip (--image)"
+PROMPTS_ALONE = "this model makes clips from prompts alone; leave the image out"
 BEYOND_WAN = ("prediction", "extra_patch_sizes", "num_facts", "nearby")  # config keys that diffusers does not know
 
 
@@ -101,6 +103,20 @@ def default_settings(folder: Path) -> dict[str, object]:
     if index.get("expand_timesteps"):  # Wan 2.2 5B
         settings |= {"size": "1280x704", "frames": 121, "fps": 24.0}
     return settings | {"cfg_zero": False} | _scheduler_settings(folder)
+
+
+def check_images(folder: Path, first: Path | None, last: Path | None) -> None:
+    """Refuse images that are not there or for a model that reads none, and none for one that begins with one."""
+    if last is not None and first is None:
+        raise ValueError(f"the last image {last} goes with a first; give both")
+    if first is None and _sees_images(folder):
+        raise ValueError(NO_IMAGE)
+    begins = _sees_images(folder) or bool(read_json(folder / "model_index.json").get("expand_timesteps"))
+    if first is not None and not begins:
+        raise ValueError(PROMPTS_ALONE)
+    for path, flag in ((first, "--image"), (last, "--last-image")):
+        if path is not None and not path.is_file():
+            raise ValueError(f"there is no file {path}; give another with {flag}")
 
 
 def strides(folder: Path) -> tuple[int, int]:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from videogen.packing import NoiseLevels, PackedVideo, pack, shared_level
 from videogen.text import PackedText, pad_texts
+from videogen.video_io import read_picture
 from videogen.wan_vae import WanVAE
 
 if TYPE_CHECKING:
@@ -32,17 +33,12 @@ class Images(NamedTuple):
 
 
 def open_images(first: Path | None, last: Path | None) -> Images | None:
-    """The images of a clip from their files; none where there is no first."""
-    from PIL import Image, UnidentifiedImageError
+    """The images of a clip from their files, upright and in 8 bits; none where there is no first."""
+    from PIL import Image
 
     if first is None:
-        if last is not None:
-            raise ValueError(f"the last image {last} goes with a first; give both")
         return None
-    try:
-        return Images(*(Image.open(path).convert("RGB") for path in (first, last) if path is not None))
-    except UnidentifiedImageError as error:
-        raise ValueError(f"{error}; give a .png or .jpg") from None
+    return Images(*(Image.fromarray(read_picture(path)[0]) for path in (first, last) if path is not None))
 
 
 class Given(NamedTuple):

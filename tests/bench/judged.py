@@ -27,6 +27,8 @@ from videogen.toybox.judge.tally import Case, Judged, tally
 ROOT = Path(__file__).parents[2]
 BENCH = ROOT / "assets" / "bench"
 TOKENS_AT_ONCE = 1280
+FIRST_TRIAL = FIRST_SEED + 600_000_000
+"""The first scene that settings are chosen on; bench mini, which says what they are worth, never sees those."""
 
 
 class Score(TypedDict):
@@ -49,7 +51,7 @@ class Made(NamedTuple):
     frames: Tensor  # (t, h, w, 3) uint8
 
 
-def cases_of(config: SampleConfig, num: int, first: int = FIRST_SEED) -> list[Case]:
+def cases_of(config: SampleConfig, num: int, first: int = FIRST_TRIAL) -> list[Case]:
     """Captions of scenes of the size and length that the settings ask for; none of them is drawn for training."""
     size, frames = (config.width, config.height), resolve_frames(config, 4)
     return [case_of(draw_scene(seed, sizes=(size,), lengths=(frames,))) for seed in range(first, first + num)]
@@ -66,7 +68,7 @@ def batches(
 ) -> list[list[tuple[Case, int]]]:
     """Captions and seeds in groups that fit one pack."""
     size = pack_size(pipeline, config)
-    jobs = [(case, seed) for case in cases for seed in range(num_seeds)]
+    jobs = [(case, seed) for seed, case in enumerate(case for case in cases for _ in range(num_seeds))]
     return [jobs[i : i + size] for i in range(0, len(jobs), size)]
 
 

@@ -28,6 +28,7 @@ from videogen.plain import from_mapping, nearest, to_mapping
 
 Changes = dict[str, object]  # some fields of a SampleConfig
 FIELDS = {item.name: item for item in fields(SampleConfig)}
+SCHEDULES = """'patch="1x2x2:0.5,1x1x1","1x1x1"'"""  # as a shell takes two of them
 TEXTS = {name for name, hint in typing.get_type_hints(SampleConfig).items() if hint is str}
 
 
@@ -91,6 +92,8 @@ def make_axis(columns: Mapping[str, object]) -> Axis:
             listed[field] = spread(values, text=field in TEXTS)
         except ValueError as error:
             raise ValueError(f"axis {field}: {error}") from None
+        if field == "patch" and isinstance(values, str) and ":" in values and not values.startswith('"'):
+            raise ValueError(f"axis patch: a schedule has commas of its own; quote each, as {SCHEDULES}, got {values}")
     if len(lengths := {name: len(values) for name, values in listed.items()}) and len(set(lengths.values())) > 1:
         raise ValueError(f"linked axes must have equally many values, got {lengths}")
     names, rows = tuple(listed), list(zip(*listed.values(), strict=True))

@@ -16,24 +16,17 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from videogen.config import MINI, check_frames, check_size, read_defaults, resolve_frames
+from videogen.config import MINI, read_defaults, resolve_frames
 from videogen.estimate import TIME_STRIDE, count_tokens, num_evaluations
-from videogen.generate import (
-    SUFFIXES,
-    SampleArgs,
-    check_sampler_name,
-    list_orders,
-    load,
-    pixel_stride,
-    progress,
-    slug,
-)
+from videogen.generate import SampleArgs, load, progress
 from videogen.hub import called
+from videogen.orders import SUFFIXES, check_folder, check_settings, list_orders, pixel_stride, slug
 from videogen.patches import known_patches, mean_share
 from videogen.provenance import provenance
 from videogen.sweep.axes import read_axes
 from videogen.sweep.plan import Plan, Run, most_steps, open_folder
 from videogen.sweep.table import Row, arrow, gather, read_rows, unfinished
+from videogen.wan_folder import check_images
 
 if TYPE_CHECKING:
     from videogen.sweep.measures import Score
@@ -49,8 +42,10 @@ def run_sweep(args: SampleArgs) -> int:
         raise ValueError(f"--out of a sweep is a folder, got {folder}")
     if args.image or args.last_image:
         raise ValueError("a sweep takes prompts alone; leave --image out, or make those clips one by one")
+    check_folder(folder)
+    check_images(args.model, None, None)
     plan = make_plan(args)
-    check_runs(plan, args.model)
+    check_settings({run.config for run in plan.runs()}, args.model)
     if args.dry_run:
         print(foresee(plan, args))
         return 0
@@ -66,7 +61,7 @@ def run_sweep(args: SampleArgs) -> int:
     if team.rank == 0:
         open_folder(folder, plan, overwrite=args.overwrite)
     team.wait()
-    keys, stopped = [run.key for run in plan.runs()], False
+    keys, stopped, status = [run.key for run in plan.runs()], False, 0
     try:
         carry_out(plan, folder, replace(args, device=device), team, score)  # type: ignore[arg-type]  # cuda:1, too
     except KeyboardInterrupt:
@@ -76,9 +71,10 @@ def run_sweep(args: SampleArgs) -> int:
     if team.rank == 0:
         rows = gather(folder, keys)
         report(folder, rows, publish(folder, plan, rows).findings, as_json=args.json)
+        status = int(all(row.get("error") for row in rows))
     if stopped:
         raise KeyboardInterrupt
-    return 0
+    return status
 
 
 def make_plan(args: SampleArgs) -> Plan:
@@ -102,16 +98,6 @@ def make_plan(args: SampleArgs) -> Plan:
     )
 
 
-def check_runs(plan: Plan, model: Path) -> None:
-    """Refuse a setting that cannot be made before anything is computed."""
-    configs = {run.config for run in plan.runs()}
-    check_sampler_name({config.sampler for config in configs})
-    stride = pixel_stride(model)
-    for config in configs:
-        check_size(config.width, config.height, stride)
-        check_frames(resolve_frames(config, TIME_STRIDE), TIME_STRIDE)
-
-
 def foresee(plan: Plan, args: SampleArgs) -> str:
     """How many runs, and about how long; nothing is run but one small matrix product."""
     from videogen.estimate import clip_flop, clip_seconds
@@ -131,7 +117,7 @@ def foresee(plan: Plan, args: SampleArgs) -> str:
         "settings": num_settings,
         "references": round(share * len(references)),
         "evaluations": round(share * sum(num_evaluations(run.config) for run in runs)),
-        "seconds": round(clip_seconds(flop), 1),
+        **({"seconds": round(clip_seconds(flop), 1)} if args.device == "cpu" else {}),
     }
     return json.dumps(told) if args.json else "  ".join(f"{key} {value}" for key, value in told.items())
 
@@ -157,7 +143,7 @@ def find_score(name: str | None) -> Score | None:
 
 def carry_out(plan: Plan, folder: Path, args: SampleArgs, team: Team, score: Score | None) -> None:
     """Load once, run what has no row yet."""
-    left = unfinished(folder, plan.runs())
+    left = unfinished(folder, plan)
     if not left:
         return
     from videogen.sweep.search import search

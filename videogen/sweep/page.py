@@ -55,11 +55,11 @@ def publish(folder: Path, plan: Plan, rows: Sequence[Row]) -> Found:
     found = find(plan, rows)
     best = folder / "best.toml"
     write_best(best, plan, found.choice)
+    save_text(folder / "report.html", render(plan, rows, found, best))  # first: it can be read without the pictures
     write_grid(folder, plan, rows, found.choice)
     write_contact(folder, plan, found.settings, found.choice)
     if found.quality is not None and any(found.quality in one.means for one in found.settings):
         save_png(pareto(found.settings, found.quality, plan.names, named=True), folder / "pareto.png")
-    save_text(folder / "report.html", render(plan, rows, found, best))
     return found
 
 

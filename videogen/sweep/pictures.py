@@ -26,7 +26,8 @@ from videogen.video_io import read_video, write_video
 
 INK, QUIET, PAPER = (34, 38, 43), (124, 132, 140), (253, 253, 252)
 GAP, LINE, FONT_SIZE = 6, 18, 13
-LEAST_SIDE, MOST_WIDTH = 112, 1920  # pixels: of a cell, of the whole
+LEAST_SIDE, MOST_WIDTH, MOST_HEIGHT = 112, 1920, 4320  # pixels: of a cell, of the whole
+LEAST_SEEN = 32  # pixels of a cell, below which a grid shows the first columns alone
 
 
 class Dimension(NamedTuple):
@@ -34,6 +35,10 @@ class Dimension(NamedTuple):
 
     name: str
     values: list[str]
+
+    def first(self, num: int) -> Dimension:
+        """So many of its values at most."""
+        return self._replace(values=self.values[:num])
 
 
 def dimensions(plan: Plan) -> list[Dimension]:
@@ -65,34 +70,37 @@ def font() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
 
 
 def write_grid(folder: Path, plan: Plan, rows: Sequence[Row], choice: Choice | None) -> Path | None:
-    """grid.mp4, from the clips on disk; none where no clip is at that place."""
+    """grid.mp4, from the clips on disk: as many of its first rows and columns as can be seen; none of no clip there."""
     several = [dimension for dimension in dimensions(plan) if len(dimension.values) > 1]
     down = several[0] if len(several) > 1 else Dimension("", [""])
     along = several[1] if len(several) > 1 else [*several, Dimension("", [""])][0]
+    down = down.first(MOST_HEIGHT // (LEAST_SIDE + GAP))
+    along = along.first((MOST_WIDTH - 120) // (LEAST_SEEN + GAP))
     usual = usual_place(plan, rows, choice)
     found: dict[tuple[int, int], Row] = {}
     for row in rows:
         place = place_of(row, plan)
         others = all(place[name] == usual[name] for name in usual if name not in (down.name, along.name))
-        if row.get("clip") and others:
-            i = down.values.index(place[down.name]) if down.name else 0
-            found[i, along.values.index(place[along.name]) if along.name else 0] = row
+        at = place.get(down.name, ""), place.get(along.name, "")
+        if row.get("clip") and others and at[0] in down.values and at[1] in along.values:
+            found[down.values.index(at[0]), along.values.index(at[1])] = row
     if not found:
         return None
-    most = (MOST_WIDTH - 120) // len(along.values) - GAP
-    clips = {at: read_cell(folder / str(row["clip"]), str(row["size"]), most) for at, row in found.items()}
+    widest, tallest = (MOST_WIDTH - 120) // len(along.values) - GAP, MOST_HEIGHT // len(down.values) - GAP
+    clips = {at: read_cell(folder / str(row["clip"]), str(row["size"]), widest, tallest) for at, row in found.items()}
     frames = lay_out(clips, down, along)
     path = folder / "grid.mp4"
     write_video(path, frames, fps=max(float(str(row["fps"])) for row in found.values()), overwrite=True)
     return path
 
 
-def read_cell(path: Path, size: str, most: int) -> Tensor:
+def read_cell(path: Path, size: str, widest: int, tallest: int) -> Tensor:
     """A clip's frames, tiny ones enlarged pixel by pixel and huge ones reduced."""
     width, height = parse_size(size)
     factor = max(1, round(LEAST_SIDE / width))
-    if width * factor > most:
-        return read_video(path, size=(most // 2 * 2, max(2, round(most * height / width / 2) * 2)))
+    if (less := min(widest / (width * factor), tallest / (height * factor))) < 1:
+        w, h = (max(2, round(less * factor * side / 2 - 0.5) * 2) for side in (width, height))
+        return read_video(path, size=(w, h))
     return repeat(read_video(path), "t h w c -> t (h a) (w b) c", a=factor, b=factor)
 
 
@@ -142,7 +150,7 @@ def write_contact(folder: Path, plan: Plan, settings: Sequence[Setting], choice:
         row = next((row for row in one.rows if row.get("clip")), None)
         if row is None:
             continue
-        clip = read_cell(folder / str(row["clip"]), str(row["size"]), 3 * LEAST_SIDE)
+        clip = read_cell(folder / str(row["clip"]), str(row["size"]), 3 * LEAST_SIDE, 3 * LEAST_SIDE)
         chosen = choice is not None and one.values == choice.setting.values
         strips.append((clip[[0, len(clip) // 2, -1]], label(one.values, plan.names), chosen))
     if not strips:

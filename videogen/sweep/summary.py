@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from videogen.config import SampleConfig
 from videogen.plain import to_mapping
-from videogen.sweep.axes import Axis, say
+from videogen.sweep.axes import TEXTS, Axis, say
 from videogen.sweep.plan import SOLVER
 from videogen.sweep.table import Row
 
@@ -67,14 +67,12 @@ def mean_of(values: Iterable[float]) -> Mean:
 
 def value_of(row: Row, names: Sequence[str]) -> Value:
     """Where a row stands on the axes, as texts: 4, euler, 0.2-0.8."""
-    return tuple(say_cell(row[name]) for name in names)
+    return tuple(say_cell(name, row[name]) for name in names)
 
 
-def say_cell(value: object) -> str:
-    """A row's cell as the axes say their values; a list stands in it as JSON."""
-    if isinstance(value, str) and value.startswith("["):
-        return say(json.loads(value))
-    return say(value)
+def say_cell(name: str, value: object) -> str:
+    """A row's cell as the axes say their values; a list stands in it as JSON, and a text may look like one."""
+    return say(json.loads(value) if isinstance(value, str) and name not in TEXTS else value)
 
 
 def measures_of(rows: Sequence[Row]) -> list[str]:

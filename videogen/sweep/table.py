@@ -19,7 +19,7 @@ from videogen.storage import save_text
 if TYPE_CHECKING:
     from types import ModuleType
 
-    from videogen.sweep.plan import Run
+    from videogen.sweep.plan import Plan, Run
 
 Row = dict[str, object]
 
@@ -48,10 +48,11 @@ def read_rows(folder: Path) -> dict[str, Row]:
     return rows
 
 
-def unfinished(folder: Path, runs: Sequence[Run]) -> list[Run]:
-    """The runs that have no row yet, or one that says why they failed."""
-    done = {key for key, row in read_rows(folder).items() if not row.get("error")}
-    return [run for run in runs if run.key not in done]
+def unfinished(folder: Path, plan: Plan, runs: Sequence[Run] | None = None) -> list[Run]:
+    """Those of a plan's runs that have no row yet, one that says why they failed, or one without its reference."""
+    rows = read_rows(folder).items()
+    done = {key for key, row in rows if not row.get("error") and (row.get("reference") or not plan.reference_steps)}
+    return [run for run in (plan.runs() if runs is None else runs) if run.key not in done]
 
 
 def gather(folder: Path, order: Sequence[str] = ()) -> list[Row]:

@@ -63,6 +63,8 @@ def paragraphs(
     counts = what_was_run(plan, settings)
     if quality is None:
         nothing = "Nothing here measures quality: give --score, or leave --reference above 0."
+        if plan.reference_steps:
+            nothing = "No reference could be made, as the log says; the same command tries again."
         return [nothing if any(one.rows for one in settings) else "No run has worked yet.", counts]
     said = [counts]
     if choice is not None:

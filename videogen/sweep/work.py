@@ -90,7 +90,7 @@ class Worker:
 
     def run(self, runs: Sequence[Run]) -> None:
         """Make what has no row yet, and the references that it is measured against."""
-        left = unfinished(self.folder, runs)
+        left = unfinished(self.folder, self.plan, runs)
         self.team.wait()  # until all have seen the same rows
         missing = [ref for ref in self.plan.references(left) if not self.reference_path(ref.key).is_file()]
         with patience() as check:
@@ -149,12 +149,14 @@ class Worker:
         try:
             if made.latent is None:
                 raise FloatingPointError(made.error)
+            if self.save_latents:
+                save_latent(self.clip_path(run).with_suffix(".safetensors"), made.latent, self.settings(run))
             began = time.perf_counter()
             frames = torch.cat(list(self.pipeline.frames(made.latent)))
             synchronise(self.pipeline.computes_on)
             row["decode_seconds"] = seconds = time.perf_counter() - began
             row["total_seconds"] = made.text_seconds + made.denoise_seconds + seconds
-            written = writer.submit(self.write, run, made.latent, frames)
+            written = writer.submit(self.write, run, frames)
             row |= look_alone(frames)
             reference = self.plan.reference(run)
             solved = self.reference_frames(reference.key) if reference is not None else None
@@ -165,11 +167,13 @@ class Worker:
             row["error"] = reason_of(error)
         return row, written
 
-    def write(self, run: Run, latent: Tensor, frames: Tensor) -> str:
+    def clip_path(self, run: Run) -> Path:
+        """Where a run's clip lies."""
+        return self.folder / "clips" / f"{run.key}.mp4"
+
+    def write(self, run: Run, frames: Tensor) -> str:
         """Write a clip; its path within the folder."""
-        path = self.folder / "clips" / f"{run.key}.mp4"
-        if self.save_latents:
-            save_latent(path.with_suffix(".safetensors"), latent, self.settings(run))
+        path = self.clip_path(run)
         write_video(path, frames, fps=run.config.fps, settings=self.settings(run), overwrite=True)
         return f"clips/{path.name}"
 

@@ -36,7 +36,7 @@ def look(clip: Clip) -> Judged:
     """Judge one clip."""
     found = read(clip.frames)
     holds = judge(found, clip.case.clauses)
-    return Judged(clip.case, clip.seed, found, holds, measure_quality(clip.frames, found))
+    return Judged(clip.case, clip.seed, found, holds, measure_quality(clip.frames, found, clip.case.clauses))
 
 
 def crew(num_clips: int) -> Executor:

@@ -5,6 +5,7 @@ Canvas of one frame  ->  [candidates of a thing: look, place, radius, gain; the 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -31,6 +32,8 @@ HOPEFUL = 0.5
 MOST_THINGS = 6
 LEAST_SHARE = 0.09
 """Of the shorter side: whatever has a smaller radius is a speck."""
+STILL_APART = 0.6
+"""The same of where they are settled, at full size: what slid onto a thing that is found already is that thing."""
 APART = 0.85
 """Two things are closer than their radii together by no more than this; the half pixels are coarse."""
 NEAR = 2
@@ -80,7 +83,8 @@ def find(canvas: Canvas) -> list[list[Candidate]]:
             break
         settled = [settle_one(canvas, look, place, radii) for look, place in looks_near(gains, peak)]
         settled.sort(key=lambda one: -one.gain)
-        if is_there(settled[0], min(canvas.weight.shape[1:])):
+        others = [one[0] for one in found]
+        if is_there(settled[0], min(canvas.weight.shape[1:])) and is_apart(settled[0], others):
             found.append(settled)
             canvas = hide(canvas, settled[0].look, pose_of(settled[0]), wholly=True)
         clear(gains, radii, peak, max(radii[peak.size], settled[0].radius / 2))
@@ -90,6 +94,13 @@ def find(canvas: Canvas) -> list[list[Candidate]]:
 def is_there(one: Candidate, side: int) -> bool:
     """Whether enough is explained, and well, by something that is large enough to be a thing."""
     return one.gain > least_gain(one.radius) and one.quality > LEAST_QUALITY and one.radius > LEAST_SHARE * side
+
+
+def is_apart(one: Candidate, others: Sequence[Candidate]) -> bool:
+    """Whether it is no other thing once more."""
+    return all(
+        np.hypot(one.x - other.x, one.y - other.y) > STILL_APART * (one.radius + other.radius) for other in others
+    )
 
 
 def least_gain(radius: float) -> float:

@@ -1,6 +1,6 @@
 """What no caption says and still makes a clip good or bad: steady paths, steady light, things that stay what they are.
 
-frames, Found  ->  Quality;  clips of one prompt  ->  their diversity
+frames, Found, Clauses  ->  Quality;  clips of one prompt  ->  their diversity
 
 A distance between sets of clips needs a network: it is in videogen/toybox/features.py.
 """
@@ -14,8 +14,10 @@ from typing import NamedTuple
 import numpy as np
 from einops import rearrange
 
+from videogen.toybox.judge.clauses import Clauses
 from videogen.toybox.judge.found import Found, FoundThing
 from videogen.toybox.judge.sight import see
+from videogen.toybox.judge.verdict import pair
 from videogen.toybox.motions import MAX_SPEED
 
 IN_SIGHT = 0.3
@@ -34,7 +36,8 @@ class Quality(NamedTuple):
     identity_switches: int
     """Things that become others on the way."""
     permanence: float | None
-    """Share of the frames in which the thing least often seen is in sight, where nothing hides it and none fades."""
+    """Share of the frames in which the thing least often seen is in sight, of those in which nothing hides it; things
+    that fade are left out where the caption says that one does."""
 
 
 MEANINGS: dict[str, str] = {
@@ -46,16 +49,18 @@ MEANINGS: dict[str, str] = {
 }
 
 
-def measure_quality(frames: np.ndarray, found: Found) -> Quality:
-    """The measures of one clip."""
+def measure_quality(frames: np.ndarray, found: Found, clauses: Clauses) -> Quality:
+    """The measures of one clip, of which a caption says this."""
     if found.num_frames < 3:
         return Quality(None, None, 0, None)
+    may_fade = any("fade" in said.motion for said in clauses.things)
+    lasting = [thing for thing in found.things if not (may_fade and "fade" in thing.motion)]
     errors = [thing.path.error for thing in found.things]
     return Quality(
         float(np.mean(errors)) if errors else None,
         flicker(frames, found) if found.camera.name == "still" else None,
         count_switches(found.things),
-        min((permanence(thing, found.things) for thing in found.things if "fade" not in thing.motion), default=None),
+        min((permanence(thing, found.things) for thing in lasting), default=None),
     )
 
 
@@ -108,13 +113,12 @@ def permanence(thing: FoundThing, things: Sequence[FoundThing]) -> float:
     return float(in_sight(thing)[free].mean()) if free.any() else 1.0
 
 
-def diversity(clips: Sequence[Found]) -> float | None:
-    """How far apart the first things of clips of one prompt begin: the spread of their places, over the side."""
-    starts = np.array(
-        [
-            (found.things[0].pose.x[0] / found.width, found.things[0].pose.y[0] / found.height)
-            for found in clips
-            if found.things
-        ]
-    )
-    return float(np.sqrt(starts.var(axis=0).sum())) if len(starts) > 1 else None
+def diversity(clips: Sequence[Found], clauses: Clauses) -> float | None:
+    """How far apart the thing that a prompt names first begins in its clips: the spread of its places, over the side.
+
+    The root of the variance of x and y in all, estimated from so many clips.
+    """
+    meant = [(found, pair(found, clauses)[0]) for found in clips]
+    poses = [(found, found.things[i].pose) for found, i in meant if i is not None]
+    starts = np.array([(pose.x[0] / found.width, pose.y[0] / found.height) for found, pose in poses])
+    return float(np.sqrt(starts.var(axis=0, ddof=1).sum())) if len(starts) > 1 else None

@@ -17,8 +17,9 @@ from videogen.toybox.judge.synthesis import Canvas, Look
 from videogen.toybox.motions import Pose
 from videogen.toybox.things import ROLLING
 
-JUST_GROWS = 3.0
-"""Pixels that a growing thing may be off any path: its middle is hard to see."""
+JUST_GROWS = 2.5
+"""Pixels about its middle (root of the mean square) that a growing thing may seem to move, for its outline is hard to
+see; the world's move by at most 0.2, and its things that go anywhere by at least 2.9."""
 GROWN = 1.2
 """Last over first radius from which a thing grows; the world's things grow by 1.4 to 1.6, and shrink by as much."""
 SPINS = np.deg2rad((5, 7, 9, 11, 13, 15, 17))
@@ -68,10 +69,12 @@ def watch(look: Look, fit: Fit, seen_share: np.ndarray, camera: Camera, canvas: 
     trust = np.clip(seen_share * opacity, 0, 1)
     trust = np.where(trust > TRUSTED, trust, 0) if (trust > TRUSTED).sum() >= 2 else trust + 1e-3
     path = classify(np.stack([world.x, world.y], -1), trust)
+    spread = np.hypot(*(np.stack([world.x, world.y]) - path_middle(world, trust)[:, None]))
+    strays = np.sqrt(np.average(np.square(spread), weights=trust))
     for name, found in (("fade", fading(opacity, seen_share)), ("size", sizing(world.radius, trust))):
-        if found and (name == "fade" or path.name == "still" or path.error < JUST_GROWS):
+        if found and (name == "fade" or strays < JUST_GROWS):
             return Doing(found, "", path, fit)
-    spread = np.hypot(*(np.stack([world.x, world.y]) - path_middle(world, trust)[:, None]))[trust > TRUSTED]
+    spread = spread[trust > TRUSTED]
     upright = not fit.pose.angle.any() and (fit.gain > LIKE_ITSELF * fit.energy).all()
     plainly_still = path.name == "still" and path.error < STEADY and upright
     if turns(look) and not plainly_still and spread.max(initial=0) < ABOUT_ITSELF * np.median(world.radius):

@@ -73,8 +73,13 @@ def tally(judged: Sequence[Judged]) -> dict[str, Count]:
 
 
 def shuffled(judged: Sequence[Judged]) -> dict[str, Count]:
-    """The floor: the same clips under captions of others, half a table away, so that seeds of one prompt never meet."""
+    """The floor: the same clips under captions of others, half a table away, so that seeds of one prompt never meet.
+
+    Empty where there is no other caption.
+    """
     cases = [one.case for one in judged]
+    if len({case.prompt for case in cases}) < 2:
+        return {}
     others = cases[len(cases) // 2 :] + cases[: len(cases) // 2]
     return count([(other, judge(one.found, other.clauses)) for one, other in zip(judged, others, strict=True)])
 
@@ -82,12 +87,13 @@ def shuffled(judged: Sequence[Judged]) -> dict[str, Count]:
 def average(judged: Sequence[Judged]) -> dict[str, float]:
     """The mean of each measure over the clips that have it, and of the diversity over prompts."""
     values = defaultdict[str, list[float]](list)
-    prompts = defaultdict[str, list[Found]](list)
+    prompts, said = defaultdict[str, list[Found]](list), dict[str, Clauses]()
     for one in judged:
         prompts[one.case.prompt].append(one.found)
+        said[one.case.prompt] = one.case.clauses
         for name, value in one.quality._asdict().items():
             if value is not None:
                 values[name].append(value)
-    spreads = [diversity(clips) for clips in prompts.values()]
+    spreads = [diversity(clips, said[prompt]) for prompt, clips in prompts.items()]
     values["diversity"] = [spread for spread in spreads if spread is not None]
     return {name: float(np.mean(of_clips)) for name, of_clips in values.items() if of_clips}
