@@ -16,7 +16,7 @@ FLOORS = {
     "estimate wan_conv wan_folder scaling hub",
     1: "text vae dit dit_layers data flow vae_loss toybox wan_layers wan_vae wan_image checkpoint",
     2: "drawn pipeline lora parts memory plan training stages vae_stage dit_stage steps",
-    3: "generate prompts provenance cli sweep doctor judging",
+    3: "generate orders prompts provenance cli sweep doctor judging",
 }
 FLOOR_OF = {name: floor for floor, names in FLOORS.items() for name in names.split()}
 FILES = sorted(PACKAGE.rglob("*.py"))

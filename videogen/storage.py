@@ -94,3 +94,9 @@ def whole_folder(folder: Path) -> Iterator[Path]:
         folder.rename(old)
     part.rename(folder)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def reason(error: Exception) -> str:
+    """The last line of what an error says."""
+    text = getattr(error, "strerror", None) or str(error)
+    return (text.strip().splitlines() or [type(error).__name__])[-1]

@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, TypeVar
 
 from einops import rearrange, repeat
 
+from videogen.storage import reason
+
 if TYPE_CHECKING:
     import av
     from av.container import InputContainer
@@ -283,8 +285,7 @@ def write_video(
     """
     import torch
 
-    suffix = path.suffix.lower()
-    check_format(path, fps)
+    suffix = check_format(path, fps)
     if not 0 <= crf <= 51:
         raise ValueError(f"crf must be from 0 (best) to 51 (smallest), got {crf}")
     if path.exists() and not overwrite:
@@ -307,13 +308,13 @@ def write_video(
         part.unlink(missing_ok=True)
 
 
-def check_format(path: Path, fps: float) -> None:
-    """Refuse a file name or a rate that cannot be written."""
-    suffix = path.suffix.lower()
-    if suffix not in WRITABLE:
+def check_format(path: Path, fps: float) -> str:
+    """The suffix of a file that can be written at a rate; a ValueError where it cannot."""
+    if (suffix := path.suffix.lower()) not in WRITABLE:
         raise ValueError(f"a video can be written as {', '.join(ENCODERS)} or .png, got {path.name!r}")
     if not (max_fps := 100 if suffix == ".gif" else 1000) >= fps > 0:
         raise ValueError(f"fps of a {suffix} must be above 0 and at most {max_fps}, got {fps}")
+    return suffix
 
 
 def each_frame(chunks: Iterable[Tensor]) -> Iterator[ndarray]:
@@ -397,9 +398,3 @@ def read_settings(path: Path) -> dict[str, object]:
         return dict(json.loads(tags.get("comment", ""))["videogen"])
     except (TypeError, ValueError, KeyError):
         raise ValueError(f"{path} carries no settings: videogen did not write it, or something re-encoded it") from None
-
-
-def reason(error: Exception) -> str:
-    """The last line of an error."""
-    text = getattr(error, "strerror", None) or str(error)
-    return (text.strip().splitlines() or [type(error).__name__])[-1]
