@@ -184,13 +184,16 @@ def test_a_checkpoint_is_measured_against_every_floor(
         "held-out captions": [*made, "after the VAE", "the world's own", "shuffled captions"],
         "new combinations": [*made, "shuffled captions"],
         "paraphrases": [*made, "shuffled captions"],
+        "new sentences": ["default", "shuffled captions"],
     }
     assert result["scores"]["paraphrases"]["4 steps"]["all"]["clips"] == 6
     assert result["scores"]["held-out captions"]["after the VAE"]["all"]["clips"] == result["vae"]["clips"] == 3
     assert list(result["seconds_a_clip"]) == made
     assert len(result["floors"]) == 12
     done = rows_in(rows.with_suffix(".done.jsonl"))
-    assert len(done) == 3 * 2 * 2 * 3 + 2 * 3
+    assert len(done) == 3 * 2 * 2 * 3 + 2 * 3 + 3 * 2
+    by_clip = {(row["captions"], row["prompt"], row["seed"]) for row in done if row["way"] == "default"}
+    assert {seed for name, _, seed in by_clip if name == "paraphrases"} == {*range(6)}  # noise of its own
     assert not rows.exists()
     table, told = readme.mini(result), capsys.readouterr().out
     assert page.read_text(encoding="utf-8") == f"before\n<!-- mini -->\n{table}\n<!-- /mini -->\nafter\n"

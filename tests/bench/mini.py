@@ -2,11 +2,12 @@
 
     videogen bench mini [--model FOLDER] [--clips 256] [--seeds 2] [--write]  ->  assets/bench/mini.json
 
-Captions that training never shows, each with every seed, at the checkpoint's default settings and in fewer steps:
-scenes of the world, combinations of attributes that are held out of it, and sentences written by hand. Beside them
-stand the ceilings, the same scenes drawn by the world itself and those after the VAE, and the floor, the default's
-clips under the captions of others. Each core makes and judges packs of its own, as small networks like best. A row a
-clip is appended to --rows: the same command goes on after an interruption.
+Captions that training never shows, several clips of each, at the checkpoint's default settings and in fewer steps:
+scenes of the world, combinations of attributes that are held out of it, sentences written by hand, and, at the default
+alone, the world's own family of sentences that training never reads. Beside them stand the ceilings, the same scenes
+drawn by the world itself and those after the VAE, and the floor, the default's clips under the captions of others. Each
+core makes and judges packs of its own, as small networks like best. A row a clip is appended to --rows: the same
+command goes on after an interruption. Every clip has noise of its own, and intervals take clips for independent.
 """
 
 from __future__ import annotations
@@ -47,6 +48,7 @@ from videogen.toybox.things import SHAPES
 
 SENTENCES = ROOT / "tests" / "paraphrases.jsonl"
 HELD_OUT, NEW, BY_HAND = "held-out captions", "new combinations", "paraphrases"
+NEW_WORDS = "new sentences"
 DEFAULT, OWN, AFTER_VAE, SHUFFLED = "default", "the world's own", "after the VAE", "shuffled captions"
 FEWER_STEPS = (8, 4)
 VAE_AIMS = (
@@ -210,7 +212,8 @@ def parts_of(pipeline: VideoPipeline, *, num_clips: int, num_seeds: int) -> list
         Part(HELD_OUT, OWN, cases[HELD_OUT], 1, at_once, drawn),
     ]
     made = [Part(name, way, cases[name], num_seeds, at_once, maker) for name in cases for way, maker in ways.items()]
-    return [*ceilings, *made]
+    told = list_cases(JudgeArgs(clips=num_clips, sample=defaults, new_words=True))
+    return [*ceilings, *made, Part(NEW_WORDS, DEFAULT, told, num_seeds, at_once, ways[DEFAULT])]
 
 
 # --- rows
@@ -276,7 +279,7 @@ def row_of(part: Part, number: int, seen: Judged, facts: dict[str, float]) -> Ro
 
 def verdicts_of(parts: Sequence[Part], rows: Mapping[Key, Row]) -> Verdicts:
     """Which clauses hold in the clips of each part, and in the default's under the captions of others."""
-    found: Verdicts = {name: {} for name in (HELD_OUT, NEW, BY_HAND)}
+    found: Verdicts = {name: {} for name in (HELD_OUT, NEW, BY_HAND, NEW_WORDS)}
     for part in parts:
         own = [rows[part.captions, part.way, number] for number in range(len(part.cases) * part.num_seeds)]
         found[part.captions][part.way] = [(part.case(row.number), row.holds) for row in own]

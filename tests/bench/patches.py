@@ -103,8 +103,8 @@ def choose(rows: Sequence[Row]) -> str:
     return max(kept, key=lambda row: row.speed).schedule
 
 
-def plot(rows: Sequence[Row], chosen: str, path: Path) -> None:
-    """Both curves beside each other: the all-clauses score with its interval, and PSNR, over speed."""
+def plot(rows: Sequence[Row], default: str, path: Path) -> None:
+    """Both curves beside each other, the checkpoint's default large: all clauses, and PSNR, over speed."""
     from matplotlib import rc_context
 
     with rc_context(STYLE):
@@ -116,7 +116,7 @@ def plot(rows: Sequence[Row], chosen: str, path: Path) -> None:
             ax.plot(*zip(*line, strict=True), color=ACCENT, linewidth=1.2, zorder=1)
             for row in shown:
                 colour = ACCENT if row.schedule in best else QUIET
-                size = 10 if row.schedule == chosen else 6
+                size = 10 if row.schedule == default else 6
                 place = row.speed, getattr(row, quality)
                 ax.plot(*place, "o", color=colour, markersize=size, markeredgecolor=PAPER)
                 ax.annotate(row.schedule, place, fontsize=7, xytext=(4, 4), textcoords="offset points")
@@ -156,7 +156,7 @@ def main() -> None:
     found = {"rule": RULE, "chosen": chosen, "rows": [row._asdict() for row in rows]}
     fronts = {quality: undominated(rows, quality) for quality in ("all_clauses", "psnr_db")}
     write_result(args.out, {"checkpoint": checkpoint_id(model), **found, "undominated": fronts})
-    plot(rows, chosen, args.out.with_suffix(".png"))
+    plot(rows, pipeline.defaults.patch, args.out.with_suffix(".png"))
 
 
 if __name__ == "__main__":
