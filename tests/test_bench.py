@@ -37,7 +37,7 @@ def quick_judge(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = look(Clip(case, 0, draw(case)))
 
     def glance(clip: Clip) -> Judged:
-        return seen._replace(case=clip.case, holds=judge(seen.found, clip.case.clauses))
+        return seen._replace(case=clip.case, seed=clip.seed, holds=judge(seen.found, clip.case.clauses))
 
     monkeypatch.setattr(judged, "look", glance)
     monkeypatch.setattr(crew, "CORES", 1)  # other processes would look closely
