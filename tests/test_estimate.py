@@ -13,11 +13,12 @@ from torch import Tensor, nn
 from tests.test_cli import refused
 from tests.test_memory import folders as folders
 from tests.test_memory import write_gguf
+from videogen.checkpoint import blank
 from videogen.cli import sample
 from videogen.estimate import estimate
 from videogen.generate import count_bytes, load, parse_args
 from videogen.lora import save_lora
-from videogen.memory import BYTES_OF
+from videogen.memory import BYTES_OF, weight_bytes, weights_of
 from videogen.pipeline import VideoPipeline
 
 PRECISIONS = ("float32", "bfloat16")
@@ -92,6 +93,19 @@ def test_activations_take_half_in_half_the_bits(checkpoint: Path, capsys: pytest
         found.append(json.loads(capsys.readouterr().out)["memory_gb"] - 0.6)
     assert found[0] > 3
     assert found[0] == pytest.approx(2 * found[1], rel=0.01)
+
+
+def test_offloading_leaves_the_largest_part_or_layer_and_a_gpus_seconds_are_not_guessed(
+    checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    parts = [blank(checkpoint, part) for part in ("transformer", "vae", "text_encoder")]
+    sizes = [sum(weight.nbytes for weight in weights_of(part).values()) for part in parts]
+    assert weight_bytes(checkpoint) == sum(sizes)
+    assert weight_bytes(checkpoint, offload="model") == max(sizes)
+    layers = [weight.nbytes for part in parts for weight in weights_of(part).values()]
+    assert max(layers) <= weight_bytes(checkpoint, offload="group") < min(sizes)
+    assert sample(["x", "--model", str(checkpoint), "--dry-run", "--json", "--device", "cuda"]) == 0
+    assert json.loads(capsys.readouterr().out)["seconds"] is None
 
 
 def test_weights_count_by_their_bytes(checkpoint: Path) -> None:

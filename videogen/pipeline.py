@@ -114,11 +114,9 @@ class VideoPipeline(DiffusionPipeline, WanLoraLoaderMixin):
         read_defaults(folder)
         check_checkpoint(folder, but=options)
         quiet_libraries()
-        encoders = {
-            part: load_encoder(folder, part, dtype=dtype)
-            for part in ("text_encoder", "image_encoder")
-            if part not in options and class_of(read_json(folder / "model_index.json"), part) is not None
-        }
+        index = read_json(folder / "model_index.json")
+        parts = [part for part in ("text_encoder", "image_encoder") if class_of(index, part) and part not in options]
+        encoders = {part: load_encoder(folder, part, dtype=dtype) for part in parts}
         return cls.from_pretrained(folder, dtype=dtype, local_files_only=True, **encoders, **options)
 
     @classmethod
