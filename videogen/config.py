@@ -206,6 +206,8 @@ class DitConfig:
     """Checkpoint folder whose text encoder and tokenizer are used."""
     init: Path | None = None
     """Checkpoint folder to take the first weights from; none begins at random."""
+    widen: bool = False
+    """Make the network of dit.init as wide as num_attention_heads and ffn_dim say; it begins by saying what it said."""
     lora_rank: int = 0
     """Train a LoRA of this rank beside the weights of dit.init, which may be a folder of Wan's; 0 trains all."""
     lora_layers: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0", "ffn.net.0.proj", "ffn.net.2")
@@ -229,8 +231,7 @@ class DitConfig:
     patch_tokens: dict[str, int] = field(default_factory=dict)
     """A patch size's own base_tokens, counted in its tokens; otherwise base_tokens in proportion to what one holds."""
     prediction: Literal["preconditioned", "clean", "velocity"] = "preconditioned"
-    """What the network puts out: what a channel's variance leaves open, the clean value (Li & He 2025) or the velocity;
-    the loss is on the velocity."""
+    """The network's answer: what a channel's variance leaves open, the clean value (Li & He 2025) or the velocity."""
     caption_dropout: float = 0.1
     """Share of clips trained without their caption, for guidance."""
     base_tokens: int = 80
@@ -249,10 +250,11 @@ class DitConfig:
     def __post_init__(self) -> None:
         require_positive(self, "num_layers", "num_attention_heads", "attention_head_dim", "ffn_dim", "base_tokens")
         if self.lora_rank < 0 or (self.lora_rank and self.init is None):
-            raise ValueError(
-                f"dit.lora_rank = {self.lora_rank} needs weights to stand beside; give dit.init, or set it to 0"
-            )
-        more = [f"dit.{name}" for name in ("patches", "nearby", "facts") if getattr(self, name)]
+            said = "needs weights to stand beside; give dit.init, or set it to 0"
+            raise ValueError(f"dit.lora_rank = {self.lora_rank} {said}")
+        if self.widen and self.init is None:
+            raise ValueError("dit.widen makes the network of dit.init wider; give dit.init, or leave it out")
+        more = [f"dit.{name}" for name in ("patches", "nearby", "facts", "widen") if getattr(self, name)]
         if self.lora_rank and more:
             said = f"leave {', '.join(more)} out, or set dit.lora_rank to 0"
             raise ValueError(f"a LoRA stands beside a model as it is; {said}")

@@ -38,6 +38,7 @@ from videogen.text import PackedText, TextCache, num_rows_of, pad_texts
 from videogen.training import saved_steps
 from videogen.vae import VideoVAE
 from videogen.video_io import write_video
+from videogen.widening import widened
 
 GOLDEN = (math.sqrt(5) - 1) / 2
 
@@ -81,6 +82,8 @@ class DitStage:
         if dit.init is not None:
             model = load_part(VideoDiT, dit.init, "transformer")
             check_fit(model, self.vae, dit)
+            if dit.widen:
+                model = widened(model, heads=dit.num_attention_heads, ffn_dim=dit.ffn_dim, seed=self.seed)
             patches = list(map(parse_patch, dit.patches))
             model = model.extended(patches, nearby=dit.nearby, num_facts=num_facts(dit))
             return adapt(model, dit, self.seed) if dit.lora_rank else model

@@ -79,6 +79,8 @@ def network_config(dit: DitConfig) -> dict[str, object] | None:
         sizes = [patch for i, patch in enumerate(known) if patch not in known[:i]]
         asked = {"nearby": dit.nearby, "num_facts": num_facts(dit)}
         parts = {name: config.get(name) or value for name, value in asked.items()}
+        if dit.widen:
+            parts |= {"num_attention_heads": dit.num_attention_heads, "ffn_dim": dit.ffn_dim}
         return config | parts | {"extra_patch_sizes": sizes}
     vae, text = _read(dit.vae / "vae" / "config.json"), _read(dit.text / "text_encoder" / "config.json")
     if vae is None or text is None:

@@ -68,6 +68,7 @@ class Bench(NamedTuple):
     model: Path
     clips: int
     seeds: int
+    device: str = "cpu"
 
 
 class Part(NamedTuple):
@@ -204,16 +205,17 @@ def parts_of(pipeline: VideoPipeline, *, num_clips: int, num_seeds: int) -> list
         HELD_OUT: list_cases(JudgeArgs(clips=num_clips, sample=defaults)),
         NEW: list_cases(JudgeArgs(clips=num_clips, sample=defaults, held_out=True)),
         BY_HAND: list_cases(JudgeArgs(clips=num_clips, captions=SENTENCES)),
+        NEW_WORDS: list_cases(JudgeArgs(clips=num_clips, sample=defaults, new_words=True)),
     }
     fewer = {f"{steps} steps": replace(defaults, steps=steps) for steps in FEWER_STEPS if steps < defaults.steps}
     ways = {way: sampled(pipeline, config) for way, config in {DEFAULT: defaults, **fewer}.items()}
+    asked = [(name, DEFAULT, num_seeds) for name in cases]
+    asked += [(name, way, 1) for way in fewer for name in (HELD_OUT, NEW, BY_HAND)]
     ceilings = [
         Part(HELD_OUT, AFTER_VAE, cases[HELD_OUT], 1, at_once, rebuilt(pipeline)),
         Part(HELD_OUT, OWN, cases[HELD_OUT], 1, at_once, drawn),
     ]
-    made = [Part(name, way, cases[name], num_seeds, at_once, maker) for name in cases for way, maker in ways.items()]
-    told = list_cases(JudgeArgs(clips=num_clips, sample=defaults, new_words=True))
-    return [*ceilings, *made, Part(NEW_WORDS, DEFAULT, told, num_seeds, at_once, ways[DEFAULT])]
+    return [*(Part(name, way, cases[name], seeds, at_once, ways[way]) for name, way, seeds in asked), *ceilings]
 
 
 # --- rows
@@ -236,7 +238,7 @@ def parts_here(bench: Bench) -> list[Part]:
     """All that is measured of a checkpoint, in this process; one that was started for it keeps to a core."""
     if parent_process() is not None:
         torch.set_num_threads(1)
-    pipeline = VideoPipeline.load(bench.model)
+    pipeline = VideoPipeline.load(bench.model).to(bench.device)
     pipeline.set_progress_bar_config(disable=True)
     return parts_of(pipeline, num_clips=bench.clips, num_seeds=bench.seeds)
 
@@ -335,13 +337,13 @@ def result_of(parts: Sequence[Part], rows: Mapping[Key, Row]) -> dict[str, objec
     }
 
 
-def measure(model: Path, path: Path, *, num_clips: int, num_seeds: int) -> dict[str, object]:
+def measure(model: Path, path: Path, *, num_clips: int, num_seeds: int, device: str = "cpu") -> dict[str, object]:
     """Everything about a checkpoint; rows go to a file, those that are there already are taken from it."""
     if num_clips < 2 or num_seeds < 1:
         raise ValueError(f"--clips must be at least 2 and --seeds at least 1, got {num_clips} and {num_seeds}")
     about = {"checkpoint": checkpoint_id(model), "clips": num_clips, "seeds": num_seeds}
     rows = read_rows(path, about)
-    bench = Bench(model, num_clips, num_seeds)
+    bench = Bench(model, num_clips, num_seeds, device)
     add_rows(bench, path, rows)
     settings = to_mapping(read_defaults(model))
     return {**about, "settings": settings, "cores": CORES, **result_of(parts_here(bench), rows)}
@@ -352,13 +354,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="videogen bench mini", description=str(__doc__).split("\n")[0])
     parser.add_argument("--model", type=Path, default=MINI, help="checkpoint folder")
     parser.add_argument("--clips", type=int, default=256, help="captions of each set; of those by hand there are 100")
-    parser.add_argument("--seeds", type=int, default=2, help="clips a caption")
+    parser.add_argument("--seeds", type=int, default=2, help="clips a caption at the default settings; else one")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where clips are made")
     parser.add_argument("--rows", type=Path, default=ROOT / "out" / "bench" / "mini.jsonl", help="a row a clip")
     parser.add_argument("--out", type=Path, default=BENCH / "mini.json")
     parser.add_argument("--write", action="store_true", help="put the tables into README and model card, too")
     args = parser.parse_args(argv)
     model = find_checkpoint(args.model)
-    write_result(args.out, measure(model, args.rows, num_clips=args.clips, num_seeds=args.seeds))
+    write_result(args.out, measure(model, args.rows, num_clips=args.clips, num_seeds=args.seeds, device=args.device))
     args.rows.replace(args.rows.with_suffix(".done.jsonl"))  # the next run measures anew, by the judge of its day
     result = json.loads(args.out.read_text(encoding="utf-8"))
     tables = {"mini": readme.mini(result), "clauses": readme.clauses(result)}
