@@ -186,12 +186,12 @@ def test_a_checkpoint_is_measured_against_every_floor(
         "paraphrases": [*made, "shuffled captions"],
         "new sentences": ["default", "shuffled captions"],
     }
-    assert result["scores"]["paraphrases"]["4 steps"]["all"]["clips"] == 6
+    assert result["scores"]["paraphrases"]["4 steps"]["all"]["clips"] == 3  # one a caption
     assert result["scores"]["held-out captions"]["after the VAE"]["all"]["clips"] == result["vae"]["clips"] == 3
     assert list(result["seconds_a_clip"]) == made
     assert len(result["floors"]) == 12
     done = rows_in(rows.with_suffix(".done.jsonl"))
-    assert len(done) == 3 * 2 * 2 * 3 + 2 * 3 + 3 * 2
+    assert len(done) == 3 * 3 * (2 + 1) + 2 * 3 + 3 * 2
     by_clip = {(row["captions"], row["prompt"], row["seed"]) for row in done if row["way"] == "default"}
     assert {seed for name, _, seed in by_clip if name == "paraphrases"} == {*range(6)}  # noise of its own
     assert not rows.exists()
