@@ -49,10 +49,10 @@ def widen(narrow: Tensor, shape: tuple[int, ...], chunks: int, generator: Genera
     if narrow.ndim != 2:  # biases, norms, and kernels that read no features of the width
         return narrow[rows]
     columns = origins(narrow.shape[1], shape[1])
-    copies = columns.bincount()[columns]  # of the feature that a column reads
-    noise = torch.randn(shape, generator=generator) * narrow.square().mean().sqrt() / copies.sqrt()
+    copies = columns.bincount()  # of each feature that is read
+    noise = torch.randn(shape, generator=generator) * narrow.square().mean().sqrt() / copies[columns].sqrt()
     sums = torch.zeros(shape[0], narrow.shape[1]).index_add_(1, columns, noise)
-    return (narrow / columns.bincount())[rows][:, columns] + noise - (sums / columns.bincount())[:, columns]
+    return (narrow / copies)[rows][:, columns] + noise - (sums / copies)[:, columns]
 
 
 def origins(old: int, new: int, chunks: int = 1) -> Tensor:
