@@ -18,7 +18,7 @@ from videogen.toybox.judge.measures import count_switches, diversity, measure_qu
 from videogen.toybox.judge.paths import Path, classify
 from videogen.toybox.judge.sight import see, specks
 from videogen.toybox.judge.synthesis import Look
-from videogen.toybox.judge.tally import Case, Judged, shuffled
+from videogen.toybox.judge.tally import Case, Judged, count_clips, shuffled
 from videogen.toybox.motions import MOTIONS, Pose, Room, move
 from videogen.toybox.scenes import CAMERAS
 from videogen.toybox.things import BACKGROUNDS, TEXTURED
@@ -264,6 +264,19 @@ def test_wilsons_interval_is_his() -> None:
     assert wilson(0, 10)[0] == 0
     assert wilson(10, 10)[1] == 1
     assert wilson(0, 0) == (0, 1)
+
+
+def test_clips_of_one_caption_count_by_how_alike_they_are() -> None:
+    alone = [(str(i), i < 30) for i in range(100)]
+    assert count_clips(alone).interval == pytest.approx(wilson(30, 100))
+    twins = count_clips([*alone, *alone])  # two clips a caption that always agree say no more than one
+    assert (twins.right, twins.num, twins.effective) == (60, 200, pytest.approx(100))
+    assert twins.interval == pytest.approx(wilson(30, 100))
+    as_chance = [(str(i // 2), bool(i % 4 in (1, 2))) for i in range(100)]  # one of each two: less alike than by chance
+    assert count_clips(as_chance).effective == 100
+    assert count_clips([*((str(i), True) for i in range(10))] * 2).interval == wilson(10, 10)
+    assert count_clips([("one", i < 3) for i in range(10)]).interval == wilson(3, 10)
+    assert count_clips([]).interval == (0, 1)
 
 
 # --- measures

@@ -364,6 +364,7 @@ def as_plain(one: Count) -> dict[str, object]:
     return {
         "right": one.right,
         "clips": one.num,
+        "effective_clips": round(one.effective, 1),
         "share": round(one.share, 4),
         "interval": [round(x, 4) for x in one.interval],
     }

@@ -36,6 +36,7 @@ class Score(TypedDict):
 
     right: int
     clips: int
+    effective_clips: float
     share: float
     interval: tuple[float, float]
 

@@ -7,7 +7,7 @@ scenes of the world, combinations of attributes that are held out of it, sentenc
 alone, the world's own family of sentences that training never reads. Beside them stand the ceilings, the same scenes
 drawn by the world itself and those after the VAE, and the floor, the default's clips under the captions of others. Each
 core makes and judges packs of its own, as small networks like best. A row a clip is appended to --rows: the same
-command goes on after an interruption. Every clip has noise of its own, and intervals take clips for independent.
+command goes on after an interruption. Every clip has noise of its own.
 """
 
 from __future__ import annotations
@@ -35,13 +35,14 @@ from tests.bench.patches import psnr
 from videogen.config import MINI, SampleConfig, read_defaults
 from videogen.hub import find_checkpoint
 from videogen.judging import JudgeArgs, as_plain, draw, list_cases, rebuild
+from videogen.memory import check_device
 from videogen.pipeline import VideoPipeline
 from videogen.plain import to_mapping
 from videogen.storage import checkpoint_id, save_text
 from videogen.toybox.backgrounds import paint
 from videogen.toybox.judge import Clauses, judge
 from videogen.toybox.judge.crew import CORES, crew
-from videogen.toybox.judge.tally import Case, Count, Judged, count
+from videogen.toybox.judge.tally import Case, Count, Judged, count, count_clips
 from videogen.toybox.render import masks
 from videogen.toybox.scenes import Scene
 from videogen.toybox.things import SHAPES
@@ -226,7 +227,7 @@ def read_rows(path: Path, about: Mapping[str, object]) -> dict[Key, Row]:
     text = path.read_text(encoding="utf-8") if path.is_file() else ""
     head, *lines = text[: text.rfind("\n") + 1].splitlines() or [json.dumps(about)]
     if json.loads(head) != about:
-        raise ValueError(f"{path} has rows of another checkpoint, --clips or --seeds; delete it or name another --rows")
+        raise ValueError(f"{path} has rows of another checkpoint, --clips, --seeds or --device; name another --rows")
     path.parent.mkdir(parents=True, exist_ok=True)
     save_text(path, "\n".join([head, *lines, ""]))  # without the half line that a kill can leave
     rows = [Row(**json.loads(line)) for line in lines]
@@ -254,6 +255,7 @@ def rows_of(bench: Bench, which: int, numbers: Sequence[int]) -> list[Row]:
 def add_rows(bench: Bench, path: Path, rows: dict[Key, Row]) -> None:
     """Make and judge the clips that have no row yet; the rows of a pack are written at once."""
     parts = parts_here(bench)
+    check_prompts(parts, rows, path)
     todo: list[tuple[int, list[int]]] = []
     for which, part in enumerate(parts):
         numbers = range(len(part.cases) * part.num_seeds)
@@ -268,6 +270,15 @@ def add_rows(bench: Bench, path: Path, rows: dict[Key, Row]) -> None:
                 file.write(json.dumps(row._asdict()) + "\n")
             file.flush()
             bar.advance(told, len(made))
+
+
+def check_prompts(parts: Sequence[Part], rows: Mapping[Key, Row], path: Path) -> None:
+    """Refuse rows of captions that have changed since: they would be counted under what others say."""
+    for part in parts:
+        for number in range(len(part.cases) * part.num_seeds):
+            row = rows.get((part.captions, part.way, number))
+            if row is not None and row.prompt != part.case(number).prompt:
+                raise ValueError(f"{path} has rows of other captions, such as {row.prompt!r}; name another --rows")
 
 
 def row_of(part: Part, number: int, seen: Judged, facts: dict[str, float]) -> Row:
@@ -298,8 +309,8 @@ def made_ways(verdicts: Verdicts) -> list[str]:
 
 def count_aim(aim: Aim, verdicts: Sequence[Verdict]) -> Count:
     """The clips in which the clause of an aim holds, of those that it is asked of."""
-    holds = [held[aim.clause] for case, held in verdicts if aim.clause in held and aim.asked(case.clauses)]
-    return Count(sum(holds), len(holds))
+    asked = [(case, held) for case, held in verdicts if aim.clause in held and aim.asked(case.clauses)]
+    return count_clips([(case.prompt, held[aim.clause]) for case, held in asked])
 
 
 def floors_of(verdicts: Verdicts, vae: Mapping[str, float]) -> list[dict[str, object]]:
@@ -341,7 +352,9 @@ def measure(model: Path, path: Path, *, num_clips: int, num_seeds: int, device: 
     """Everything about a checkpoint; rows go to a file, those that are there already are taken from it."""
     if num_clips < 2 or num_seeds < 1:
         raise ValueError(f"--clips must be at least 2 and --seeds at least 1, got {num_clips} and {num_seeds}")
-    about = {"checkpoint": checkpoint_id(model), "clips": num_clips, "seeds": num_seeds}
+    if device != "cpu":
+        check_device(device)
+    about = {"checkpoint": checkpoint_id(model), "clips": num_clips, "seeds": num_seeds, "device": device}
     rows = read_rows(path, about)
     bench = Bench(model, num_clips, num_seeds, device)
     add_rows(bench, path, rows)

@@ -58,9 +58,10 @@ def mini(result: dict) -> str:
     seeds = f"{result['seeds']} seeds (1 in fewer steps)"
     note = f"{result['clips']} captions of each set (100 paraphrases at most), {seeds}, {how}"
     took = ", ".join(f"{value:.2f} ({way})" for way, value in seconds.items())
-    where = f"{result['machine']}, each pack on one of {result['cores']} cores, {result['date']}"
+    on = "" if result["device"] == "cpu" else f" a {result['device']} device beside"
+    where = f"{result['machine']}, each pack on{on} one of {result['cores']} cores, {result['date']}"
     return (
-        f"{rows(header, body)}\n\n{note}; 95% intervals (Wilson). VAE: means over {result['vae']['clips']} clips. "
+        f"{rows(header, body)}\n\n{note}; 95% intervals (Wilson's, clips of one caption counted as alike as they are). VAE: means over {result['vae']['clips']} clips. "
         f"Seconds a clip, in packs: {took}; {where}, checkpoint {result['checkpoint']['sha256']}."
     )
 

@@ -39,10 +39,11 @@ class Judged(NamedTuple):
 
 
 class Count(NamedTuple):
-    """How many of some clips are right."""
+    """How many of some clips are right, and as how many independent ones they count."""
 
     right: int
     num: int
+    effective: float
 
     @property
     def share(self) -> float:
@@ -51,20 +52,39 @@ class Count(NamedTuple):
 
     @property
     def interval(self) -> tuple[float, float]:
-        """The 95% interval of the share."""
-        return wilson(self.right, self.num)
+        """The 95% interval of the share, that of so many independent clips."""
+        return wilson(self.share * self.effective, self.effective)
+
+
+def count_clips(outcomes: Sequence[tuple[str, bool]]) -> Count:
+    """(caption, whether it is right) of each clip, counted.
+
+    Clips of one caption are alike, so they count as fewer: their number over the design effect (Kish 1965), that of a
+    share over clusters, and Wilson's interval for as many (Korn & Graubard 1998). Where all are right or none is,
+    nothing tells how alike they are, and a caption counts once. Of one caption alone its clips are the sample.
+    """
+    groups = defaultdict[str, list[bool]](list)
+    for caption, value in outcomes:
+        groups[caption].append(value)
+    num, right = len(outcomes), sum(value for _, value in outcomes)
+    if len(groups) < 2:
+        return Count(right, num, num)
+    if right in (0, num):
+        return Count(right, num, len(groups))
+    share = right / num
+    between = sum((sum(group) - share * len(group)) ** 2 for group in groups.values())
+    return Count(right, num, num / max(1.0, between / (num * share * (1 - share))))
 
 
 def count(verdicts: Sequence[tuple[Case, dict[str, bool]]]) -> dict[str, Count]:
     """How often each clause that was said holds, and all of them, also by the number of things that are named."""
-    right, num = defaultdict[str, int](int), defaultdict[str, int](int)
+    outcomes = defaultdict[str, list[tuple[str, bool]]](list)
     for case, holds in verdicts:
         rows = [*holds.items(), (f"all, {NUMBERS[min(len(case.clauses.things), 3)]}", holds["all"])]
         for name, value in rows:
-            num[name] += 1
-            right[name] += value
+            outcomes[name].append((case.prompt, value))
     order = [*CLAUSES, *(f"all, {number}" for number in NUMBERS)]
-    return {name: Count(right[name], num[name]) for name in order if num[name]}
+    return {name: count_clips(outcomes[name]) for name in order if name in outcomes}
 
 
 def tally(judged: Sequence[Judged]) -> dict[str, Count]:

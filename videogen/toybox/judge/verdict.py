@@ -111,7 +111,7 @@ def score(frames: np.ndarray, prompt: str) -> dict[str, float]:
     return {"clauses": sum(clauses) / len(clauses), **each}
 
 
-def wilson(successes: int, num: int, z: float = 1.96) -> tuple[float, float]:
+def wilson(successes: float, num: float, z: float = 1.96) -> tuple[float, float]:
     """The 95% interval of a share (Wilson 1927), which stays within 0 and 1 and is right for small numbers, too."""
     if not num:
         return 0.0, 1.0
