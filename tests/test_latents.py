@@ -102,6 +102,19 @@ def test_overwrite_denoises_anew(words: list[str], tmp_path: Path) -> None:
     assert latent_settings(tmp_path / "clip.safetensors")["seed"] == 2
 
 
+def test_a_clip_that_took_the_place_of_the_latents_own_is_not_taken_for_it(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words += ["--out", str(tmp_path / "clip.mp4")]
+    assert sample(words) == 0
+    other = [word for word in words if word != "--save-latents"]
+    assert sample([*other, "--guidance", "7", "--overwrite"]) == 0
+    assert sample(words) == 2
+    assert "clip.mp4 exists; add --overwrite" in capsys.readouterr().err
+    assert sample([*words, "--overwrite"]) == 0
+    assert read_settings(tmp_path / "clip.mp4") == latent_settings(tmp_path / "clip.safetensors")
+
+
 def test_a_latent_of_diffusers_weights_is_decoded_by_the_vae_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,6 +9,8 @@ import pytest
 
 from tests.test_cli import QUICK, refused
 from videogen.cli import sample
+from videogen.generate import SampleArgs
+from videogen.orders import place
 
 
 @pytest.mark.parametrize("out", ["taken", "taken/clip.mp4", "taken/deeper/still"])
@@ -20,6 +22,24 @@ def test_a_file_in_the_way_is_said_before_anything_is_loaded(
     words = ["x", "--out", str(tmp_path / out), "--model", str(checkpoint), *QUICK]
     refused(capsys, sample(words), "taken is a file; give --out a folder, or another name")
     assert (tmp_path / "taken").read_text(encoding="utf-8") == "mine"
+
+
+def test_every_clip_has_a_name_of_its_own(checkpoint: Path, tmp_path: Path) -> None:
+    """The second "p" of seed 0 would have been called as "p 0" of seed 2 is."""
+    args = SampleArgs(model=checkpoint, out=tmp_path)
+    rows = [("p", 0, args.sample), ("p", 0, args.sample), ("p 0", 2, args.sample), ("p", 0, args.sample)]
+    names = [order.path.name for order in place(rows, args)]
+    assert names == ["p-0.mp4", "p-0-2.mp4", "p-0-2-2.mp4", "p-0-3.mp4"]
+
+
+def test_seeds_that_are_said_twice_are_refused(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--model", str(checkpoint), *QUICK, "--seeds", "0,1"]
+    refused(capsys, sample(["x", "--num", "3", *words]), "--seeds 0,1 and --num 3 both say how many clips")
+    table = tmp_path / "PROMPTS.CSV"  # a name in capitals is read as one in small letters is
+    table.write_text("prompt,seed\na red circle,5\n", encoding="utf-8")
+    refused(capsys, sample(["--prompts", str(table), *words]), "gives its rows seeds of their own")
 
 
 def test_a_config_without_patch_size_is_said(own_checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:

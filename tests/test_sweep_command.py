@@ -139,6 +139,30 @@ def test_the_command_sweeps_and_says_where_to_look(
     )
 
 
+def test_what_cannot_be_loaded_leaves_the_folder_as_it_is(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    out = tmp_path / "s"
+    words = ["a red circle", "--sweep", "steps=1,2", "--out", str(out), "--model", str(checkpoint), *QUICK]
+    refused(capsys, sample([*words, "--device", "cuda"]), "--device cuda needs a CUDA GPU")
+    assert not out.exists()
+    assert sample(words) == 0
+    capsys.readouterr()
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
+    refused(capsys, sample([*words, "--device", "cuda", "--overwrite"]), "--device cuda needs a CUDA GPU")
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
+
+
+def test_a_plug_that_cannot_be_imported_is_said(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "broken_judge.py").write_text("def score(frames, prompt) return {}\n", encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    words = ["x", "--sweep", "steps=1,2", "--out", str(tmp_path / "s"), "--model", str(checkpoint), *QUICK]
+    refused(capsys, sample([*words, "--score", "broken_judge:score"]), "--score broken_judge:score: SyntaxError")
+
+
 def test_a_sweep_that_is_stopped_ends_with_130_and_whole_rows(
     checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import functools
 import os
 import signal
 from dataclasses import replace
@@ -14,10 +15,12 @@ from torch import Tensor
 
 from tests.sweeps import PROMPTS, SMALL, Counter, plan_of
 from videogen.pipeline import VideoPipeline
+from videogen.storage import checkpoint_id
+from videogen.sweep.measures import score_id
 from videogen.sweep.page import find
 from videogen.sweep.search import open_study, search
 from videogen.sweep.table import gather, read_rows
-from videogen.sweep.work import Worker, config_of, open_folder, sweep
+from videogen.sweep.work import Worker, config_of, hold, sweep
 from videogen.video_io import probe, read_settings
 
 # --- rows
@@ -91,7 +94,8 @@ def test_a_plug_that_fails_costs_its_row_only_and_is_tried_again(pipeline: Video
     plan = plan_of(["steps=1,2"], prompts=PROMPTS)
     rows = sweep(pipeline, plan, tmp_path, score=stumble)
     assert [row["error"] for row in rows] == [None, "KeyError: 'star'", None, "KeyError: 'star'"]
-    again = sweep(pipeline, plan, tmp_path, score=finite)
+    mended = functools.wraps(stumble)(lambda frames, prompt: finite(frames, prompt))  # by its old name
+    again = sweep(pipeline, plan, tmp_path, score=mended)
     assert [row["error"] for row in again] == [None] * 4
     assert again[0] == rows[0]
 
@@ -169,6 +173,25 @@ def test_a_folder_of_another_sweep_is_refused_and_left_alone(pipeline: VideoPipe
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
 
 
+def test_two_sweeps_do_not_write_into_one_folder(pipeline: VideoPipeline, tmp_path: Path) -> None:
+    plan = plan_of(["steps=1"])
+    with hold(tmp_path, plan), pytest.raises(ValueError, match=r"another sweep is running in .*; wait for its end"):
+        sweep(pipeline, replace(plan, about=tuple(score_id(None).items())), tmp_path, overwrite=True)
+    assert [row["error"] for row in sweep(pipeline, plan, tmp_path, overwrite=True)] == [None]
+
+
+def test_rows_of_another_checkpoint_or_score_are_not_taken_for_these(own_checkpoint: Path, tmp_path: Path) -> None:
+    plan, out = plan_of(["steps=1"]), tmp_path / "sweep"
+    (row,) = sweep(VideoPipeline.load(own_checkpoint), plan, out)
+    assert read_settings(out / str(row["clip"]))["checkpoint"] == checkpoint_id(own_checkpoint)
+    with pytest.raises(ValueError, match=r"holds another sweep \(its score differs\)"):
+        sweep(VideoPipeline.load(own_checkpoint), plan, out, score=finite)
+    index = own_checkpoint / "model_index.json"
+    index.write_text(index.read_text(encoding="utf-8").replace('"steps": 3', '"steps": 5'), encoding="utf-8")
+    with pytest.raises(ValueError, match=r"holds another sweep \(its checkpoint differs\)"):
+        sweep(VideoPipeline.load(own_checkpoint), plan, out)
+
+
 def test_overwrite_begins_anew_and_spares_what_is_not_the_sweeps(pipeline: VideoPipeline, tmp_path: Path) -> None:
     sweep(pipeline, plan_of(["steps=1"]), tmp_path)
     (tmp_path / "notes.txt").write_text("mine", encoding="utf-8")
@@ -190,7 +213,8 @@ def test_a_folder_of_something_else_is_refused(pipeline: VideoPipeline, tmp_path
 
 def test_a_search_tries_as_many_settings_as_asked_and_goes_on(pipeline: VideoPipeline, tmp_path: Path) -> None:
     plan = plan_of(["steps=1:6:6", "sampler=euler,heun"], seeds=[0, 1], reference_steps=8)
-    open_folder(tmp_path, plan)
+    with hold(tmp_path, plan):
+        pass
     worker = Worker(pipeline, plan, tmp_path)
     first = search(worker, plan, tmp_path, 3)
     assert len(first) == 3
@@ -208,7 +232,8 @@ def test_a_search_tries_as_many_settings_as_asked_and_goes_on(pipeline: VideoPip
 
 def test_a_search_that_is_stopped_goes_on_with_its_trial(pipeline: VideoPipeline, tmp_path: Path) -> None:
     plan = plan_of(["steps=1:6:6", "sampler=euler,heun"], seeds=[0, 1], reference_steps=4)
-    open_folder(tmp_path, plan)
+    with hold(tmp_path, plan):
+        pass
     worker = Worker(pipeline, plan, tmp_path, on_row=lambda row: press_ctrl_c() if row["seed"] == 0 else None)
     with pytest.raises(KeyboardInterrupt):
         search(worker, plan, tmp_path, 2)

@@ -15,9 +15,9 @@ from torch import Tensor
 from tests.sweeps import SMALL, plan_of
 from videogen.sweep.axes import Axis
 from videogen.sweep.measures import compare, look_alone
-from videogen.sweep.summary import choose, front, mean_of, summarise
+from videogen.sweep.summary import choose, effects, front, mean_of, summarise
 from videogen.sweep.table import Row
-from videogen.sweep.words import paragraphs
+from videogen.sweep.words import paragraphs, within_noise
 
 # --- measures
 
@@ -86,12 +86,12 @@ SECONDS = {(4, "euler"): 1.0, (8, "euler"): 2.0, (4, "heun"): 2.1, (8, "heun"): 
 def test_an_interval_is_students() -> None:
     for num in (2, 3, 10, 31):
         values = np.random.default_rng(num).normal(size=num)
-        mean = mean_of(values.tolist())
+        mean = mean_of(list(enumerate(values.tolist())))
         low, high = stats.t.interval(0.95, num - 1, loc=values.mean(), scale=stats.sem(values))
         assert mean.half is not None
         assert (mean.value - mean.half, mean.value + mean.half) == pytest.approx((low, high), rel=1e-3)
-    assert mean_of([1.0]).half is None
-    wide = mean_of(np.random.default_rng(0).normal(size=200).tolist())
+    assert mean_of([("x", 1.0)]).half is None
+    wide = mean_of(list(enumerate(np.random.default_rng(0).normal(size=200))))
     assert wide.half is not None
     assert wide.half < 0.2
 
@@ -145,7 +145,56 @@ def test_closeness_chooses_the_solver_and_leaves_guidance_to_the_checkpoint() ->
     choice = choose(summarise(rows, ["steps", "guidance"]), "psnr_db", axes, SMALL)
     assert choice is not None
     assert choice.setting.values == ("8", "2")
-    assert "guidance stays at the checkpoint's 2" in choice.rule
+    assert "guidance stays at the command's 2" in choice.rule
+
+
+def test_closeness_does_not_trade_fresh_noise_away() -> None:
+    """Its reference solves another equation, which more steps meet more slowly; that says nothing of the clips."""
+    found = {(4, "dpmpp_2m_sde"): [20.0, 21.0], (8, "dpmpp_2m_sde"): [24.0, 25.0], (4, "dpmpp_2m"): [41.0, 42.0]}
+    seconds = dict.fromkeys(found, 1.0) | {(8, "dpmpp_2m_sde"): 2.0}
+    axes = (AXES[0], Axis(("sampler",), (("dpmpp_2m",), ("dpmpp_2m_sde",))))
+    settings = summarise(made_rows(found, seconds, "psnr_db"), ["steps", "sampler"])
+    choice = choose(settings, "psnr_db", axes, replace(SMALL, sampler="dpmpp_2m_sde"))
+    assert choice is not None
+    assert choice.setting.values == ("8", "dpmpp_2m_sde")
+    assert "fresh noise stays at the command's on" in choice.rule
+    alone = choose(settings[2:], "psnr_db", axes, replace(SMALL, sampler="dpmpp_2m_sde"))
+    assert alone is not None
+    assert "says nothing of fresh noise: choose by eye or by --score" in alone.rule
+
+
+def test_a_setting_that_lacks_clips_is_not_chosen() -> None:
+    """Of a sweep that was stopped: what is there of it may be the easy prompts."""
+    rows = made_rows({(8, "euler"): [0.1, 0.2, 0.9], (4, "heun"): [0.9]}, SECONDS, "score_a")
+    settings = summarise(rows, ["steps", "sampler"])
+    choice = choose(settings, "score_a", AXES, SMALL)
+    assert choice is not None
+    assert choice.setting.values == ("8", "euler")
+    assert [one.values for one in front(settings, "score_a")] == [("8", "euler")]
+
+
+def test_clips_of_one_prompt_count_as_one_where_they_are_the_same() -> None:
+    """Twenty seeds of each of four prompts tell four things about prompts, where seeds hardly matter."""
+    levels = np.array([0.0, 0.3, 0.6, 0.9])
+    rows = [
+        row | {"prompt": str(prompt)}
+        for prompt, level in enumerate(levels)
+        for row in made_rows({(4, "euler"): [level] * 20}, SECONDS, "score_a")
+    ]
+    (setting,) = summarise(rows, ["steps", "sampler"])
+    assert setting.means["score_a"] == pytest.approx((*mean_of(list(enumerate(levels)))[:2], 80))
+
+
+def test_an_axis_moves_quality_where_it_does_so_in_every_clip() -> None:
+    """Prompts differ by far more than the axis does."""
+    levels = np.arange(16) / 16
+    rows = made_rows({(4, "euler"): levels.tolist(), (8, "euler"): (levels + 0.05).tolist()}, SECONDS, "score_a")
+    flat = made_rows({(4, "heun"): levels.tolist(), (8, "heun"): levels[::-1].tolist()}, SECONDS, "score_a")
+    moves, stays = (effects(some, AXES[:1], "score_a")[0] for some in (rows, flat))
+    assert moves.gap is not None
+    assert moves.gap.value == pytest.approx(0.05)
+    assert not within_noise(moves)
+    assert within_noise(stays)
 
 
 def test_where_none_is_close_the_fastest_of_the_nearest_is_chosen() -> None:

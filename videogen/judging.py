@@ -154,6 +154,10 @@ def is_checkpoint(folder: Path) -> bool:
 
 def load(args: JudgeArgs) -> tuple[VideoPipeline | None, VideoVAE | WanVAE | None]:
     """The checkpoint that is judged, and the VAE that the world's own clips go through."""
+    if args.device != "cpu":  # torch, which knows, takes a second to import
+        from videogen.memory import check_device
+
+        check_device(args.device)
     if args.target is None or not is_checkpoint(args.target):
         pipeline = None
     else:

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from videogen.config import SampleConfig, check_frames, check_size, resolve_frames
 from videogen.estimate import TIME_STRIDE
+from videogen.latents import WHERE, is_same, latent_settings
 from videogen.patches import check_duration, coarsest, cut_by, draft, known_patches
 from videogen.prompts import read_prompts, read_seeds
 from videogen.video_io import check_format, read_settings
@@ -45,11 +47,20 @@ def list_orders(args: SampleArgs) -> list[tuple[str, int, SampleConfig]]:
     if args.seeds is None:
         rows = [(prompt, seed + i, config) for prompt, seed, config in rows for i in range(args.num)]
     else:
+        check_seeds(args, {seed for _, seed, _ in rows})
         rows = [(prompt, seed, config) for prompt, _, config in rows for seed in read_seeds(args.seeds)]
     for _, seed, _ in rows:
         if seed not in SEEDS:
             raise ValueError(f"seed must be a whole number from -2^63 to 2^64 - 1, got {seed}")
     return rows
+
+
+def check_seeds(args: SampleArgs, said: set[int]) -> None:
+    """Refuse --seeds beside what says the seeds, too."""
+    if args.num > 1:
+        raise ValueError(f"--seeds {args.seeds} and --num {args.num} both say how many clips; give one of them")
+    if said != {args.seed}:
+        raise ValueError(f"{args.prompts} gives its rows seeds of their own; leave --seeds out, or that column")
 
 
 def place(rows: Sequence[tuple[str, int, SampleConfig]], args: SampleArgs) -> list[Order]:
@@ -63,17 +74,17 @@ def place(rows: Sequence[tuple[str, int, SampleConfig]], args: SampleArgs) -> li
         raise ValueError(f"--out {args.out} is one file for {len(rows)} clips; give a folder")
     folder = args.out if args.out is not None and not to_file else Path("out")
     check_folder(args.out.parent if to_file and args.out is not None else folder)
-    used: dict[str, int] = {}
+    used = set[str]()
     orders = []
     for prompt, seed, config in rows:
-        name = f"{slug(prompt)}-{seed}"
-        used[name] = used.get(name, 0) + 1
-        name += f"-{used[name]}" if used[name] > 1 else ""
+        stem = f"{slug(prompt)}-{seed}"
+        names = (f"{stem}-{i}" if i > 1 else stem for i in count(1))
+        used.add(name := next(name for name in names if name not in used))
         path = args.out if to_file and args.out is not None else folder / f"{name}.mp4"
         check_format(path, config.fps)
         if path.suffix.lower() == ".png" and resolve_frames(config, TIME_STRIDE) != 1:
-            count = resolve_frames(config, TIME_STRIDE)
-            raise ValueError(f"{path} holds one frame, not {count}; add --frames 1 or write an .mp4")
+            frames = resolve_frames(config, TIME_STRIDE)
+            raise ValueError(f"{path} holds one frame, not {frames}; add --frames 1 or write an .mp4")
         if path.exists() and not (args.overwrite or args.dry_run or goes_on(path, config, args)):
             raise ValueError(f"{path} exists; add --overwrite, or choose another --out or --seed")
         orders.append(Order(prompt, seed, config, path))
@@ -82,9 +93,11 @@ def place(rows: Sequence[tuple[str, int, SampleConfig]], args: SampleArgs) -> li
 
 def goes_on(path: Path, config: SampleConfig, args: SampleArgs) -> bool:
     """Whether a clip that exists is one that the same command, kept latents and all, has made already."""
-    if not args.save_latents or not path.with_suffix(".safetensors").exists():
+    beside = path.with_suffix(".safetensors")
+    if not args.save_latents or not beside.exists():
         return False
-    return read_settings(path).get("fps") == config.fps  # the one setting that its latent does not decide
+    made, kept = read_settings(path), latent_settings(beside) | {"fps": config.fps}  # a latent does not decide that one
+    return all(is_same(made.get(name), kept.get(name)) for name in {*made, *kept} - {*WHERE})
 
 
 def check_folder(folder: Path) -> None:

@@ -62,6 +62,12 @@ class Job(NamedTuple):
     own: SampleConfig | None = None  # whose size and length it has, where they are not those of the whole pack
 
 
+def texts_of(prompts: Sequence[str], config: SampleConfig) -> list[str]:
+    """What is read for some clips: the prompts, and under guidance the negative prompt once for each."""
+    guided = {config.guidance, config.guidance_2} - {1, None}
+    return [*prompts, *([config.negative] * len(prompts) if guided else [])]
+
+
 class VideoPipeline(DiffusionPipeline, WanLoraLoaderMixin):
     """Makes clips from prompts; loads and saves as a diffusers pipeline folder."""
 
@@ -204,17 +210,18 @@ class VideoPipeline(DiffusionPipeline, WanLoraLoaderMixin):
         tick: Tick = lambda: None,
         *,
         cache: BlockCache | None = None,
+        context: TextContext | None = None,
     ) -> list[Tensor]:
         """The latents (c, t, h, w) of some clips, denoised side by side; tick is called at each network evaluation.
 
         They share all settings but size and length, which jobs may have of their own. A cache of one's own says
-        afterwards how much of the network was computed, where the settings reuse some of it.
+        afterwards how much of the network was computed, where the settings reuse some of it. A context is that of
+        their texts (`texts_of`), where it was read before.
         """
         seeds = [job.seed for job in jobs]
         video = self.noise(seeds, [job.own or config for job in jobs])
         given, views = self.look(jobs, config, video)
-        negatives = [config.negative] * len(jobs) if {config.guidance, config.guidance_2} - {1, None} else []
-        context = self.read([*(job.prompt for job in jobs), *negatives], views)
+        context = context or self.read(texts_of([job.prompt for job in jobs], config), views)
         cut = cut_by(config, self.transformer.patches)
         if given != Given() and config.patch:
             raise ValueError(f"patch and images do not go together yet, got patch {config.patch!r}; leave it out")

@@ -33,9 +33,10 @@ def read_prompts(path: Path, settings: SampleConfig, seed: int) -> Iterator[Row]
     if not path.is_file():
         raise ValueError(f"no prompts file {path}")
     text = path.read_text(encoding="utf-8-sig")
-    if path.suffix == ".jsonl":
+    kind = path.suffix.lower()
+    if kind == ".jsonl":
         rows = [(i, line) for i, line in enumerate(text.split("\n"), 1) if line.strip()]
-    elif path.suffix == ".csv":
+    elif kind == ".csv":
         reader = csv.DictReader(io.StringIO(text, newline=""))
         rows = [(reader.line_num, row) for row in reader]
     else:

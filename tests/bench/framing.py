@@ -83,6 +83,8 @@ def off_centre(first: int) -> Iterator[Scene]:
 def write_folders(root: Path, num: int) -> None:
     """The same captioned clips twice: root/native, and root/square cropped; what is there already stays."""
     if (root / "done").exists():
+        if (there := (root / "done").read_text(encoding="utf-8")) != str(num):
+            raise ValueError(f"{root} holds {there or 'other'} clips, not {num}; remove it, or ask for as many")
         return
     rows = []
     for i, scene in enumerate(islice(off_centre(0), num)):
@@ -96,7 +98,7 @@ def write_folders(root: Path, num: int) -> None:
     for way in WAYS:
         with (root / way / "metadata.csv").open("w", encoding="utf-8", newline="") as file:
             csv.writer(file).writerows([("file_name", "text"), *rows])
-    (root / "done").touch()
+    (root / "done").write_text(str(num), encoding="utf-8")
 
 
 def recipe(root: Path, way: str, model: Path, *, steps: int, budget: int) -> TrainConfig:

@@ -7,6 +7,7 @@ Everything in one run on one machine, medians of several rounds; ratios are what
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import resource
@@ -170,6 +171,7 @@ def read_raw(decord: object, path: Path) -> object:
 
 def main() -> None:
     """Measure everything and write assets/bench/line.json."""
+    argparse.ArgumentParser(prog="videogen bench line", description=str(__doc__).split("\n")[0]).parse_args()
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout
     result = {
         "machine": f"{processor()}, {os.cpu_count()} cores, torch {torch.__version__}",

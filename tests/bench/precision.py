@@ -8,6 +8,7 @@ leaves all attention to torch's, in float32, as long clips do.
 
 from __future__ import annotations
 
+import argparse
 import statistics
 import sys
 import tempfile
@@ -101,6 +102,7 @@ def products() -> Rows:
 
 def main() -> None:
     """Measure and publish."""
+    argparse.ArgumentParser(prog="videogen bench precision", description=str(__doc__).split("\n")[0]).parse_args()
     use_threads()
     with tempfile.TemporaryDirectory() as root:
         publish("precision", {"training step": steps(Path(root)), "products, GFLOP/s": products()})

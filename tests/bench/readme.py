@@ -61,7 +61,8 @@ def mini(result: dict) -> str:
     on = "" if result["device"] == "cpu" else f" a {result['device']} device beside"
     where = f"{result['machine']}, each pack on{on} one of {result['cores']} cores, {result['date']}"
     return (
-        f"{rows(header, body)}\n\n{note}; 95% intervals (Wilson's, clips of one caption counted as alike as they are). VAE: means over {result['vae']['clips']} clips. "
+        f"{rows(header, body)}\n\n{note}; 95% intervals (Wilson's, clips of one caption counted as alike as they are). "
+        f"VAE: means over {result['vae']['clips']} clips. "
         f"Seconds a clip, in packs: {took}; {where}, checkpoint {result['checkpoint']['sha256']}."
     )
 

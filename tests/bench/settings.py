@@ -14,7 +14,7 @@ from tests.bench.judged import BENCH, write_result
 from videogen.config import SampleConfig
 from videogen.plain import load_toml, to_mapping
 from videogen.sweep.summary import summarise
-from videogen.sweep.table import gather
+from videogen.sweep.table import read_rows
 
 CLAUSES = ("clauses", "present", "class", "colour", "motion", "all")
 MEASURES = ("total_seconds", *(f"score_{name}" for name in CLAUSES))
@@ -26,7 +26,7 @@ def main() -> None:
     parser.add_argument("sweep", type=Path, help="folder of a sweep with --score videogen.toybox.judge:score")
     parser.add_argument("--out", type=Path, default=BENCH / "settings.json")
     args = parser.parse_args()
-    rows = gather(args.sweep)
+    rows = list(read_rows(args.sweep).values())
     if not rows:
         parser.error(f"{args.sweep} has no rows; give the folder of a sweep")
     axes = [name for name in to_mapping(SampleConfig()) if len({str(row[name]) for row in rows}) > 1]

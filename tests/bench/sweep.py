@@ -9,6 +9,7 @@ and the ratio is of their mean seconds to the sweep's.
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import statistics
@@ -27,7 +28,7 @@ from videogen.pipeline import VideoPipeline
 from videogen.plain import to_mapping
 from videogen.sweep.axes import read_axes
 from videogen.sweep.plan import Plan, Run
-from videogen.sweep.work import Worker, open_folder
+from videogen.sweep.work import Worker, hold
 from videogen.video_io import write_video
 
 ROOT = Path(__file__).parents[2]
@@ -54,8 +55,8 @@ def warm_loop(pipeline: VideoPipeline, runs: list[Run], out: Path) -> None:
 
 def swept(pipeline: VideoPipeline, plan: Plan, out: Path, *, overwrite: bool = True) -> None:
     """The same runs as a sweep, begun anew."""
-    open_folder(out, plan, overwrite=overwrite)
-    Worker(pipeline, plan, out).run(plan.runs())
+    with hold(out, plan, overwrite=overwrite):
+        Worker(pipeline, plan, out).run(plan.runs())
 
 
 def processes(plan: Plan, runs: list[Run], out: Path) -> list[float]:
@@ -71,6 +72,7 @@ def processes(plan: Plan, runs: list[Run], out: Path) -> list[float]:
 
 def main() -> None:
     """Measure and write assets/bench/sweep.json."""
+    argparse.ArgumentParser(prog="videogen bench sweep", description=str(__doc__).split("\n")[0]).parse_args()
     pipeline = VideoPipeline.load(ROOT / "assets" / "mini")
     bases = tuple(Run(PROMPT, seed, pipeline.defaults) for seed in range(NUM_SEEDS))
     plan = Plan(bases=bases, axes=read_axes(AXES), defaults=pipeline.defaults)

@@ -8,6 +8,7 @@ to MP4 with the real VAE, and memory, of a new process each. Ten minutes.
 
 from __future__ import annotations
 
+import argparse
 import statistics
 import subprocess
 import sys
@@ -275,6 +276,7 @@ def memory(name: str) -> dict[str, float]:
 
 def main() -> None:
     """Measure everything, print it and write assets/bench/wan.json."""
+    argparse.ArgumentParser(prog="videogen bench wan", description=str(__doc__).split("\n")[0]).parse_args()
     use_threads()
     sections = {
         "guided_step": {name: step(case) for name, case in CASES.items()},

@@ -8,6 +8,7 @@ widths and 64 x 64 pixels, where a run takes five minutes on one core. Memory is
 
 from __future__ import annotations
 
+import argparse
 import statistics
 import subprocess
 import sys
@@ -223,6 +224,7 @@ def memory() -> dict[str, dict[str, float]]:
 @torch.no_grad()
 def main() -> None:
     """Measure everything, print it and write assets/bench/wan_vae.json."""
+    argparse.ArgumentParser(prog="videogen bench wan_vae", description=str(__doc__).split("\n")[0]).parse_args()
     use_threads()
     sections = {
         "whole": whole("2.1", 5, 3) | whole("2.2", 2, 1),

@@ -24,11 +24,12 @@ from videogen.orders import SUFFIXES, check_folder, check_settings, list_orders,
 from videogen.patches import known_patches, mean_share
 from videogen.provenance import provenance
 from videogen.sweep.axes import read_axes
-from videogen.sweep.plan import Plan, Run, most_steps, open_folder
+from videogen.sweep.plan import Plan, Run, check_held, hold, most_steps
 from videogen.sweep.table import Row, arrow, gather, read_rows, unfinished
 from videogen.wan_folder import check_images
 
 if TYPE_CHECKING:
+    from videogen.pipeline import VideoPipeline
     from videogen.sweep.measures import Score
     from videogen.sweep.work import Team
 
@@ -57,21 +58,27 @@ def run_sweep(args: SampleArgs) -> int:
     team, device = find_team(args)
     if team.num > 1 and args.search:
         raise ValueError("--search runs in one process; leave accelerate launch out, or --search")
-    score = find_score(args.score)
-    if team.rank == 0:
-        open_folder(folder, plan, overwrite=args.overwrite)
+    score, told = find_score(args.score)
+    plan = replace(plan, about=plan.about + tuple(told.items()))
+    check_held(folder, plan, overwrite=args.overwrite)
+    args = replace(args, device=device)  # type: ignore[arg-type]  # cuda:1, too
+    # Loaded before the folder is touched: what cannot be loaded has cleared and claimed nothing.
+    pipeline = load(args) if args.overwrite or unfinished(folder, plan) else None
     team.wait()
-    keys, stopped, status = [run.key for run in plan.runs()], False, 0
-    try:
-        carry_out(plan, folder, replace(args, device=device), team, score)  # type: ignore[arg-type]  # cuda:1, too
-    except KeyboardInterrupt:
-        if team.num > 1 or not read_rows(folder):  # the others' rows are still being written
-            raise
-        stopped = True
-    if team.rank == 0:
-        rows = gather(folder, keys)
-        report(folder, rows, publish(folder, plan, rows).findings, as_json=args.json)
-        status = int(all(row.get("error") for row in rows))
+    with hold(folder, plan, overwrite=args.overwrite) if team.rank == 0 else nullcontext():
+        team.wait()
+        keys, stopped, status = [run.key for run in plan.runs()], False, 0
+        try:
+            if pipeline is not None:
+                carry_out(pipeline, plan, folder, args, team, score)
+        except KeyboardInterrupt:
+            if team.num > 1 or not read_rows(folder):  # the others' rows are still being written
+                raise
+            stopped = True
+        if team.rank == 0:
+            rows = gather(folder, keys)
+            report(folder, rows, publish(folder, plan, rows).findings, as_json=args.json)
+            status = int(all(row.get("error") for row in rows))
     if stopped:
         raise KeyboardInterrupt
     return status
@@ -87,7 +94,6 @@ def make_plan(args: SampleArgs) -> Plan:
     if steps < 0:
         raise ValueError(f"--reference must be a number of steps, or 0 for none, got {steps}")
     about = {key: value for key, value in provenance(args).items() if key != "versions"}
-    about |= {"score": args.score}
     return Plan(
         bases=bases,
         axes=axes,
@@ -134,22 +140,22 @@ def find_team(args: SampleArgs) -> tuple[Team, str]:
     return Team(state.process_index, state.num_processes, state.wait_for_everyone), str(state.device)
 
 
-def find_score(name: str | None) -> Score | None:
-    """The plug that --score names."""
-    from videogen.sweep.measures import load_score
+def find_score(name: str | None) -> tuple[Score | None, dict[str, object]]:
+    """The plug that --score names, and what it is known by."""
+    from videogen.sweep.measures import load_score, score_id
 
-    return load_score(name) if name else None
+    score = load_score(name) if name else None
+    return score, score_id(score)
 
 
-def carry_out(plan: Plan, folder: Path, args: SampleArgs, team: Team, score: Score | None) -> None:
-    """Load once, run what has no row yet."""
+def carry_out(
+    pipeline: VideoPipeline, plan: Plan, folder: Path, args: SampleArgs, team: Team, score: Score | None
+) -> None:
+    """Run what has no row yet."""
     left = unfinished(folder, plan)
-    if not left:
-        return
     from videogen.sweep.search import search
     from videogen.sweep.work import Worker
 
-    pipeline = load(args)
     about = provenance(args)
     share = min(1.0, args.search / len(plan.settings)) if args.search else 1.0
     total = round(share * sum(num_evaluations(run.config) for run in left))

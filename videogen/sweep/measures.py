@@ -87,11 +87,20 @@ def load_score(name: str) -> Score:
         sys.path.insert(0, here)
     try:
         found = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"--score {name}: {error}") from None
+    except Exception as error:  # whatever a module of someone else's does when it is imported
+        kind = "" if isinstance(error, ImportError | AttributeError) else f"{type(error).__name__}: "
+        raise ValueError(f"--score {name}: {kind}{error}") from None
     if not callable(found):
         raise ValueError(f"--score {name} is not a function")
     return cast("Score", found)
+
+
+def score_id(score: Score | None) -> dict[str, object]:
+    """What a plug is known by: its name, and not what stands in it, for a fault in it may be mended half way."""
+    if score is None:
+        return {"score": None}
+    module, name = getattr(score, "__module__", ""), getattr(score, "__qualname__", type(score).__name__)
+    return {"score": f"{module}:{name}"}
 
 
 def judge(score: Score | None, frames: Tensor, prompt: str, reference: Tensor | None = None) -> dict[str, float]:

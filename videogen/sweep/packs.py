@@ -26,7 +26,7 @@ from videogen.caching import BlockCache, cache_of
 from videogen.dit import TextContext
 from videogen.packing import Grid, PackedVideo, Patch, Scaling, check_patch, unpack
 from videogen.patches import Cut, cut_by
-from videogen.pipeline import Job, VideoPipeline
+from videogen.pipeline import Job, VideoPipeline, texts_of
 from videogen.sampling import is_guided, strengthen
 from videogen.sweep.plan import Run
 
@@ -60,8 +60,8 @@ def schedule_of(run: Run) -> tuple[object, ...]:
 class Packer:
     """Makes runs in packs; remembers texts and the network's answers from one pack to the next."""
 
-    def __init__(self, pipeline: VideoPipeline, tokens_at_once: int | None = None) -> None:
-        self.pipeline = pipeline
+    def __init__(self, pipeline: VideoPipeline, tokens_at_once: int | None = None, *, alone: bool = False) -> None:
+        self.pipeline, self.alone = pipeline, alone
         kind = pipeline.computes_on.type
         self.tokens_at_once = tokens_at_once or TOKENS_AT_ONCE.get(kind, TOKENS_ON_GPU)
         self.texts: dict[str, int] = {}  # each text's row in the library
@@ -93,7 +93,7 @@ class Packer:
             groups.setdefault(schedule_of(run), []).append(run)
         packs = []
         for group in groups.values():
-            together = cache_of(group[0].config) is None  # what a cache reuses is a clip's own
+            together = not self.alone and cache_of(group[0].config) is None  # what a cache reuses is a clip's own
             size = max(1, self.tokens_at_once // (2 * self.count_tokens(group[0]))) if together else 1
             packs += [group[i : i + size] for i in range(0, len(group), size)]
         return packs
@@ -148,12 +148,18 @@ class Packer:
     def make_approximately(self, run: Run, tick: Callable[[], None]) -> Made:
         """A run whose answers depend on those before them: it shares none with others."""
         cache, device = BlockCache(run.config), self.pipeline.computes_on
+        self.read([run])
+        rows = [self.texts[text] for text in texts_of([run.prompt], run.config)]
+        assert self.library is not None
         forget_peak(device)
         began = time.perf_counter()
-        (latent,) = self.pipeline.sample([Job(run.prompt, run.seed)], run.config, tick, cache=cache)
+        (latent,) = self.pipeline.sample(
+            [Job(run.prompt, run.seed)], run.config, tick, cache=cache, context=self.library.take(rows)
+        )
         synchronise(device)
         return Made(
             latent,
+            text_seconds=self.text_seconds * len(rows),
             denoise_seconds=time.perf_counter() - began,
             evaluations=round(cache.asked),
             evaluations_reused=round(cache.asked - cache.computed),

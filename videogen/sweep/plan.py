@@ -12,10 +12,13 @@ import hashlib
 import json
 import shlex
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
+
+from filelock import FileLock, Timeout
 
 from videogen.config import SampleConfig
 from videogen.plain import to_mapping
@@ -36,6 +39,7 @@ OWN_FILES = (
     "search.log",
     "sweep.json",
 )
+LOCK = "sweep.lock"
 OWN_FOLDERS = ("clips", "references")
 
 
@@ -164,13 +168,31 @@ def most_steps(bases: Sequence[Run], axes: Sequence[Axis]) -> int:
     return max(int(str(change.get("steps", base.config.steps))) for change in combinations(axes) for base in bases)
 
 
-def open_folder(folder: Path, plan: Plan, *, overwrite: bool = False) -> None:
-    """Begin a sweep's folder, or go on with the same sweep's; one of another sweep is refused."""
+@contextmanager
+def hold(folder: Path, plan: Plan, *, overwrite: bool = False) -> Iterator[None]:
+    """Begin a sweep's folder, or go on with the same sweep's, and keep every other process out of it meanwhile."""
+    check_held(folder, plan, overwrite=overwrite)
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise ValueError(f"another sweep is running in {folder}; wait for its end, or choose another --out") from None
+    try:
+        check_held(folder, plan, overwrite=overwrite)  # once more: it may have been begun in between
+        if overwrite:
+            clear(folder)
+        save_text(folder / "sweep.json", json.dumps(plan.manifest(), indent=2, ensure_ascii=False) + "\n")
+        yield
+    finally:
+        lock.release()
+
+
+def check_held(folder: Path, plan: Plan, *, overwrite: bool) -> None:
+    """Refuse a folder of something else, and without overwrite one of another sweep."""
     path = folder / "sweep.json"
-    if anew := overwrite and path.is_file():
-        clear(folder)
     told = json.loads(json.dumps(plan.manifest()))
-    if path.is_file():
+    if path.is_file() and not overwrite:
         held = json.loads(path.read_text(encoding="utf-8"))
         other = sorted(key for key in {*told, *held} if told.get(key) != held.get(key))
         if other:
@@ -178,10 +200,9 @@ def open_folder(folder: Path, plan: Plan, *, overwrite: bool = False) -> None:
                 f"{folder} holds another sweep (its {', '.join(other)} differ{'s' if len(other) == 1 else ''}); "
                 "choose another --out, or add --overwrite to begin anew"
             )
-    elif not anew and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    others = not folder.is_dir() or any(found.name != LOCK for found in folder.iterdir())
+    if folder.exists() and others and not path.is_file():
         raise ValueError(f"{folder} holds something that is no sweep; choose another --out")
-    folder.mkdir(parents=True, exist_ok=True)
-    save_text(path, json.dumps(told, indent=2, ensure_ascii=False) + "\n")
 
 
 def clear(folder: Path) -> None:

@@ -2,7 +2,8 @@
 
     rows, axes  ->  [Setting]  ->  front, Choice
 
-Intervals are 95%, Student's t. Settings are compared clip by clip: same prompt, same seed, same noise.
+Intervals are 95%, Student's t, for as many clips as those of few prompts are worth. Settings are compared clip by
+clip: same prompt, same seed, same noise.
 """
 
 from __future__ import annotations
@@ -10,13 +11,14 @@ from __future__ import annotations
 import json
 import math
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
+from videogen.clusters import effective_number
 from videogen.config import SampleConfig
 from videogen.plain import to_mapping
 from videogen.sweep.axes import TEXTS, Axis, say
-from videogen.sweep.plan import SOLVER
+from videogen.sweep.plan import FRESH_NOISE, SOLVER
 from videogen.sweep.table import Row
 
 # 97.5% quantiles of Student's t for 1 to 30 degrees of freedom; the normal's beyond.
@@ -27,7 +29,10 @@ T_975 = (
 AS_FAST = 1.05  # times the least seconds: two settings that cost the same are measured so far apart
 OR_BETTER = f"; of those within {AS_FAST - 1:.0%} of its seconds, the best"
 UNSEEN_DB = 40.0  # a usual bound beyond which a difference is not seen
+DRAWING = "fresh noise"
 NOT_MEASURES = ("key", "prompt", "seed", "clip", "reference", "command", "error", *to_mapping(SampleConfig()))
+Rated = tuple[object, float]  # a clip's prompt, and a number of it
+Clip = tuple[object, object]  # prompt, seed
 Value = tuple[str, ...]  # of a setting, one text a field on the axes
 
 
@@ -55,14 +60,21 @@ class Choice(NamedTuple):
     rule: str
 
 
-def mean_of(values: Iterable[float]) -> Mean:
-    """Mean and interval."""
-    values = list(values)
-    if len(values) < 2:
-        return Mean(values[0], None, 1)
-    degrees = len(values) - 1
+def mean_of(clips: Sequence[Rated]) -> Mean:
+    """Mean and interval of a number that clips have."""
+    mean, error, degrees = standard_error(clips)
+    if not degrees:
+        return Mean(mean, None, len(clips))
     t = T_975[degrees - 1] if degrees <= len(T_975) else 1.96
-    return Mean(statistics.fmean(values), t * statistics.stdev(values) / math.sqrt(len(values)), len(values))
+    return Mean(mean, t * error, len(clips))
+
+
+def standard_error(clips: Sequence[Rated]) -> tuple[float, float, int]:
+    """The mean, its standard error and the degrees of freedom, of as many clips as they are worth."""
+    values = [value for _, value in clips]
+    mean, worth = statistics.fmean(values), effective_number(clips)
+    degrees = int(worth) - 1
+    return mean, math.sqrt(statistics.pvariance(values, mean) / (worth - 1)) if degrees else 0.0, degrees
 
 
 def value_of(row: Row, names: Sequence[str]) -> Value:
@@ -89,8 +101,8 @@ def summarise(rows: Sequence[Row], names: Sequence[str]) -> list[Setting]:
     settings = []
     for values, group in groups.items():
         good = [row for row in group if not row.get("error")]
-        found = {name: numbers(good, name) for name in measures_of(good)}
-        means = {name: mean_of(listed) for name, listed in found.items() if listed}
+        found = {name: rated(good, name) for name in measures_of(good)}
+        means = {name: mean_of(clips) for name, clips in found.items() if clips}
         settings.append(Setting(values, good, means, len(group) - len(good)))
     return settings
 
@@ -98,6 +110,18 @@ def summarise(rows: Sequence[Row], names: Sequence[str]) -> list[Setting]:
 def numbers(rows: Sequence[Row], name: str) -> list[float]:
     """A column's numbers."""
     return [float(value) for row in rows if isinstance(value := row.get(name), int | float)]
+
+
+def rated(rows: Sequence[Row], name: str) -> list[Rated]:
+    """A column's numbers, each with its prompt."""
+    return [(row["prompt"], value) for row in rows for value in numbers([row], name)]
+
+
+def whole(settings: Sequence[Setting]) -> list[Setting]:
+    """The settings that have every clip: of a sweep that was stopped, the others may have had the easy ones."""
+    clips = [{(row["prompt"], row["seed"]) for row in one.rows} for one in settings]
+    every = set().union(*clips)
+    return [one for one, made in zip(settings, clips, strict=True) if made == every and not one.num_failed]
 
 
 def quality_name(rows: Sequence[Row]) -> str | None:
@@ -110,7 +134,7 @@ def quality_name(rows: Sequence[Row]) -> str | None:
 def front(settings: Sequence[Setting], quality: str) -> list[Setting]:
     """The settings that none beats in both quality and seconds, fastest first."""
     rated = sorted(
-        (one for one in settings if quality in one.means),
+        (one for one in whole(settings) if quality in one.means),
         key=lambda one: (one.means["total_seconds"].value, -one.means[quality].value),
     )
     kept: list[Setting] = []
@@ -124,10 +148,10 @@ def choose(settings: Sequence[Setting], quality: str | None, axes: Sequence[Axis
     """The setting to use; none where nothing measured quality or nothing worked."""
     if quality is None:
         return None
-    rated = [one for one in settings if quality in one.means and not one.num_failed]
-    if not rated:
+    able = [one for one in whole(settings) if quality in one.means]
+    if not able:
         return None
-    return choose_by_closeness(rated, axes, base) if quality == "psnr_db" else choose_by_score(rated, quality)
+    return choose_by_closeness(able, axes, base) if quality == "psnr_db" else choose_by_score(able, quality)
 
 
 def choose_by_score(rated: Sequence[Setting], quality: str) -> Choice:
@@ -143,11 +167,18 @@ def choose_by_score(rated: Sequence[Setting], quality: str) -> Choice:
 
 
 def choose_by_closeness(rated: Sequence[Setting], axes: Sequence[Axis], base: SampleConfig) -> Choice:
-    """The fastest that looks like the reference; what a reference cannot judge stays as the checkpoint has it."""
+    """The fastest that looks like the reference; what a reference cannot judge stays as the command has it.
+
+    That is what has a reference of its own kind: guidance and the like, and whether the sampler draws fresh noise.
+    """
     names = [name for axis in axes for name in axis.names]
-    fixed = [(i, name) for i, name in enumerate(names) if name not in SOLVER]
-    usual = {name: say(getattr(base, name)) for _, name in fixed}
-    kept = [one for one in rated if all(one.values[i] == usual[name] for i, name in fixed)]
+    known = [dict(zip(names, one.values, strict=True)) for one in rated]
+    fixed = {name: say(getattr(base, name)) for name in names if name not in SOLVER}
+    if "sampler" in names:
+        known = [values | {DRAWING: draws(values["sampler"])} for values in known]
+        if {values[DRAWING] for values in known} != {draws(base.sampler)}:
+            fixed[DRAWING] = draws(base.sampler)
+    kept = [one for one, values in zip(rated, known, strict=True) if fixed.items() <= values.items()]
     close = [one for one in kept or rated if least(one.means["psnr_db"]) >= UNSEEN_DB]
     surely = f"{UNSEEN_DB:g} dB or more, the lower end of its 95% interval"
     rule = f"the fastest whose PSNR to the reference is {surely}{OR_BETTER}"
@@ -155,14 +186,19 @@ def choose_by_closeness(rated: Sequence[Setting], axes: Sequence[Axis], base: Sa
         alike = choose_by_score(kept or rated, "psnr_db")
         close, rule = [alike.setting], f"none is surely at {UNSEEN_DB:g} dB or more, so {alike.rule}"
     if fixed and kept:
-        stays = " and ".join(f"{name} stays at the checkpoint's {usual[name]}" for _, name in fixed)
+        stays = " and ".join(f"{name} stays at the command's {value}" for name, value in fixed.items())
         rule += f"; {stays}, for closeness to a reference with the same setting says nothing of it"
     elif fixed:
-        listed = ", ".join(name for _, name in fixed)
+        listed = ", ".join(fixed)
         rule += (
             f"; closeness to a reference with the same {listed} says nothing of {listed}: choose by eye or by --score"
         )
     return Choice(fastest(close, "psnr_db"), rule)
+
+
+def draws(sampler: str) -> str:
+    """Whether a sampler draws fresh noise, in a word."""
+    return "on" if sampler in FRESH_NOISE else "off"
 
 
 def least(mean: Mean) -> float:
@@ -184,11 +220,11 @@ def worse(one: Setting, best: Setting, quality: str) -> bool:
     """
     of_best = {(row["prompt"], row["seed"]): row for row in best.rows}
     pairs = [(row, of_best[clip]) for row in one.rows if (clip := (row["prompt"], row["seed"])) in of_best]
-    gaps = [a - b for mine, theirs in pairs for a in numbers([mine], quality) for b in numbers([theirs], quality)]
-    if not gaps:
+    apart = [(a["prompt"], x - y) for a, b in pairs for x in numbers([a], quality) for y in numbers([b], quality)]
+    if not apart:
         return True
-    error = statistics.stdev(gaps) / math.sqrt(len(gaps)) if len(gaps) > 1 else 0.0
-    return statistics.fmean(gaps) + error < 0
+    mean, error, _ = standard_error(apart)
+    return mean + error < 0
 
 
 class Effect(NamedTuple):
@@ -196,6 +232,8 @@ class Effect(NamedTuple):
 
     axis: Axis
     places: list[tuple[str, Mean]]
+    gap: Mean | None
+    """From the least place to the greatest, clip by clip."""
 
     @property
     def spread(self) -> float:
@@ -209,17 +247,32 @@ def effects(rows: Sequence[Row], axes: Sequence[Axis], measure: str) -> list[Eff
     good = [row for row in rows if not row.get("error")]
     found = []
     for axis in axes:
-        means = [(", ".join(map(say, place)), at(good, axis, place, measure)) for place in axis.places]
-        found.append(Effect(axis, [(name, mean) for name, mean in means if mean is not None]))
+        clips = {", ".join(map(say, place)): at(good, axis, place, measure) for place in axis.places}
+        places = [(name, mean_of(of_prompts(values))) for name, values in clips.items() if values]
+        found.append(Effect(axis, places, gap_of(places, clips)))
     return found
 
 
-def at(rows: Sequence[Row], axis: Axis, place: Sequence[object], measure: str) -> Mean | None:
-    """The mean of a measure at one place of an axis."""
+def at(rows: Sequence[Row], axis: Axis, place: Sequence[object], measure: str) -> dict[Clip, float]:
+    """A measure of each clip at one place of an axis, the mean over the other axes."""
     here = [row for row in rows if value_of(row, axis.names) == tuple(map(say, place))]
     clips = group_by(here, lambda row: (row["prompt"], row["seed"]))
-    means = [statistics.fmean(found) for clip in clips if (found := numbers(clip, measure))]
-    return mean_of(means) if means else None
+    found = {(clip[0]["prompt"], clip[0]["seed"]): numbers(clip, measure) for clip in clips}
+    return {clip: statistics.fmean(values) for clip, values in found.items() if values}
+
+
+def of_prompts(clips: Mapping[Clip, float]) -> list[Rated]:
+    """Each clip's value with its prompt."""
+    return [(prompt, value) for (prompt, _), value in clips.items()]
+
+
+def gap_of(places: Sequence[tuple[str, Mean]], clips: Mapping[str, Mapping[Clip, float]]) -> Mean | None:
+    """What lies between the least and the greatest place, over the clips that both have."""
+    if len(places) < 2:
+        return None
+    low, high = (clips[pick(places, key=lambda place: place[1].value)[0]] for pick in (min, max))
+    apart = [(clip[0], high[clip] - low[clip]) for clip in high if clip in low]
+    return mean_of(apart) if apart else None
 
 
 def group_by(rows: Sequence[Row], key: Callable[[Row], object]) -> list[list[Row]]:

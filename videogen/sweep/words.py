@@ -146,17 +146,13 @@ def what_matters(moved: Sequence[Effect], quality: str) -> list[str]:
     ]
     still = [effect.axis.name for effect in ranked[1:] if within_noise(effect)]
     if still:
-        said.append(f"It does not move beyond its 95% interval with {' or '.join(still)}.")
+        said.append(f"With {' or '.join(still)} it does not move beyond the 95% interval, clip by clip.")
     return said
 
 
 def within_noise(effect: Effect) -> bool:
-    """Whether the intervals of all places have a point in common."""
-    if any(mean.half is None for _, mean in effect.places):
-        return False
-    lows = [mean.value - (mean.half or 0) for _, mean in effect.places]
-    highs = [mean.value + (mean.half or 0) for _, mean in effect.places]
-    return max(lows) <= min(highs)
+    """Whether the interval of what lies between the least and the greatest place reaches down to nothing."""
+    return effect.gap is not None and effect.gap.half is not None and effect.gap.value <= effect.gap.half
 
 
 def trade(settings: Sequence[Setting], quality: str, names: Sequence[str]) -> list[str]:

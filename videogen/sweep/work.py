@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from types import FrameType
@@ -24,14 +25,15 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from videogen.caching import cache_of
 from videogen.config import SampleConfig
 from videogen.latents import save_latent
 from videogen.pipeline import VideoPipeline
 from videogen.plain import from_mapping, to_mapping
-from videogen.storage import save_tensors
-from videogen.sweep.measures import Score, compare, judge, look_alone
+from videogen.storage import checkpoint_id, save_tensors
+from videogen.sweep.measures import Score, compare, judge, look_alone, score_id
 from videogen.sweep.packs import Made, Packer, reason_of, synchronise
-from videogen.sweep.plan import Plan, Run, open_folder
+from videogen.sweep.plan import Plan, Run, hold
 from videogen.sweep.table import Row, add_row, gather, unfinished
 from videogen.video_io import write_video
 
@@ -59,10 +61,18 @@ def sweep(
     overwrite: bool = False,
     on_row: Callable[[Row], None] = lambda row: None,
 ) -> list[Row]:
-    """Every run of a plan as a clip and a row; the rows of earlier calls are kept."""
-    open_folder(folder, plan, overwrite=overwrite)
-    Worker(pipeline, plan, folder, score=score, on_row=on_row).run(plan.runs())
-    return gather(folder, [run.key for run in plan.runs()])
+    """Every run of a plan as a clip and a row; rows of earlier calls, by the same checkpoint and score, are kept."""
+    about = checkpoint_of(pipeline) | dict(plan.about)
+    plan = replace(plan, about=tuple((about | score_id(score)).items()))
+    with hold(folder, plan, overwrite=overwrite):
+        Worker(pipeline, plan, folder, score=score, about=about, on_row=on_row).run(plan.runs())
+        return gather(folder, [run.key for run in plan.runs()])
+
+
+def checkpoint_of(pipeline: VideoPipeline) -> dict[str, object]:
+    """What the pipeline was loaded from, for clips and manifest; nothing where it was put together by hand."""
+    folder = Path(str(pipeline.config.get("_name_or_path") or ""))
+    return {"checkpoint": checkpoint_id(folder)} if (folder / "model_index.json").is_file() else {}
 
 
 class Worker:
@@ -83,7 +93,8 @@ class Worker:
     ) -> None:
         self.pipeline, self.plan, self.folder, self.score, self.team = pipeline, plan, folder, score, team
         self.about, self.save_latents, self.on_row, self.tick = dict(about or {}), save_latents, on_row, tick
-        self.packer = Packer(pipeline)
+        # A clip alone takes longer than one in a pack: where some must be, all are, or their seconds say nothing.
+        self.packer = Packer(pipeline, alone=any(cache_of(run.config) is not None for run in plan.runs()))
         self.reference_frames = lru_cache(maxsize=16)(self.decode_reference)
         for name in ("clips", "references"):
             (folder / name).mkdir(parents=True, exist_ok=True)

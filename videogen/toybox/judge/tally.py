@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from videogen.clusters import effective_number
 from videogen.toybox.judge.clauses import Clauses
 from videogen.toybox.judge.found import Found
 from videogen.toybox.judge.measures import Quality, diversity
@@ -59,21 +60,9 @@ class Count(NamedTuple):
 def count_clips(outcomes: Sequence[tuple[str, bool]]) -> Count:
     """(caption, whether it is right) of each clip, counted.
 
-    Clips of one caption are alike, so they count as fewer: their number over the design effect (Kish 1965), that of a
-    share over clusters, and Wilson's interval for as many (Korn & Graubard 1998). Where all are right or none is,
-    nothing tells how alike they are, and a caption counts once. Of one caption alone its clips are the sample.
+    Wilson's interval is for as many clips as they are worth (Korn & Graubard 1998).
     """
-    groups = defaultdict[str, list[bool]](list)
-    for caption, value in outcomes:
-        groups[caption].append(value)
-    num, right = len(outcomes), sum(value for _, value in outcomes)
-    if len(groups) < 2:
-        return Count(right, num, num)
-    if right in (0, num):
-        return Count(right, num, len(groups))
-    share = right / num
-    between = sum((sum(group) - share * len(group)) ** 2 for group in groups.values())
-    return Count(right, num, num / max(1.0, between / (num * share * (1 - share))))
+    return Count(sum(right for _, right in outcomes), len(outcomes), effective_number(outcomes))
 
 
 def count(verdicts: Sequence[tuple[Case, dict[str, bool]]]) -> dict[str, Count]:
