@@ -96,7 +96,7 @@ def test_a_step_asks_for_the_facts_until_their_share_of_the_run_is_over(recipe: 
 @pytest.mark.parametrize("patch", [(1, 2, 2), (1, 4, 4)])
 def test_each_token_is_told_what_its_cells_show(recipe: TrainConfig, patch: tuple[int, int, int]) -> None:
     stage = DitStage(recipe)
-    clips = stage.read(stage.train[:3], 0, facts=True)
+    clips = stage.read(stage.train[:3], facts=True)
     task = stage.task(stage.drawing.draw(clips, patch, step_generator(0, 0)))
     assert task.facts is not None
     pt, ph, pw = patch
@@ -106,7 +106,7 @@ def test_each_token_is_told_what_its_cells_show(recipe: TrainConfig, patch: tupl
 
 def test_the_parts_of_a_task_add_up_with_facts_too(recipe: TrainConfig) -> None:
     stage = DitStage(recipe)
-    clips = stage.read(stage.train[:6], 0, facts=True)
+    clips = stage.read(stage.train[:6], facts=True)
     task = stage.task(stage.drawing.draw(clips, stage.model.base_patch, step_generator(0, 0)))
     whole = flow_error(stage.model, task, 0.1)
     parts = [flow_error(stage.model, part, 0.1) for part in task.parts(sum(task.clean.lengths) // 3)]
@@ -131,12 +131,12 @@ def test_a_folder_knows_no_facts(clips_folder: Path, checkpoint: Path, tmp_path:
 def test_what_is_kept_beside_a_latent_says_what_is_drawn(recipe: TrainConfig) -> None:
     """Added to a latent of a run without facts, then read with it."""
     plain, index = DitStage(replace(recipe, dit=replace(recipe.dit, facts=0.0))), 3
-    plain.read([index], 0)
+    plain.read([index])
     assert list(load_file(plain.cache.path_of(index, 0))) == ["latent"]
     stage = DitStage(recipe)
     drawn = truth(stage.folder.scene(index))  # type: ignore[union-attr]
     for _ in range(2):
-        stage.read([index], 0, facts=True)
+        stage.read([index], facts=True)
         kept = load_file(stage.cache.path_of(index, 0))
         for name, value in drawn._asdict().items():
             assert np.array_equal(kept[name].numpy(), value), name
@@ -145,7 +145,7 @@ def test_what_is_kept_beside_a_latent_says_what_is_drawn(recipe: TrainConfig) ->
 
 def test_facts_pack_like_latents(recipe: TrainConfig) -> None:
     stage = DitStage(recipe)
-    batch = stage.read(stage.train[:3], 0, facts=True)
+    batch = stage.read(stage.train[:3], facts=True)
     assert [told.shape for told in batch.facts] == [(len(FACTS), *latent.shape[1:]) for latent in batch.latents]
 
 

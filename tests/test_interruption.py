@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from tests.conftest import STAGES, assert_same_state, elsewhere, fit, state_of
 from videogen import training
 from videogen.config import TrainConfig
+from videogen.interruption import StopRequest
 from videogen.pipeline import VideoPipeline
 from videogen.stages import make_stage
-from videogen.training import StopRequest, Trainer, saved_steps
+from videogen.training import Trainer, saved_steps
 
 ROOT = Path(__file__).parent.parent
 
@@ -98,12 +99,51 @@ def test_a_non_finite_loss_stops_the_run_and_leaves_the_last_checkpoint(
         return values | {"loss": values["loss"] * (float("nan") if step == 5 else 1.0)}
 
     made.loss = loss  # type: ignore[method-assign,assignment]
-    with pytest.raises(FloatingPointError, match="loss is nan at step 5; the last checkpoint is whole"):
+    with pytest.raises(FloatingPointError, match=r"loss is nan .* at step 5; what was saved is whole"):
         trainer.fit()
     assert saved_steps(recipe.run.dir) == [4]
     assert all(p.isfinite().all() for p in trainer.stage.model.parameters())
     assert fit(recipe)
     assert all(value.isfinite().all() for value in state_of(recipe.run.dir, 8).values())
+
+
+def test_what_is_asked_for_by_a_signal_is_saved_before_anything_else(
+    finished: dict[str, TrainConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever stops a run may wait for ten seconds only, and a measurement may fail."""
+    recipe = elsewhere(finished["dit"], tmp_path / "run")
+    trainer = Trainer(made := make_stage(recipe), recipe)
+
+    def validate() -> dict[str, float]:
+        assert saved_steps(recipe.run.dir) == [trainer.step]
+        raise OSError(28, "No space left on device")
+
+    honest = made.loss
+
+    def loss(model: nn.Module, batch: object, step: int) -> dict[str, Tensor]:
+        if step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return honest(model, batch, step)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(made, "validate", validate)
+    with monkeypatch.context() as stopped:
+        stopped.setattr(made, "loss", loss)
+        assert not trainer.fit()  # saved, and nothing was measured
+    assert saved_steps(recipe.run.dir) == [3]
+    trainer = Trainer(made, recipe)
+    with pytest.raises(OSError, match="No space left"):
+        trainer.milestones(None, leaving=True, interrupted=False)
+
+
+def test_processes_that_found_different_steps_are_refused(
+    finished: dict[str, TrainConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two machines without a folder in common: only the first has what was saved."""
+    recipe = elsewhere(finished["dit"], tmp_path / "run")
+    trainer = Trainer(make_stage(recipe), recipe)
+    monkeypatch.setattr(trainer.accelerator, "gather", lambda step: torch.cat([step, step + 500]))
+    with pytest.raises(ValueError, match=r"at steps \[0, 500\]; give all of them the same folder"):
+        trainer.check_together()
 
 
 def test_signals_are_given_back(finished: dict[str, TrainConfig], tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "videogen"
 FLOORS = {
     0: "ahead patches plain config caching progress storage latents video_io packing attention sampling known flags "
-    "clusters estimate wan_conv wan_folder scaling hub",
+    "clusters interruption estimate wan_conv wan_folder scaling hub",
     1: "text vae dit dit_layers data flow vae_loss toybox wan_layers wan_vae wan_image checkpoint widening",
     2: "drawn pipeline lora parts memory plan training stages vae_stage dit_stage steps",
     3: "generate orders prompts provenance cli sweep doctor judging",

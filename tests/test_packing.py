@@ -272,10 +272,8 @@ def test_clips_of_equal_length_stand_together_in_a_pack() -> None:
 
 
 def test_a_clip_longer_than_the_budget_is_refused() -> None:
-    with pytest.raises(ValueError, match="token_budget must hold the longest clip of 500 tokens, got 400") as refusal:
+    with pytest.raises(ValueError, match="must hold the longest clip of 500 tokens, got 400"):
         plan_packs([10, 500, 20], budget=400)
-    assert "--data.token-budget 500 or more" in str(refusal.value)
-    assert "--data.max-tokens 400" in str(refusal.value)
 
 
 def test_no_clips_are_no_packs() -> None:

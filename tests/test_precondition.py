@@ -107,7 +107,7 @@ def test_the_variances_are_those_of_the_latents_and_stay_as_they_are(recipe: Tra
     stage = DitStage(recipe)
     variance = stage.model.data_variance
     assert variance is not None
-    latents = torch.cat([latent.float().flatten(1) for latent in stage.read(stage.train, 0).latents], dim=1)
+    latents = torch.cat([latent.float().flatten(1) for latent in stage.read(stage.train).latents], dim=1)
     torch.testing.assert_close(variance.data, latents.square().mean(1))
     before = variance.clone()
     assert fit(recipe)

@@ -1,5 +1,6 @@
 """What a step of training is made of: packs of two patch sizes, drawn clips, latents that a decoder does not change."""
 
+import json
 import math
 from dataclasses import replace
 from itertools import islice
@@ -12,6 +13,7 @@ import torch
 
 from tests.conftest import assert_same_state, elsewhere, fit, seeded, tiny_recipe
 from videogen.config import DataConfig, DitConfig, TrainConfig, parse_patch
+from videogen.data import Clip, VideoFolder
 from videogen.drawn import DrawnClips
 from videogen.flow import draw_levels
 from videogen.packing import Patch, pack
@@ -66,7 +68,7 @@ def test_every_patch_size_goes_through_the_clips_that_it_divides(recipe: TrainCo
 def test_tokens_are_counted_as_they_are_cut(recipe: TrainConfig) -> None:
     stage = dit_stage(recipe)
     for index, entry in enumerate(stage.folder.entries[:8]):
-        latent = stage.read([index], 0).latents[0]
+        latent = stage.read([index]).latents[0]
         for patch in stage.model.patches:
             if n := num_tokens(entry, patch):
                 assert pack([latent], patch).lengths == (n,)
@@ -170,20 +172,79 @@ def test_wrong_patches_get_one_sentence(options: dict[str, Any], message: str) -
 
 
 def test_patches_finer_than_the_budget_holds_are_refused(recipe: TrainConfig) -> None:
-    with pytest.raises(ValueError, match="token_budget must hold the longest clip of 96 tokens, got 95"):
-        make_stage(
-            replace(
-                recipe, data=replace(recipe.data, token_budget=95), dit=replace(recipe.dit, patches={"1x1x1": 0.4})
-            )
-        )
+    small = replace(recipe, data=replace(recipe.data, token_budget=95), dit=replace(recipe.dit, patches={"1x1x1": 0.4}))
+    said = "the longest clip, of 96 tokens in patches of 1x1x1, and is 95; give --data.token-budget 96 or more$"
+    for look in (make_stage, plan_folder):
+        with pytest.raises(ValueError, match=said):  # drawn clips are of the sizes that are asked for
+            look(small)
+    make_stage(replace(small, dit=replace(recipe.dit, patches={"1x1x1": 0.0})))  # no step is in them
 
 
 def test_a_patch_that_divides_no_clip_is_refused(recipe: TrainConfig) -> None:
     uneven = replace(recipe, dit=replace(recipe.dit, patches={"3x2x2": 0.4}))
     for look in (make_stage, plan_folder):
-        with pytest.raises(ValueError, match="gives 3x2x2 40% of the steps, and no clip here is trained in it"):
+        with pytest.raises(ValueError, match="3x2x2 have 40% of the steps, and no clip here is trained in them"):
             look(uneven)
     dit_stage(replace(recipe, dit=replace(recipe.dit, patches={"3x2x2": 0.0})))  # it is in the model, untrained
+    base = replace(recipe, dit=replace(recipe.dit, patch_size=(3, 2, 2), patches={}))
+    for look in (make_stage, plan_folder):
+        with pytest.raises(ValueError, match="3x2x2 have 100% of the steps, and no clip here is trained in them"):
+            look(base)
+
+
+def test_clips_that_no_patch_divides_are_counted(recipe: TrainConfig, caplog: pytest.LogCaptureFixture) -> None:
+    coarse = replace(recipe, dit=replace(recipe.dit, patch_size=(1, 2, 4), patches={"1x2x2": 0.0}))
+    coarse = replace(coarse, sample=replace(recipe.sample, size="64x32"))
+    for look in (make_stage, plan_folder):
+        caplog.clear()
+        look(coarse)
+        (said,) = [record.getMessage() for record in caplog.records if "are not trained" in record.getMessage()]
+        stage = dit_stage(coarse)
+        left = sum(not stage.lengths[COARSE][index] for index in stage.train)
+        assert left > 0
+        assert said.startswith(f"{left} of {len(stage.train)} clips are not trained: no patch of 1x2x4")
+
+
+def test_a_file_that_ends_early_is_left_out_of_patches_that_do_not_divide_what_is_there(
+    own_clips: Path, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A header says so many frames; what a pack was planned with is not there."""
+    made = tiny_recipe("dit", own_clips, checkpoint, tmp_path / "run", steps=2)
+    made = replace(made, dit=replace(made.dit, patch_size=(2, 2, 2)))
+    stage = dit_stage(made)
+    index = next(i for i in stage.train if stage.lengths[2, 2, 2][i])
+    patch, path = (2, 2, 2), stage.folder.entries[index].path  # type: ignore[union-attr]
+    assert len(stage.read([index], patch).latents) == 1
+    whole = VideoFolder.read
+
+    def short(folder: VideoFolder, number: int, epoch: int = 0) -> Clip:
+        clip = whole(folder, number, epoch)
+        return clip._replace(video=clip.video[:, :1]) if number == index else clip
+
+    monkeypatch.setattr(VideoFolder, "read", short)
+    stage = dit_stage(replace(made, run=replace(made.run, dir=tmp_path / "again")))
+    assert stage.read([index], patch).latents == []
+    assert dict(stage.folder.problems)[path] == "it ends before its header says, and 2x2x2 does not divide it"  # type: ignore[union-attr]
+
+
+def test_a_patch_that_the_model_lacks_is_said_before_the_first_step(recipe: TrainConfig) -> None:
+    with pytest.raises(ValueError, match="1x4x4"):
+        make_stage(replace(recipe, sample=replace(recipe.sample, patch="1x4x4:0.4,1x2x2")))
+
+
+def test_what_dit_init_brings_and_the_recipe_does_not_go_with_is_said(
+    recipe: TrainConfig, checkpoint: Path, own_checkpoint: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = own_checkpoint / "vae" / "config.json"
+    stats = json.loads(config.read_text(encoding="utf-8"))
+    stats["latents_std"] = [2 * value for value in stats["latents_std"]]
+    config.write_text(json.dumps(stats), encoding="utf-8")
+    make_stage(replace(recipe, dit=replace(recipe.dit, init=checkpoint, num_layers=5, patches={})))
+    said = caplog.text
+    assert "dit.num_layers = 5 is left aside" in said
+    assert "denoises latents of its own VAE" not in said
+    make_stage(replace(recipe, dit=replace(recipe.dit, init=own_checkpoint, patches={})))
+    assert f"{own_checkpoint} denoises latents of its own VAE, and those of {checkpoint} are others" in caplog.text
 
 
 # --- drawn clips

@@ -151,3 +151,15 @@ def test_another_encoder_does_not_read_this_one_s_texts(
     ours, other = (TextCache(*parts, tmp_path) for parts in (mini, load_text(checkpoint)))
     assert ours.name_of("a red circle") != other.name_of("a red circle")
     assert ours.read(["a red circle"])[0].shape[1] != other.read(["a red circle"])[0].shape[1]
+
+
+def test_texts_leave_memory_and_come_back_from_disk(
+    mini: tuple[PreTrainedTokenizerBase, PreTrainedModel], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = TextCache(*mini, tmp_path)
+    cache.held_bytes = 1
+    first = [cache.read([prompt])[0] for prompt in PROMPTS]
+    assert len(cache.texts) == 1
+    monkeypatch.setattr("videogen.text.embed_prompts", lambda *args: pytest.fail("encoded once more"))
+    assert all(map(torch.equal, cache.read(PROMPTS), first))
+    assert len(cache.texts) == len(set(PROMPTS))  # those of one call stay together

@@ -55,6 +55,8 @@ def _train(argv: Sequence[str]) -> int:
     if trainer.step:
         print(f"resuming {config.run.dir} at step {trainer.step} of {config.run.steps}", file=sys.stderr)
     complete = trainer.fit()
+    if not trainer.accelerator.is_main_process:
+        return 0  # one of them says it
     checkpoint = str(config.run.dir / "checkpoint")
     print(json.dumps({"checkpoint": checkpoint, "step": trainer.step, "complete": complete}) if as_json else checkpoint)
     if not complete:

@@ -268,7 +268,7 @@ class DitConfig:
                 raise ValueError(f"{name} must be a share, 0 to 1, got {value:g}")
 
     def _check_patches(self) -> None:
-        extra = list(map(parse_patch, self.patches))
+        _, *extra = map(parse_patch, ("x".join(map(str, self.patch_size)), *self.patches))
         if self.patch_size in extra or len(set(extra)) < len(extra):
             raise ValueError(f"dit.patches names sizes beside dit.patch_size, each once, got {', '.join(self.patches)}")
         if min(self.patches.values(), default=0) < 0 or sum(self.patches.values()) > 1 + 1e-6:

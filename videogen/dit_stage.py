@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from itertools import chain, count, islice
+from itertools import count, islice
 from operator import mul
 from pathlib import Path
 
@@ -19,20 +19,29 @@ from torch import Tensor, nn
 
 from videogen.ahead import ahead, count_workers
 from videogen.config import TrainConfig, parse_patch
-from videogen.data import Kept, LatentCache, epoch_order
+from videogen.data import Found, Kept, LatentCache, epoch_order
 from videogen.dit import VideoDiT
 from videogen.drawn import DrawnClips
 from videogen.flow import FlowTask, draw_task, flow_error, step_generator
 from videogen.known import check_mixture
 from videogen.lora import adapt, save_lora
-from videogen.packing import NoiseLevels, PackedVideo, Patch, check_budget, deal, plan_packs
+from videogen.packing import NoiseLevels, PackedVideo, Patch, deal, plan_packs
 from videogen.parts import check_fit, encoder_id, frozen_parts, load_part, located
-from videogen.patches import patch_name
+from videogen.patches import cut_by, patch_name
 from videogen.pipeline import VideoPipeline, quiet_libraries
 from videogen.plain import to_mapping
-from videogen.plan import check_trained, dit_options, epoch_packs, num_facts, open_clips, packed_lengths
+from videogen.plan import (
+    check_trained,
+    dit_options,
+    epoch_packs,
+    num_facts,
+    open_clips,
+    packed_lengths,
+    share_of,
+    tell_untrained,
+)
 from videogen.sampling import check_sampler
-from videogen.steps import Ask, Clips, Drawing, Fetched, Reader, Step, clips_of
+from videogen.steps import Ask, Clips, Drawing, Fetched, Reader, Step, clips_of, divides
 from videogen.storage import whole_folder
 from videogen.text import PackedText, TextCache, num_rows_of, pad_texts
 from videogen.training import saved_steps
@@ -57,7 +66,12 @@ class DitStage:
         if config.dit.facts and not isinstance(self.folder, DrawnClips):
             raise ValueError("dit.facts needs clips whose truth is known; set data.toybox, or leave it at 0")
         self.train, self.val = self.folder.split()
-        self.lengths = {patch: self._lengths(patch) for patch in self.model.patches}
+        base = self.model.base_patch
+        self.lengths = {patch: packed_lengths(self.folder.entries, patch, base) for patch in self.model.patches}
+        for patch, lengths in self.lengths.items():
+            check_trained(lengths, self.train, patch, base, config)
+        self.trained = {patch: of for patch, of in self.lengths.items() if share_of(patch, base, config.dit)}
+        tell_untrained(self.trained, self.train)
         truth = self.folder.truth if isinstance(self.folder, DrawnClips) and config.dit.facts else None
         cache_dir = config.run.dir / "latents"
         self.cache = LatentCache(self.folder, encoder_id(self.vae), cache_dir, truth)
@@ -69,6 +83,7 @@ class DitStage:
         if config.dit.gradient_checkpointing:
             self.model.enable_gradient_checkpointing()
         check_sampler(config.sample.sampler)  # not at the first preview, an hour later
+        cut_by(config.sample, self.model.patches)
         self.pipeline().latent_shape(config.sample)
 
     def place(self, device: torch.device) -> None:
@@ -81,7 +96,7 @@ class DitStage:
         torch.manual_seed(self.seed)  # the first weights; everything later draws from its own generators
         if dit.init is not None:
             model = load_part(VideoDiT, dit.init, "transformer")
-            check_fit(model, self.vae, dit)
+            check_fit(model, self.vae, dit, text_dim=self.text_encoder.config.hidden_size)
             if dit.widen:
                 model = widened(model, heads=dit.num_attention_heads, ffn_dim=dit.ffn_dim, seed=self.seed)
             patches = list(map(parse_patch, dit.patches))
@@ -93,12 +108,6 @@ class DitStage:
         model.init_weights()
         return model
 
-    def _lengths(self, patch: Patch) -> list[int]:
-        lengths = packed_lengths(self.folder.entries, patch, self.model.base_patch)
-        check_budget(lengths, self.config.data.token_budget)
-        check_trained(lengths, self.train, patch, self.config.dit)
-        return lengths
-
     def _light_encoder(self) -> VideoVAE | None:
         return self.vae.encoder_alone() if isinstance(self.vae, VideoVAE) else None
 
@@ -109,7 +118,9 @@ class DitStage:
     def _data_variance(self, num_clips: int = 200) -> Tensor:
         """The mean square of each latent channel (c,), over some training clips."""
         order = epoch_order(self.train, self.seed, 0)[:num_clips]
-        values = torch.cat([latent.float().flatten(1) for latent in self.read(order, 0).latents], dim=1)
+        if not (latents := self.read(order).latents):
+            raise ValueError(f"none of {len(order)} clips of {self.config.data.folder} can be read")
+        values = torch.cat([latent.float().flatten(1) for latent in latents], dim=1)
         return values.square().mean(1).clamp(min=1e-6)
 
     def patch_of(self, step: int) -> Patch:
@@ -155,31 +166,38 @@ class DitStage:
             epoch, indices = next(streams[patch])
             yield Ask(indices, epoch, patch, step * every + rank, self.asks_facts(step))
 
-    def read(self, indices: list[int], epoch: int, *, facts: bool = False) -> Clips:
-        """Latents and captions of some clips, read here and now."""
-        ask = Ask(indices, epoch, self.model.base_patch)
-        return self.encoded(Fetched(ask, [self.reader.find(index, epoch) for index in indices]), facts=facts)
+    def read(self, indices: list[int], patch: Patch = (1, 1, 1), *, facts: bool = False) -> Clips:
+        """Latents and captions of some clips of the first epoch, read here and now; those that fail are left out."""
+        found = ((index, self.reader.find(index, 0)) for index in indices)
+        return clips_of(list(self.encoded(found, 0, patch)), facts=facts)
 
     def made(self, fetched: Fetched | Step) -> Step:
         """A step of what was found."""
         if isinstance(fetched, Step):
             return fetched
-        return self.drawing.step(self.encoded(fetched, facts=fetched.ask.facts), fetched.ask)
-
-    def encoded(self, fetched: Fetched, *, facts: bool) -> Clips:
-        """The clips of what was found; one that fails is named and left out; if all do, another stands in."""
-        ask, read = fetched.ask, list[tuple[Kept, str]]()
-        others = ((index, self.reader.find(index, ask.epoch)) for index in self.train)
-        for place, (index, found) in enumerate(chain(zip(ask.indices, fetched.clips, strict=True), others)):
-            if isinstance(found, str):
-                self.folder.report(index, found)
-            else:
-                read.append((self.cache.keep(index, ask.epoch, found[0], self._encode), found[1]))
-            if read and place + 1 >= len(ask.indices):
-                break
+        ask = fetched.ask
+        read = list(self.encoded(zip(ask.indices, fetched.clips, strict=True), ask.epoch, ask.patch))
+        if not read:  # another clip stands in
+            others = (index for index in self.train if self.lengths[ask.patch][index])
+            found = ((index, self.reader.find(index, ask.epoch)) for index in others)
+            read = list(islice(self.encoded(found, ask.epoch, ask.patch), 1))
         if not read:
             raise ValueError(f"no clip of {self.config.data.folder} can be read any more")
-        return clips_of(read, facts=facts)
+        return self.drawing.step(clips_of(read, facts=ask.facts), ask)
+
+    def encoded(
+        self, found: Iterable[tuple[int, tuple[Found, str] | str]], epoch: int, patch: Patch
+    ) -> Iterator[tuple[Kept, str]]:
+        """What is kept of the clips that were found, and their captions; one that fails is named and left out."""
+        for index, one in found:
+            if isinstance(one, str):
+                self.folder.report(index, one)
+                continue
+            kept = self.cache.keep(index, epoch, one[0], self._encode)
+            if divides(patch, kept):
+                yield kept, one[1]
+            else:
+                self.folder.report(index, f"it ends before its header says, and {patch_name(patch)} does not divide it")
 
     def asks_facts(self, step: int) -> bool:
         """Whether the network is to say, at an optimiser's step, what its tokens show."""
@@ -224,12 +242,13 @@ class DitStage:
     def validate(self) -> dict[str, float]:
         """The flow loss of the held-out clips, at the same noise and noise levels every time."""
         found: dict[str, float] = {}
-        for patch in self.model.patches:
-            lengths = self.lengths[patch]
+        for patch, lengths in self.trained.items():
             usable = [index for index in self.val if lengths[index]]
             losses, weights = [], []
             for number, indices in enumerate(plan_packs(lengths, budget=self.config.data.token_budget, order=usable)):
-                task = self.task(self.drawing.draw(self.read(indices, epoch=0), patch, step_generator(-1, number)))
+                if not (clips := self.read(indices, patch)).latents:
+                    continue
+                task = self.task(self.drawing.draw(clips, patch, step_generator(-1, number)))
                 losses.append(flow_error(self.model, task).item())
                 weights.append(task.total.item())
             if losses:

@@ -146,10 +146,7 @@ def shared_level(values: Tensor, num_tokens: int) -> NoiseLevels:
 def check_budget(lengths: Sequence[int], budget: int) -> None:
     """Refuse a budget that is smaller than the longest clip."""
     if (longest := max(lengths, default=0)) > budget:
-        raise ValueError(
-            f"token_budget must hold the longest clip of {longest} tokens, got {budget}; give --data.token-budget "
-            f"{longest} or more, or a folder's clips scaled down to fit with --data.max-tokens {budget}"
-        )
+        raise ValueError(f"the budget of a pack must hold the longest clip of {longest} tokens, got {budget}")
 
 
 def plan_packs(

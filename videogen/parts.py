@@ -6,6 +6,7 @@ DitConfig  ->  Frozen(VAE, tokenizer, text encoder, scheduler)
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -27,6 +28,7 @@ from videogen.vae import SPACE_STRIDE, VideoVAE
 from videogen.wan_folder import class_of, read_json
 from videogen.wan_vae import WanVAE
 
+logger = logging.getLogger(__name__)
 Model = TypeVar("Model", VideoVAE, VideoDiT)
 
 
@@ -69,14 +71,29 @@ def located(dit: DitConfig, find: Callable[[Path], Path] = find_checkpoint) -> D
     return replace(dit, vae=find(dit.vae), text=find(dit.text), init=init)
 
 
-def check_fit(model: VideoDiT, vae: VideoVAE | WanVAE, dit: DitConfig) -> None:
-    """Refuse to go on from a DiT (dit.init) that the rest of the recipe does not go with."""
+def check_fit(model: VideoDiT, vae: VideoVAE | WanVAE, dit: DitConfig, *, text_dim: int) -> None:
+    """Refuse to go on from a DiT (dit.init) that the rest of the recipe does not go with; say what stays as it was."""
+    assert dit.init is not None
     channels = vae.config["latent_channels"] if isinstance(vae, VideoVAE) else model.out_channels
     if model.out_channels != channels:
         raise ValueError(
             f"{dit.init} denoises latents of {model.out_channels} channels, and the VAE of {dit.vae} makes {channels}; "
             "give its own with --dit.vae"
         )
+    if text_dim != (wanted := model.config["text_dim"]):
+        raise ValueError(
+            f"{dit.init} reads texts of {wanted} values a token, and the encoder of {dit.text} makes {text_dim}; "
+            "give its own with --dit.text"
+        )
+    has_own = isinstance(vae, VideoVAE) and dit.init != dit.vae and (dit.init / "vae" / "config.json").is_file()
+    if has_own and encoder_id(load_part(VideoVAE, dit.init, "vae")) != encoder_id(vae):
+        said = "%s denoises latents of its own VAE, and those of %s are others; --dit.vae %s has them"
+        logger.warning(said, dit.init, dit.vae, dit.init)
+    usual = DitConfig()
+    for name in ("num_layers", "patch_size", "prediction"):
+        told, held = getattr(dit, name), model.config[name]
+        if told not in (getattr(usual, name), tuple(held) if isinstance(held, list) else held):
+            logger.warning("dit.%s = %s is left aside: %s has %s", name, told, dit.init, held)
     head = model.facts_head
     if dit.facts and head is not None and head.out_features != len(FACTS):
         said = f"{dit.init} tells {head.out_features} facts, and the toybox has {len(FACTS)}"

@@ -6,9 +6,10 @@ TrainConfig  ->  FolderPlan  ->  what train.py RECIPE --dry-run says
 from __future__ import annotations
 
 import json
+import logging
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import cast
@@ -18,12 +19,13 @@ from videogen.data import Entry, VideoFolder, epoch_order
 from videogen.drawn import DrawnClips, DrawnEntry
 from videogen.estimate import dit_flop, matmul_flops, training_memory
 from videogen.hub import look_up
-from videogen.packing import Patch, check_budget, plan_packs
+from videogen.packing import Patch, plan_packs
 from videogen.parts import count_frozen, located
 from videogen.patches import patch_name
 from videogen.toybox.facts import FACTS
 from videogen.vae import SPACE_STRIDE, TIME_STRIDE
 
+logger = logging.getLogger(__name__)
 ROWS = 16  # of the table; the rest is one row
 
 
@@ -48,15 +50,38 @@ def packed_lengths(entries: Sequence[Entry | DrawnEntry], patch: Patch, base: Pa
     return lengths
 
 
-def check_trained(lengths: Sequence[int], train: Sequence[int], patch: Patch, dit: DitConfig) -> None:
-    """A ValueError where a further patch size has a share of the steps and no clip that is trained in it."""
-    name = patch_name(patch)
-    if dit.patches.get(name, 0) and not any(lengths[index] for index in train):
+def check_trained(lengths: Sequence[int], train: Sequence[int], patch: Patch, base: Patch, config: TrainConfig) -> None:
+    """A ValueError where a patch size has a share of the steps, and no clip or one too long for a pack."""
+    budget, longest = config.data.token_budget, max(lengths, default=0)
+    if not (share := share_of(patch, base, config.dit)):
+        return
+    if longest > budget:
+        most = budget * math.prod(patch) // math.prod(base)
+        smaller = "" if config.data.toybox else f", or clips scaled down to fit with --data.max-tokens {most}"
         raise ValueError(
-            f"dit.patches gives {name} {dit.patches[name]:.0%} of the steps, and no clip here is trained in it: it "
-            f"must divide a clip's cells ({TIME_STRIDE} frames, {SPACE_STRIDE} pixels), and images are trained in no "
-            f"size coarser than dit.patch_size; set it to 0"
+            f"data.token_budget must hold the longest clip, of {longest} tokens in patches of {patch_name(patch)}, and "
+            f"is {budget}; give --data.token-budget {longest} or more{smaller}"
         )
+    if not any(lengths[index] for index in train):
+        raise ValueError(
+            f"patches of {patch_name(patch)} have {share:.0%} of the steps, and no clip here is trained in them: they "
+            f"must divide a clip's cells ({TIME_STRIDE} frames, {SPACE_STRIDE} pixels), and images are trained in no "
+            f"size coarser than dit.patch_size; give them no share in dit.patches, or another dit.patch_size"
+        )
+
+
+def share_of(patch: Patch, base: Patch, dit: DitConfig) -> float:
+    """Which share of the steps is in patches of a size; what dit.patches leaves is the base patch's."""
+    left = 1 - sum(dit.patches.values())
+    return dit.patches.get(patch_name(patch), 0.0) + (left if patch == base and left > 1e-6 else 0.0)
+
+
+def tell_untrained(lengths: Mapping[Patch, Sequence[int]], train: Sequence[int]) -> None:
+    """Say how many clips are trained in no patch size at all, if there are any."""
+    left = sum(not any(of_patch[index] for of_patch in lengths.values()) for index in train)
+    if left:
+        names = ", ".join(map(patch_name, lengths))
+        logger.warning("%d of %d clips are not trained: no patch of %s divides their cells", left, len(train), names)
 
 
 def epoch_packs(
@@ -160,14 +185,17 @@ def plan_folder(config: TrainConfig) -> FolderPlan:
     common = {"clips": clips, "unusable": len(getattr(folder, "problems", ())), "held_out": len(held), "tokens": tokens}
     if config.stage == "vae":
         return FolderPlan(**common, fill=None, steps_per_epoch=math.ceil(len(train) / config.vae.batch_clips))  # type: ignore[arg-type]
-    check_budget(lengths, data.token_budget)
+    every = {patch: lengths}
+    every |= {other: packed_lengths(folder.entries, other, patch) for other in map(parse_patch, config.dit.patches)}
+    for other, own in every.items():
+        check_trained(own, train, other, patch, config)
+    tell_untrained({other: own for other, own in every.items() if share_of(other, patch, config.dit)}, train)
     packs = epoch_packs(lengths, train, data, seed, epoch=0)
     fill = sum(lengths[index] for packed in packs for index in packed) / (len(packs) * data.token_budget)
-    more = {}
-    for name in config.dit.patches:
-        check_budget(own := packed_lengths(folder.entries, parse_patch(name), patch), data.token_budget)
-        check_trained(own, train, parse_patch(name), config.dit)
-        more[name] = len(epoch_packs(own, train, data, seed, epoch=0))
+    more = {
+        name: len(epoch_packs(every[other], train, data, seed, epoch=0)) if share_of(other, patch, config.dit) else 0
+        for name, other in ((name, parse_patch(name)) for name in config.dit.patches)
+    }
     plan = FolderPlan(**common, fill=fill, steps_per_epoch=len(packs), more_steps=more)  # type: ignore[arg-type]
     return plan if network is None else _with_cost(plan, config, network, [lengths[i] for p in packs for i in p])
 

@@ -73,6 +73,11 @@ def clips_of(read: Sequence[tuple[Kept, str]], *, facts: bool) -> Clips:
     return Clips(latents, captions, [torch.from_numpy(say(one)) for one in truths])
 
 
+def divides(patch: Patch, kept: Kept) -> bool:
+    """Whether patches cut a clip without rest; its file may have ended before its header said."""
+    return not any(side % cut for side, cut in zip(kept["latent"].shape[1:], patch, strict=True))
+
+
 @dataclass
 class Drawing:
     """All that is drawn for a step but its noise: which captions it goes without, and its noise levels."""
@@ -125,7 +130,7 @@ class Reader:
         """A step, where all of its clips are encoded and kept; else what there is of them."""
         clips = [self.find(index, ask.epoch) for index in ask.indices]
         done = [(one[0].kept, one[1]) for one in clips if not isinstance(one, str) and one[0].whole]
-        whole = len(done) == len(clips)
+        whole = len(done) == len(clips) and all(divides(ask.patch, kept) for kept, _ in done)
         return self.drawing.step(clips_of(done, facts=ask.facts), ask) if whole else Fetched(ask, clips)
 
     def find(self, index: int, epoch: int) -> tuple[Found, str] | str:

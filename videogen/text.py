@@ -12,6 +12,7 @@ import contextlib
 import hashlib
 import html
 import logging
+from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -152,14 +153,16 @@ class TextCache:
     """Embedded prompts in memory and on disk, in half precision: each different one is encoded once, not every session.
 
     Prompts that were new at once lie in one file. A text's name is a hash of the prompt and of the encoder's and the
-    tokenizer's files, so it is never stale.
+    tokenizer's files, so it is never stale. Beyond so many bytes those that were not asked for longest leave memory.
     """
+
+    held_bytes = 2**30
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, encoder: PreTrainedModel, cache_dir: Path) -> None:
         self.tokenizer, self.encoder, self.cache_dir = tokenizer, encoder, cache_dir
         names = [part.name_or_path for part in (tokenizer, encoder)]
         self.text_id = "|".join(checkpoint_id(Path(str(name)))["sha256"] for name in names)
-        self.texts: dict[str, Tensor] = {}
+        self.texts = OrderedDict[str, Tensor]()
         self.files = dict(self._on_disk())
 
     def _on_disk(self) -> Iterator[tuple[str, Path]]:
@@ -176,13 +179,23 @@ class TextCache:
         names = [self.name_of(prompt) for prompt in prompts]
         for path in sorted({self.files[name] for name in names if name in self.files and name not in self.texts}):
             with contextlib.suppress(SafetensorError, OSError):  # damaged: made anew
-                self.texts |= load_file(path)
+                self.texts.update(load_file(path))
         new = {name: prompt for name, prompt in zip(names, prompts, strict=True) if name not in self.texts}
         if new:
             made = embed_prompts(list(new.values()), self.tokenizer, self.encoder)
             rows = torch.cat(made).half().cpu().split([len(text) for text in made])  # one way back, not one each
             fresh = dict(zip(new, rows, strict=True))
-            self.texts |= fresh
+            self.texts.update(fresh)
             self.cache_dir.mkdir(parents=True, exist_ok=True)
-            save_tensors(fresh, self.cache_dir / f"{next(iter(new))}.safetensors")
-        return [self.texts[name] for name in names]
+            save_tensors(fresh, path := self.cache_dir / f"{next(iter(new))}.safetensors")
+            self.files |= dict.fromkeys(fresh, path)
+        found = [self.texts[name] for name in names]
+        self._make_room(names)
+        return found
+
+    def _make_room(self, names: Sequence[str]) -> None:
+        for name in names:
+            self.texts.move_to_end(name)
+        held = sum(text.nbytes for text in self.texts.values())
+        while held > self.held_bytes and len(self.texts) > len(set(names)):
+            held -= self.texts.popitem(last=False)[1].nbytes

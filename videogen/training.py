@@ -15,8 +15,8 @@ import shutil
 import signal
 import time
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
-from types import FrameType
 from typing import Generic, Protocol, TypeVar
 
 import torch
@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from videogen.config import OptimConfig, TrainConfig
 from videogen.dit import VideoDiT
 from videogen.flow import power_gamma
+from videogen.interruption import StopRequest
 from videogen.plain import dotted, to_mapping
 from videogen.progress import Log, Meter, progress_bar
 from videogen.storage import save_tensors, save_text, whole_folder
@@ -34,6 +35,8 @@ logger = logging.getLogger(__name__)
 Batch = TypeVar("Batch")
 CPU_PASS_TOKENS = 1280
 """Twice as many take a tenth longer each: what the layers hand on no longer stays in the cache (assets/LOG.md)."""
+PATIENCE = timedelta(days=1)
+"""How long the other processes wait for the first, which measures, saves and shows; torch would give it ten minutes."""
 KEEP = 2  # step folders that stay; older ones go when a new one is safe
 
 
@@ -177,38 +180,23 @@ def slow_in_bf16(device: torch.device) -> bool:
     return told and not (has["avx512_bf16"] or has["amx_bf16"])
 
 
-class StopRequest:
-    """Ctrl-C and SIGTERM ask the loop to save and stop; a second Ctrl-C stops at once.
-
-    A SIGTERM that follows is no second wish: torchrun sends one to all that had the terminal's Ctrl-C already.
-    """
-
-    def __init__(self) -> None:
-        self.signal: int | None = None
-        self.before = {sig: signal.signal(sig, self._ask) for sig in (signal.SIGINT, signal.SIGTERM)}
-
-    def _ask(self, number: int, frame: FrameType | None) -> None:
-        if self.signal is not None and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.signal = self.signal or number
-
-    def restore(self) -> None:
-        """Give the signals back to whoever had them."""
-        for number, handler in self.before.items():
-            signal.signal(number, handler)
-
-
 class Trainer(Generic[Batch]):
     """The loop and what it owns: optimiser, averages, checkpoints."""
 
     def __init__(self, stage: Stage[Batch], config: TrainConfig) -> None:
-        from accelerate import Accelerator, DistributedDataParallelKwargs
+        from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
+        from accelerate.utils import GradientAccumulationPlugin
 
         self.stage, self.config, self.run = stage, config, config.run
         dit = config.dit  # a step uses one patch size, the recipe's or one of dit.init, and tells facts or not
         some = DistributedDataParallelKwargs(find_unused_parameters=bool(dit.patches or dit.facts or dit.init))
         # cpu=True where there is nothing else: without it several processes would not know of each other there
-        self.accelerator = Accelerator(cpu=not torch.accelerator.is_available(), kwargs_handlers=[some])
+        self.accelerator = Accelerator(
+            cpu=not torch.accelerator.is_available(),
+            mixed_precision="no",  # the recipe says it, and how many steps add up, not what accelerate was set to
+            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+            kwargs_handlers=[some, InitProcessGroupKwargs(timeout=PATIENCE)],
+        )
         if self.accelerator.num_processes > 1 and config.stage == "vae":
             raise ValueError("the VAE is trained on one device; start train.py without torchrun or accelerate launch")
         if self.run.compile:
@@ -226,7 +214,14 @@ class Trainer(Generic[Batch]):
         self.step = max(saved_steps(self.run.dir), default=0)
         if self.step:
             load_step(self.run.dir, self.step, self.ema, self.optimizer)
+        self.check_together()
         self.optimizer = self.accelerator.prepare(self.optimizer)
+
+    def check_together(self) -> None:
+        """Refuse to go on where processes found different steps: each machine had a run folder of its own."""
+        steps = self.accelerator.gather(torch.tensor([self.step], device=self.accelerator.device))
+        if len(found := sorted(set(torch.as_tensor(steps).tolist()))) > 1:
+            raise ValueError(f"the processes found {self.run.dir} at steps {found}; give all of them the same folder")
 
     def at_once(self) -> int:
         """How much of a pack is computed at once: all, or on a CPU as much as is fastest, to the same gradient.
@@ -258,9 +253,8 @@ class Trainer(Generic[Batch]):
         norm = torch.as_tensor(self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.optim.grad_clip))
         values |= {"grad_norm": norm.item(), "lr": rate}
         if not math.isfinite(values["loss"]) or not math.isfinite(values["grad_norm"]):
-            raise FloatingPointError(
-                f"the loss is {values['loss']} at step {step}; the last checkpoint is whole: lower optim.lr and go on"
-            )
+            said = f"the loss is {values['loss']:.4g} and its gradient's norm {values['grad_norm']:.4g} at step {step}"
+            raise FloatingPointError(f"{said}; what was saved is whole: lower optim.lr and go on")
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.ema.update(step + 1)
@@ -349,14 +343,17 @@ class Trainer(Generic[Batch]):
         return self.step >= self.run.steps
 
     def milestones(self, log: Log | None, *, leaving: bool, interrupted: bool) -> None:
-        """What is done every so many steps and at the end: measure, save, show."""
-        if leaving or self.step % self.run.val_every == 0:
+        """What is done every so many steps and at the end: save, measure, show.
+
+        Saved first, and that alone where a signal asked for it: whoever sent it may not wait for more.
+        """
+        if leaving or self.step % self.run.save_every == 0:
+            self.save()
+        if (leaving or self.step % self.run.val_every == 0) and not interrupted:
             with torch.compiler.set_stance("force_eager"):  # compiling for it too would take longer
                 measured = {f"val_{key}": value for key, value in self.stage.validate().items()}
             if log is not None and measured:
                 log.write(self.step, measured)
-        if leaving or self.step % self.run.save_every == 0:
-            self.save()
         due = self.run.sample_every and self.step % self.run.sample_every == 0
         if (due or self.step >= self.run.steps) and not interrupted:
             self.preview()

@@ -101,14 +101,16 @@ class VaeStage:
 
     def sample_patches(self, num_clips: int = 400, most: int = 20_000) -> Tensor:
         """Patches (n, 768) of some training clips, each first frame standing for four, as the model sees it."""
-        patches = []
+        generator = step_generator(self.config.run.seed, -2)
+        found, lots = torch.empty(0, 768), torch.empty(0)
         for clip in self.videos(epoch_order(self.train, self.config.run.seed, 0)[:num_clips]):
             video = rearrange(clip, "c t h w -> 1 t c h w")
             padded = torch.cat([video[:, :1].expand(-1, 3, -1, -1, -1), video], dim=1)
-            patches.append(rearrange(to_patches(padded), "1 t p h w -> (t h w) p"))
-        found = torch.cat(patches)
-        keep = torch.randperm(len(found), generator=step_generator(self.config.run.seed, -2))[:most]
-        return found[keep]
+            patches = rearrange(to_patches(padded), "1 t p h w -> (t h w) p")
+            found, lots = torch.cat([found, patches]), torch.cat([lots, torch.rand(len(patches), generator=generator)])
+            if len(found) > 2 * most:  # as many as are asked for, of the least lots: every patch has the same chance
+                found, lots = (part[lots.argsort()[:most]] for part in (found, lots))
+        return found[lots.argsort()[:most]]
 
     def batches(self, start: int, every: int = 1) -> Iterator[Crops]:
         """The crops of the steps start, start + every, ...; a clip that fails to decode is left out and named."""

@@ -43,9 +43,9 @@ def linear_error(spectrum: Tensor, sigma: float) -> float:
 @torch.no_grad()
 def errors(stage: DitStage, patch: Patch, num_clips: int) -> dict[float, tuple[float, float, float]]:
     """For each level: the error with captions, without, and of the linear estimate."""
-    tokens = pack(stage.read(longest(stage, stage.train, 300), 0).latents, patch).tokens.float()
+    tokens = pack(stage.read(longest(stage, stage.train, 300)).latents, patch).tokens.float()
     spectrum = torch.linalg.eigvalsh((tokens.T @ tokens / len(tokens)).double()).clamp(min=0)
-    batch = stage.read(longest(stage, stage.val, num_clips), 0)
+    batch = stage.read(longest(stage, stage.val, num_clips))
     clean = pack([latent.float() for latent in batch.latents], patch)
 
     def error(captions: list[str], sigma: float) -> float:
