@@ -26,6 +26,7 @@ from videogen.judging import FIRST_SEED, case_of, draw
 from videogen.patches import known_patches, last_patch, patch_name
 from videogen.pipeline import VideoPipeline
 from videogen.stages import DitStage, make_stage
+from videogen.storage import checkpoint_id
 from videogen.toybox import Scene, caption, draw_scene, render
 from videogen.toybox.judge import Found, wilson
 from videogen.toybox.scenes import track
@@ -185,7 +186,8 @@ def main() -> None:
             f"trained on {row.trained_on}, made as {row.made_as}: subject whole in {row.whole:.1%} "
             f"({low:.1%} to {high:.1%}) of {row.clips} clips, found in {row.found:.1%}"
         )
-    write_result(args.out, {"clips": args.clips, **shared, "rows": [row._asdict() for row in rows]})
+    about = {"checkpoint": checkpoint_id(args.model), "clips": args.clips, **shared}
+    write_result(args.out, {**about, "rows": [row._asdict() for row in rows]})
 
 
 if __name__ == "__main__":

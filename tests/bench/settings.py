@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 
 from tests.bench.judged import BENCH, write_result
@@ -40,7 +41,12 @@ def main() -> None:
         for one in settings
     ]
     kept = [{name: row[name] for name in (*axes, *MEASURES) if name in row} for row in found]
-    about = {"prompts": len({row["prompt"] for row in rows}), "seeds": len({row["seed"] for row in rows})}
+    manifest = json.loads((args.sweep / "sweep.json").read_text(encoding="utf-8"))
+    about = {
+        "checkpoint": manifest.get("checkpoint"),
+        "prompts": len({row["prompt"] for row in rows}),
+        "seeds": len({row["seed"] for row in rows}),
+    }
     chosen = {name: best[name] for name in axes}
     write_result(args.out, {**about, "axes": axes, "rule": rule.removeprefix("# "), "chosen": chosen, "rows": kept})
     print(f"{args.out}: {len(kept)} settings, chosen {chosen}")
