@@ -69,7 +69,7 @@ def test_covering_scales_both_sides_alike() -> None:
     frames = disc[None, :, :, None].expand(1, -1, -1, 3)
     for width, height in ((80, 48), (96, 64), (48, 32), (160, 96)):
         video = cover(frames, width, height)
-        assert video.shape == (3, 1, height, width)
+        assert video.shape == (1, 3, height, width)
         inside = video[0, 0] > 0
         columns, rows = inside.any(0).sum().item(), inside.any(1).sum().item()
         assert abs(columns - rows) <= 2  # a pixel for the grid, one for rounding the covering size
@@ -80,7 +80,7 @@ def test_covering_scales_both_sides_alike() -> None:
 def test_a_frame_of_the_right_size_is_not_touched() -> None:
     frames = torch.randint(256, (3, 32, 48, 3), generator=seeded()).to(torch.uint8)
     video = cover(frames, 48, 32)
-    assert torch.equal(((video + 1) * 127.5).round().to(torch.uint8).permute(1, 2, 3, 0), frames)
+    assert torch.equal(((video + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1), frames)
 
 
 def test_a_frame_that_fits_nowhere_is_refused() -> None:
@@ -227,6 +227,8 @@ def test_captions_come_from_a_table_of_either_kind_or_beside_the_clip(tmp_path: 
 def test_a_table_saved_by_a_spreadsheet_is_read(tmp_path: Path) -> None:
     """Excel begins UTF-8 files with a byte order mark and ends lines with CR LF."""
     write_clip(tmp_path / "clip.mp4")
+    (tmp_path / "clip.txt").write_bytes("\ufeffa blue star\r\n".encode())
+    assert open_folder(tmp_path).read(0).caption == "a blue star"
     (tmp_path / "metadata.csv").write_bytes("\ufefffile_name,text\r\nclip.mp4,a red circle\r\n".encode())
     assert open_folder(tmp_path).read(0).caption == "a red circle"
 
@@ -239,16 +241,23 @@ GOOD = '{"file_name": "a.mp4", "text": "x"}'
     [
         ("metadata.csv", "file_name,text\na.mp4,red\nb.mp4\n", "line 3: every row needs file_name and text"),
         ("metadata.csv", "file,caption\na.mp4,red\n", "line 2: every row needs file_name and text"),
+        ("metadata.csv", "file_name,text\na.mp4,a cat, at night\n", "line 2: it has more cells than the table"),
+        ("metadata.csv", f'file_name,text\na.mp4,"{"red " * 40000}\n', "line .*: field larger than field limit"),
+        ("metadata.csv", "file_name,text\na.mp4,caf\udce9\n", "line .*: 'utf-8' codec can't decode byte 0xe9"),
+        ("metadata.jsonl", "caf\udce9\n", "is not a text in UTF-8: 'utf-8' codec can't decode byte 0xe9"),
         ("metadata.jsonl", f'{GOOD}\n{{"file_name": "b.mp4"}}\n', "line 2: every row needs file_name and text"),
         ("metadata.jsonl", f'{GOOD}\n\n{{"text": "b"}}\n', "line 3: every row needs file_name and text"),
         ("metadata.jsonl", f'{GOOD}\n{{"file_name": \n', "line 2"),
         ("metadata.jsonl", '["a.mp4", "x"]\n', "line 1: every row needs file_name and text"),
         ("metadata.jsonl", '{"file_name": "a.mp4", "text": 7}\n', "line 1: every row needs file_name and text"),
     ],
-    ids=["short row", "other header", "no text", "after a blank line", "no JSON", "a list", "a number"],
+    ids=[
+        "short row", "other header", "a comma", "an open quote", "latin", "latin lines", "no text",
+        "after a blank line", "no JSON", "a list", "a number",
+    ],
 )
 def test_a_bad_row_is_named_by_its_number(tmp_path: Path, name: str, content: str, message: str) -> None:
-    (tmp_path / name).write_text(content, encoding="utf-8")
+    (tmp_path / name).write_text(content, encoding="utf-8", errors="surrogateescape")
     with pytest.raises(ValueError, match=rf"{name} {message}"):
         read_captions(tmp_path)
 

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "videogen"
 FLOORS = {
     0: "ahead patches plain config caching progress storage latents video_io packing attention sampling known flags "
-    "clusters interruption estimate wan_conv wan_folder scaling hub",
+    "clusters interruption video_decode estimate wan_conv wan_folder scaling hub",
     1: "text vae dit dit_layers data flow vae_loss toybox wan_layers wan_vae wan_image checkpoint widening",
     2: "drawn pipeline lora parts memory plan training stages vae_stage dit_stage steps",
     3: "generate orders prompts provenance cli sweep doctor judging",
@@ -65,7 +65,7 @@ def test_there_are_no_circles() -> None:
     assert {name: graph[name] - done for name in graph if name not in done} == {}
 
 
-def test_only_one_file_knows_the_video_libraries() -> None:
+def test_only_two_files_know_the_video_libraries() -> None:
     libraries = {"av", "decord", "imageio", "imageio_ffmpeg"}
     knowing = set()
     for path in FILES:
@@ -73,7 +73,7 @@ def test_only_one_file_knows_the_video_libraries() -> None:
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             names += [str(node.module)] if isinstance(node, ast.ImportFrom) else []
             knowing |= {path.name for name in names if name.split(".")[0] in libraries}
-    assert knowing == {"video_io.py"}
+    assert knowing == {"video_io.py", "video_decode.py"}
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(PACKAGE).as_posix())

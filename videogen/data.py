@@ -75,7 +75,7 @@ def fit_size(width: int, height: int, *, cell: int, max_cells: int) -> tuple[int
 
 
 def cover(frames: Tensor, width: int, height: int) -> Tensor:
-    """Frames (t, h, w, 3) uint8, scaled to cover width x height and cropped evenly, as (3, t, h, w) in [-1, 1]."""
+    """Frames (t, h, w, 3) uint8, scaled to cover width x height and cropped evenly, as (t, 3, h, w) in [-1, 1]."""
     old_height, old_width = frames.shape[1:3]
     video = rearrange(frames, "t h w c -> t c h w").float() / 127.5 - 1
     if (old_width, old_height) != (width, height):
@@ -84,7 +84,7 @@ def cover(frames: Tensor, width: int, height: int) -> Tensor:
         video = torch.nn.functional.interpolate(video, size, mode="bicubic", antialias=True, align_corners=False)
         top, left = (size[0] - height) // 2, (size[1] - width) // 2
         video = video[..., top : top + height, left : left + width].clamp(-1, 1)
-    return rearrange(video, "t c h w -> c t h w")
+    return video
 
 
 def read_captions(folder: Path) -> dict[str, str]:
@@ -99,17 +99,30 @@ def read_captions(folder: Path) -> dict[str, str]:
     return captions
 
 
+def read_text(path: Path) -> str:
+    """A text file, which may begin with a byte order mark; a ValueError that names it where it is not in UTF-8."""
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not a text in UTF-8: {error}") from None
+
+
 def rows_of_csv(path: Path) -> Iterator[tuple[int, object]]:
     """The rows of a CSV file with their line numbers."""
     with path.open(newline="", encoding="utf-8-sig") as file:  # Excel begins a file with a byte order mark
         reader = csv.DictReader(file)
-        for row in reader:
-            yield reader.line_num, row
+        try:
+            for row in reader:
+                if None in row:
+                    raise ValueError("it has more cells than the table has columns; put texts with commas in quotes")
+                yield reader.line_num, row
+        except (csv.Error, ValueError) as error:
+            raise ValueError(f"{path} line {reader.line_num}: {error}") from None
 
 
 def rows_of_jsonl(path: Path) -> Iterator[tuple[int, object]]:
     """The objects of a JSON lines file with their line numbers."""
-    for number, line in enumerate(path.read_text(encoding="utf-8-sig").split("\n"), start=1):
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
         if line.strip():
             try:
                 yield number, json.loads(line)
@@ -180,7 +193,7 @@ class VideoFolder:
     def _entry(self, path: Path, captions: dict[str, str]) -> Entry:
         name = path.relative_to(self.config.folder).as_posix()
         sidecar = path.with_suffix(".txt")
-        caption = captions.get(name) or (sidecar.read_text(encoding="utf-8").strip() if sidecar.is_file() else "")
+        caption = captions.get(name) or (read_text(sidecar).strip() if sidecar.is_file() else "")
         if not caption:
             raise ValueError(f"no caption; add a row to metadata.csv or write {sidecar.name} beside it")
         info = probe(path)
@@ -234,10 +247,14 @@ class VideoFolder:
         """The clip of an epoch: decoded, at the config's frame rate, scaled and cropped to its size."""
         entry = self.entries[index]
         frames = read_video(
-            entry.path, fps=self.config.fps, start_seconds=self.start_of(index, epoch), num_frames=entry.frames
+            entry.path,
+            fps=self.config.fps,
+            start_seconds=self.start_of(index, epoch),
+            num_frames=entry.frames,
+            each=lambda chunk: cover(chunk, entry.width, entry.height),
         )
         whole = 1 + (len(frames) - 1) // TIME_STRIDE * TIME_STRIDE  # a file may end before its header says
-        return Clip(cover(frames[:whole], entry.width, entry.height), entry.caption)
+        return Clip(rearrange(frames[:whole], "t c h w -> c t h w"), entry.caption)
 
 
 def hold_out(num: int, num_held: int, seed: int) -> tuple[list[int], list[int]]:

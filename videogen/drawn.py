@@ -11,6 +11,7 @@ from functools import lru_cache
 
 import numpy as np
 import torch
+from einops import rearrange
 
 from videogen.config import DataConfig, parse_size
 from videogen.data import Clip, cover, hold_out
@@ -73,7 +74,8 @@ class DrawnClips:
         """The clip, drawn; every epoch has the same."""
         scene = self.scene(index)
         frames = torch.from_numpy(np.ascontiguousarray(render(scene)))
-        return Clip(cover(frames, scene.width, scene.height), self.caption(index))
+        video = cover(frames, scene.width, scene.height)
+        return Clip(rearrange(video, "t c h w -> c t h w"), self.caption(index))
 
     def truth(self, index: int) -> dict[str, np.ndarray]:
         """What is where in the clip, in cells of its latent: the arrays of videogen.toybox.facts.Truth."""

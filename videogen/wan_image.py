@@ -17,7 +17,7 @@ from torch import Tensor
 
 from videogen.packing import NoiseLevels, PackedVideo, pack, shared_level
 from videogen.text import PackedText, pad_texts
-from videogen.video_io import read_picture
+from videogen.video_decode import read_picture
 from videogen.wan_vae import WanVAE
 
 if TYPE_CHECKING:
