@@ -62,6 +62,20 @@ def check(scene: Scene, seed: int, *, new: bool) -> Clauses:
     return clauses
 
 
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("a red circle jumps up and down", "cannot tell which motion"),
+        ("a red circle bounces", "cannot tell which motion"),
+        ("a circle is red and a star is blue", "says blue of no thing"),
+        ("a red blue circle", "says a colour twice"),
+    ],
+)
+def test_what_is_half_understood_is_refused(text: str, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        parse(text)
+
+
 def test_a_caption_is_read_as_its_scene_is() -> None:
     said = Counter[str]()
     for seed in range(500):

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -105,6 +109,58 @@ def test_without_a_distance_the_judge_says_so_and_goes_on(
     assert result["distances"] == {}
     assert result["scores"]["the world's own"]["all"]["clips"] == clips
     assert words in caplog.text
+
+
+def test_a_clip_that_cannot_be_read_costs_no_other(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "clips"
+    write_folder(folder, num_clips=3, seed=0, sizes=((64, 64),), lengths=(9,))
+    next(folder.rglob("*.mp4")).write_bytes(b"cut")
+    assert main(["judge", str(folder), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["scores"]["clips"]["all"]["clips"] == 2
+    assert main(["judge", str(folder), "--json", "--clips", "2", "--held-out"]) == 2
+    assert "a folder has captions of its own" in capsys.readouterr().err
+
+
+def test_a_crew_ends_with_who_started_it(tmp_path: Path) -> None:
+    """A SIGTERM to the command alone, as a supervisor sends it."""
+    program = (
+        "import os, signal\n"
+        "from videogen.toybox.judge.crew import crew\n"
+        "if __name__ == '__main__':\n"
+        "    pool = crew(99)\n"
+        "    print(*{pool.submit(os.getpid).result() for _ in range(4)}, flush=True)\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+    )
+    (tmp_path / "program.py").write_text(program, encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, str(tmp_path / "program.py")], capture_output=True, text=True, timeout=120, check=False
+    )
+    workers = [int(word) for word in done.stdout.split()]
+    assert workers
+    assert done.returncode == -signal.SIGTERM
+    for _ in range(100):
+        if not any(Path(f"/proc/{worker}").exists() for worker in workers):
+            return
+        time.sleep(0.1)
+    raise AssertionError(f"{workers} outlived their parent")
+
+
+@pytest.mark.parametrize(
+    ("lines", "words"),
+    [
+        ('{"prompt": "a cat", "kind": "cirle"}', "line 1: kind 'cirle' is none of circle, "),
+        ('{"prompt": "a cat", "kind": "cat", "motion": "moves right"}', "line 1: motion 'moves right' is none of "),
+        ('["a cat", "cat"]', "line 1: every line needs a prompt and its clauses"),
+        ("", "has no captions; write one a line"),
+    ],
+)
+def test_captions_of_ones_own_keep_to_the_worlds_words(
+    lines: str, words: str, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prompts = tmp_path / "own.jsonl"
+    prompts.write_text(f"{lines}\n", encoding="utf-8")
+    assert main(["judge", str(checkpoint), "--captions", str(prompts), *QUICK]) == 2
+    assert words in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ import csv
 import hashlib
 import json
 import math
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -32,10 +33,13 @@ from videogen.flow import step_generator
 from videogen.packing import Patch
 from videogen.storage import save_tensors
 from videogen.vae import SPACE_STRIDE, TIME_STRIDE
+from videogen.video_decode import PICTURES
 from videogen.video_io import VideoInfo, probe, read_video
 
-VIDEOS = (".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".mts", ".m2ts", ".wmv", ".flv")
-SUFFIXES = (*VIDEOS, ".3gp", ".ogv", ".vob", ".gif", ".png", ".jpg", ".jpeg", ".webp", ".bmp")
+SUFFIXES = (
+    ".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".mts", ".m2ts", ".wmv", ".flv", ".3gp",
+    ".ogv", ".vob", ".mxf", ".f4v", ".asf", ".mpe", ".m2v", ".qt", ".y4m", ".gif", *PICTURES,
+)  # fmt: skip
 
 
 class Clip(NamedTuple):
@@ -90,7 +94,7 @@ def cover(frames: Tensor, width: int, height: int) -> Tensor:
 def read_captions(folder: Path) -> dict[str, str]:
     """Captions by file name relative to the folder, from the metadata files in it and its sub-folders."""
     captions: dict[str, str] = {}
-    for path in sorted(path for path in folder.rglob("metadata.*") if path.name in METADATA):
+    for path in sorted(path for path in files_in(folder) if path.name in METADATA):
         for number, row in METADATA[path.name](path):
             if not isinstance(row, dict) or not all(isinstance(row.get(key), str) for key in ("file_name", "text")):
                 raise ValueError(f"{path} line {number}: every row needs file_name and text, got {row}")
@@ -146,6 +150,23 @@ METADATA: dict[str, Callable[[Path], Iterator[tuple[int, object]]]] = {
 }
 
 
+def files_in(folder: Path) -> Iterator[Path]:
+    """All files of a folder, those of linked sub-folders too, each folder once."""
+    seen = set[str]()
+    for place, folders, names in os.walk(folder, followlinks=True):
+        if (real := os.path.realpath(place)) in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        yield from (Path(place) / name for name in names)
+
+
+def is_clip(path: Path) -> bool:
+    """Whether a file is meant as a clip: by its suffix, or because a caption lies beside it."""
+    suffix = path.suffix.lower()
+    return suffix in SUFFIXES or (suffix not in ("", ".txt") and path.with_suffix(".txt").is_file())
+
+
 def to_stderr(line: str) -> None:
     """Say something to who runs the program."""
     sys.stderr.write(f"{line}\n")
@@ -165,7 +186,7 @@ class VideoFolder:
             raise ValueError(f"no folder {config.folder}; give one with videos in it and captions beside them")
         captions = read_captions(config.folder)
         named = {config.folder / name for name in captions if (config.folder / name).is_file()}
-        paths = sorted(named | {path for path in config.folder.rglob("*") if path.suffix.lower() in SUFFIXES})
+        paths = sorted(named | {path for path in files_in(config.folder) if is_clip(path)})
         if not paths:
             raise ValueError(f"no videos in {config.folder}; it may hold {', '.join(SUFFIXES)} in any sub-folders")
         with ThreadPoolExecutor() as pool:

@@ -28,8 +28,8 @@ from videogen.hub import called, find_checkpoint, look_up
 from videogen.orders import pixel_stride
 from videogen.storage import checkpoint_id, save_text
 from videogen.toybox import Scene, caption, draw_scene, render
-from videogen.toybox.judge import Clauses, Said
 from videogen.toybox.judge import parse as read_caption
+from videogen.toybox.judge.cases import read_cases
 from videogen.toybox.judge.crew import Clip, look_each
 from videogen.toybox.judge.page import percent, say_distances, say_means
 from videogen.toybox.judge.page import render as render_page
@@ -105,6 +105,8 @@ def run_judge(argv: Sequence[str]) -> int:
     frames: dict[str, list[np.ndarray]] = {}
     for name, clips, num in sources(args, cases, pipeline, vae):
         column = [(one, clip.frames) for one, clip in with_bar(look_each(clips, num), num, name)]
+        if not column:
+            raise ValueError(f"none of the {num} clips can be read")
         columns[name], frames[name] = tally([one for one, _ in column]), [clip for _, clip in column]
         shown = shown or column  # what was asked for comes first; the others are there to compare
     judged = [one for one, _ in shown]
@@ -130,6 +132,8 @@ def parse_args(argv: Sequence[str]) -> JudgeArgs:
     model = args.target if args.target is not None and is_checkpoint(args.target) else None
     if args.target is not None and not args.target.is_dir():
         raise ValueError(f"{args.target} is no folder; give a checkpoint, or a folder of clips with metadata.csv")
+    if args.target is not None and model is None and (args.captions or args.held_out or args.new_words):
+        raise ValueError("a folder has captions of its own; leave out --captions, --held-out and --new-words")
     if args.vae is not None and not (args.vae / "vae" / "config.json").is_file():
         raise ValueError(f"--vae {args.vae} is not a checkpoint folder with a VAE: it has no vae/config.json")
     if args.all_sizes and model is not None:
@@ -179,7 +183,9 @@ def load(args: JudgeArgs) -> tuple[VideoPipeline | None, VideoVAE | WanVAE | Non
 def list_cases(args: JudgeArgs) -> list[Case]:
     """The prompts and what they say."""
     if args.captions is not None:
-        return list(islice(read_cases(args.captions), args.clips))
+        if not (cases := list(islice(read_cases(args.captions), args.clips))):
+            raise ValueError(f"{args.captions} has no captions; write one a line")
+        return cases
     if args.target is not None and not is_checkpoint(args.target):
         return []  # a folder has its own
     length = resolve_frames(args.sample, TIME_STRIDE)
@@ -195,29 +201,6 @@ def case_of(scene: Scene, *, new_words: bool = False) -> Case:
     """A scene and its caption."""
     text = caption(scene, scene.seed, new=new_words)
     return Case(text, read_caption(text), scene)
-
-
-def read_cases(path: Path) -> Iterator[Case]:
-    """Prompts of one's own; a bad line is named by its number."""
-    if not path.is_file():
-        raise ValueError(f"no captions file {path}")
-    for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), start=1):
-        if line.strip():
-            try:
-                yield own_case(json.loads(line)) if path.suffix == ".jsonl" else Case(line.strip(), read_caption(line))
-            except (ValueError, TypeError, KeyError) as error:
-                raise ValueError(f"{path} line {number}: {error}") from None
-
-
-def own_case(row: Mapping[str, str]) -> Case:
-    """A prompt whose clauses stand beside it."""
-    thing = {name: row[name] for name in Said._fields if name in row}
-    whole = {name: row[name] for name in ("background", "camera") if name in row}
-    if unknown := row.keys() - thing.keys() - whole.keys() - {"prompt"}:
-        raise ValueError(
-            f"unknown key {min(unknown)!r}; allowed are prompt, {', '.join(Said._fields)}, background, camera"
-        )
-    return Case(row["prompt"], Clauses((Said(**thing),), **whole))
 
 
 # --- clips
@@ -282,6 +265,8 @@ def clips_in(folder: Path, num: int) -> Iterator[tuple[Path, Case]]:
     captions = read_captions(folder)
     if not captions:
         raise ValueError(f"{folder} has no captions: a metadata.csv with file_name and text says what its clips show")
+    if num < len(captions):
+        logger.warning("the first %d of %d clips are judged; --clips says how many", num, len(captions))
     found, unread = list[tuple[Path, Case]](), list[str]()
     for name, text in islice(captions.items(), num):
         try:
@@ -296,11 +281,16 @@ def clips_in(folder: Path, num: int) -> Iterator[tuple[Path, Case]]:
 
 
 def iter_folder(folder: Path, found: Sequence[tuple[Path, Case]]) -> Iterator[Clip]:
-    """The clips of a folder."""
+    """The clips of a folder; one that cannot be read is named and left out."""
     from videogen.video_io import read_video
 
     for path, case in found:
-        yield Clip(case, 0, read_video(path).numpy())
+        try:
+            frames = read_video(path).numpy()
+        except (ValueError, OSError) as error:
+            logger.warning("not judged: %s", error)
+        else:
+            yield Clip(case, 0, frames)
 
 
 def measure_distances(frames: Mapping[str, Sequence[np.ndarray]], *, new: bool) -> dict[str, Distance]:

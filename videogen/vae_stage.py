@@ -53,7 +53,9 @@ class Cutter:
         """Crops for most of the run; whole clips for the last share of it."""
         vae, generator = self.config.vae, step_generator(self.config.run.seed, step)
         made, failed = list[np.ndarray](), list[tuple[int, str]]()
-        for epoch, index in self.clips_of(step):
+        for place, (epoch, index) in enumerate(self.clips_from(step)):
+            if place >= vae.batch_clips and (made or place >= vae.batch_clips + len(self.train)):
+                break  # the next ones stand in where none of a step can be read
             try:
                 video = self.folder.read(index, epoch).video
             except (ValueError, OSError) as error:
@@ -67,9 +69,9 @@ class Cutter:
             made += [crop.contiguous().numpy() for crop in crops]
         return Cut(made, failed)
 
-    def clips_of(self, step: int) -> Iterator[tuple[int, int]]:
-        """Epoch and index of the clips of a step: the next batch_clips of the endless run of epochs."""
-        for place in range(step * self.config.vae.batch_clips, (step + 1) * self.config.vae.batch_clips):
+    def clips_from(self, step: int) -> Iterator[tuple[int, int]]:
+        """Epoch and index of the clips from a step on: batch_clips a step of the endless run of epochs."""
+        for place in count(step * self.config.vae.batch_clips):
             epoch, i = divmod(place, len(self.train))
             yield epoch, self.order(epoch)[i]
 
@@ -119,7 +121,7 @@ class VaeStage:
             for index, reason in made.failed:
                 self.folder.report(index, reason)
             if not made.clips:
-                raise ValueError(f"no clip of a step can be read; see what is said of {self.config.data.folder} above")
+                raise ValueError(f"no clip of {self.config.data.folder} can be read any more")
             yield Crops(list(map(torch.from_numpy, made.clips)))
 
     def videos(self, indices: list[int]) -> Iterator[Tensor]:

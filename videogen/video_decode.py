@@ -201,6 +201,8 @@ def read_picture(path: Path) -> ndarray:
     import imageio.v3 as iio
 
     try:
+        if path.suffix.lower() in (".png", ".webp") and iio.improps(path, index=..., plugin="pillow").n_images != 1:
+            raise ValueError("it is an animation; ffmpeg can make an .mp4 of it")
         if iio.improps(path, index=0, plugin="pillow").dtype == "uint16":  # Pillow would clip it to white
             gray = iio.imread(path, index=0, plugin="pillow", rotate=True)
             return repeat((gray // 257).astype("uint8"), "h w -> 1 h w rgb", rgb=3)

@@ -100,6 +100,7 @@ def parse(text: str) -> Clauses:
     whole: dict[str, str] = {}
     named: dict[str, str] = {}  # size and colour of the thing whose kind comes next
     verbs: set[str] = set()
+    unled = False  # a verb was said that needs a way, such as "bounces": side to side, or as a ball does
     for options in split(text):
         sorts = {phrase.sort: phrase.meaning for phrase in options}
         if "kind" in sorts:
@@ -108,17 +109,26 @@ def parse(text: str) -> Clauses:
         elif "verb" in sorts and things:
             verbs = {phrase.meaning for phrase in options}
             things[-1] = things[-1]._replace(motion=only(verbs & UNLED))
+            unled = not things[-1].motion
         elif "way" in sorts and things:
             led = {phrase.meaning for phrase in options if phrase.sort == "way"}
-            things = lead(things, verbs, led, behind=whole.get("event") == "behind")
+            things, unled = lead(things, verbs, led, behind=whole.get("event") == "behind"), False
+            if not any(thing.motion for thing in things):
+                raise ValueError(f"the judge cannot tell which motion {text!r} means: no caption says it so")
         elif "sense" in sorts and things:
             things[-1] = things[-1]._replace(sense=sorts["sense"])
+        for sort in {"size", "colour"} & sorts.keys() & named.keys():
+            raise ValueError(f"{text!r} says a {sort} twice before it names a thing; say it before each thing's name")
         for sort in ("size", "colour"):
             named |= {sort: sorts[sort]} if sort in sorts else {}
         for sort in ("background", "camera", "relation", "event", "behind"):
             whole |= {"event" if sort == "behind" else sort: sorts[sort]} if sort in sorts else {}
     if not things:
         raise ValueError(f"{text!r} names no thing that the judge could look for")
+    if named:
+        raise ValueError(f"{text!r} says {', '.join(named.values())} of no thing; say it before the thing's name")
+    if unled:
+        raise ValueError(f"the judge cannot tell which motion {text!r} means: no caption says it so")
     return Clauses(tuple(things), **whole)
 
 

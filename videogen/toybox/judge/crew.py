@@ -10,7 +10,8 @@ import signal
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from itertools import islice
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
+from threading import Thread
 from typing import NamedTuple
 
 import numpy as np
@@ -43,9 +44,21 @@ def crew(num_clips: int) -> Executor:
     """Who judges so many clips: a process a core, or where they are few a thread of this one."""
     if CORES == 1 or num_clips <= FEW:
         return ThreadPoolExecutor(1)
-    # Spawned, for this process may have threads of torch's; Ctrl-C is this one's to answer.
-    ignore = {"initializer": signal.signal, "initargs": (signal.SIGINT, signal.SIG_IGN)}
-    return ProcessPoolExecutor(CORES, mp_context=get_context("spawn"), **ignore)
+    # Spawned, for this process may have threads of torch's.
+    return ProcessPoolExecutor(CORES, mp_context=get_context("spawn"), initializer=begin)
+
+
+def begin() -> None:
+    """In each process of a crew: Ctrl-C is for the one that started it to answer, and without that one it ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    Thread(target=end_with_parent, daemon=True).start()
+
+
+def end_with_parent() -> None:
+    """Wait until the process that started this one is gone, which a signal to it alone may bring about."""
+    if (parent := parent_process()) is not None:
+        parent.join()
+        os._exit(1)
 
 
 def look_each(clips: Iterable[Clip], num: int) -> Iterator[tuple[Judged, Clip]]:
