@@ -174,6 +174,40 @@ def test_the_second_expert_takes_a_lora_of_its_own(loras: list[Path], tmp_path: 
     assert (wanted - plain).abs().max() > 0.01
 
 
+def test_each_expert_takes_the_loras_that_are_said_to_be_its_own(
+    loras: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    theirs = save("T2V A14B", tmp_path)
+    theirs.load_lora_weights(str(loras[0]), adapter_name="high")
+    theirs.load_lora_weights(str(loras[1]), adapter_name="low", load_into_transformer_2=True)
+    theirs.transformer.set_adapters(["high"], [0.7])
+    ours = VideoPipeline.from_pretrained(tmp_path)
+    ours.add_loras([f"high:{loras[0]}=0.7", f"low:{loras[1]}"])
+    assert_same_latents(make(ours), latents_of(theirs, SETTINGS))
+    words = [PROMPT, "--model", str(tmp_path), "--size", "32x64", "--frames", "9", "--out", str(tmp_path / "a.mp4")]
+    assert sample([*words, "--lora", str(loras[0])]) == 2
+    assert f"this model has two experts: say --lora high:{loras[0]} or low:" in capsys.readouterr().err
+
+
+def test_a_lora_that_does_not_go_with_the_model_is_said(
+    wan: Folder, loras: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    half = torch.zeros(2, 2)
+    kinds = {
+        "kohya": {f"lora_unet_down_blocks_0_attn.lora_{way}.weight": half for way in ("down", "up")},
+        "flux": {f"diffusion_model.double_blocks.0.img_attn.qkv.lora_{half_}.weight": half for half_ in "AB"},
+        "peft": {f"base_model.model.blocks.0.attn1.to_q.lora_{half_}.weight": half for half_ in "AB"},
+    }
+    words = [PROMPT, "--model", str(wan[0]), "--size", "32x64", "--frames", "9", "--out", str(tmp_path / "a.mp4")]
+    for kind, weights in kinds.items():
+        save_file({name: value.clone() for name, value in weights.items()}, path := tmp_path / f"{kind}.safetensors")
+        assert sample([*words, "--lora", str(path)]) == 2, kind
+        said = capsys.readouterr().err
+        assert f"{path} is no LoRA for this model: " in said, (kind, said)
+    assert sample([*words, "--lora", f"low:{loras[0]}"]) == 2
+    assert "this model has one transformer; leave low: out" in capsys.readouterr().err
+
+
 def test_the_command_puts_loras_beside_the_weights(
     wan: Folder, loras: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

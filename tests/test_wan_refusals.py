@@ -37,6 +37,32 @@ def test_an_image_of_the_wrong_kind_is_refused(
         VideoPipeline.from_pretrained(folders[kind][0]).sample([Job(PROMPT, 5, images)], SETTINGS)
 
 
+@pytest.mark.parametrize(
+    ("kind", "names", "message"),
+    [
+        ("TI2V 5B", ["whole", "whole"], "cannot be told the last; leave --last-image out"),
+        ("FLF2V 2.1", ["whole"], "makes what lies between two images; give --last-image too"),
+        ("I2V 2.1", ["cut"], "cut.png: Pillow finds no whole picture in it"),
+    ],
+)
+def test_an_image_that_cannot_be_is_said_before_anything_is_loaded(
+    kind: str,
+    names: list[str],
+    message: str,
+    folders: dict[str, tuple[Path, DiffusionPipeline]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("videogen.generate.load", lambda args: pytest.fail("the model was loaded"))
+    draw_image(0).save(tmp_path / "whole.png")
+    (tmp_path / "cut.png").write_bytes((tmp_path / "whole.png").read_bytes()[:60])
+    flags = zip(("--image", "--last-image"), (str(tmp_path / f"{name}.png") for name in names), strict=False)
+    words = [PROMPT, "--model", str(folders[kind][0]), "--size", "32x64", "--frames", "9", "--dry-run"]
+    assert sample([*words, *(word for pair in flags for word in pair)]) == 2
+    assert message in capsys.readouterr().err
+
+
 def test_a_sweep_of_a_model_that_begins_with_an_image_says_so(
     folders: dict[str, tuple[Path, DiffusionPipeline]],
 ) -> None:

@@ -55,11 +55,10 @@ def rotary(
 
     They depend on host integers alone, so a sampling run computes them once, and training once a size of clip.
     """
-    clips = [clip_rotary(grid, patch, head_size, device, base, theta, scaling) for grid in grids]
+    clips = [remembered(grid)(grid, patch, head_size, device, base, theta, scaling) for grid in grids]
     return Rotary(torch.cat([clip.cos for clip in clips]), torch.cat([clip.sin for clip in clips]))
 
 
-@functools.lru_cache(maxsize=256)
 def clip_rotary(
     grid: Grid, patch: Patch, head_size: int, device: torch.device, base: Patch, theta: float, scaling: Scaling | None
 ) -> Rotary:
@@ -69,6 +68,14 @@ def clip_rotary(
     turned = torch.cat([torch.outer(where[:, axis], ladders[axis]) for axis in range(3)], dim=1)
     angles = rearrange(turned, "n pairs -> n 1 pairs")
     return Rotary(angles.cos().float().to(device), angles.sin().float().to(device))
+
+
+of_small, of_large = (functools.lru_cache(maxsize=num)(clip_rotary) for num in (256, 8))
+
+
+def remembered(grid: Grid) -> Callable[..., Rotary]:
+    """The tables of many small clips or of few large ones, which at Wan's sizes take ten megabytes each."""
+    return of_small if math.prod(grid) <= 1024 else of_large
 
 
 def rotate(x: Tensor, table: Rotary) -> Tensor:

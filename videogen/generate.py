@@ -71,7 +71,8 @@ class SampleArgs:
     last_image: Path | None = None
     """The last frame as well, for a model that takes both."""
     lora: tuple[str, ...] = ()
-    """LoRA files or folders for the transformer, each with =SCALE behind it where that is not 1."""
+    """LoRA files or folders, each with =SCALE behind it where that is not 1; of a model with two experts with high: or
+    low: before it, for high or low noise."""
     sample: Annotated[SampleConfig, tyro.conf.arg(name="")] = field(default_factory=SampleConfig)
     """Settings."""
     device: Literal["cpu", "cuda", "mps"] = "cpu"

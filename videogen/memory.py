@@ -122,9 +122,9 @@ def weight_bytes(
     sizes = [size - gguf_saves(path, dtype) for size, path in zip(sizes, gguf, strict=True)] if gguf else sizes
     if offload == "group":  # a LoRA's layers are smaller than what they stand beside
         return max(count_bytes(layer, deep=False) for part in (*experts, *others) for layer in part.modules())
-    paths = [read_lora(word)[0] for word in loras]
-    files = [file for path in paths for file in ([path] if path.is_file() else path.glob("*.safetensors"))]
-    sizes[0] += dtype.itemsize * sum(map(count_weights, files))
+    for path, _, expert in map(read_lora, loras):
+        files = [path] if path.is_file() else path.glob("*.safetensors")
+        sizes[expert == "low"] += dtype.itemsize * sum(map(count_weights, files))
     return (max if offload == "model" else sum)([*sizes, *map(count_bytes, others)])
 
 

@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from videogen.config import SampleConfig, check_frames, check_size, resolve_frames
 from videogen.estimate import TIME_STRIDE
+from videogen.flags import check_experts, read_lora
 from videogen.latents import WHERE, is_same, latent_settings
 from videogen.patches import check_duration, coarsest, cut_by, draft, known_patches
 from videogen.prompts import read_prompts, read_seeds
 from videogen.video_io import check_format, read_settings
-from videogen.wan_folder import check_images, strides
+from videogen.wan_folder import check_images, class_of, read_json, strides
 
 if TYPE_CHECKING:
     from videogen.generate import SampleArgs
@@ -67,6 +68,10 @@ def place(rows: Sequence[tuple[str, int, SampleConfig]], args: SampleArgs) -> li
     """Give every clip its file, and refuse what cannot be before anything is computed."""
     check_settings({config for _, _, config in rows}, args.model)
     check_images(args.model, args.image, args.last_image)
+    if args.last_image is not None and any(resolve_frames(config, TIME_STRIDE) == 1 for _, _, config in rows):
+        raise ValueError("frames must be more than 1 to begin and end with an image, got 1")
+    two = class_of(read_json(args.model / "model_index.json"), "transformer_2") is not None
+    check_experts(list(map(read_lora, args.lora)), two=two)
     to_file = args.out is not None and args.out.suffix.lower() in SUFFIXES
     if args.out is not None and args.out.suffix and not to_file and not args.out.is_dir():
         raise ValueError(f"--out must be a folder or end in {', '.join(SUFFIXES)}, got {args.out}")

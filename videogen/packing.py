@@ -140,7 +140,7 @@ def per_frame(sigmas: Sequence[Tensor], grids: Sequence[Grid]) -> NoiseLevels:
 
 def shared_level(values: Tensor, num_tokens: int) -> NoiseLevels:
     """The same noise level (1,) for every token."""
-    return NoiseLevels(values.float(), torch.zeros(num_tokens, dtype=torch.long, device=values.device))
+    return NoiseLevels(values, torch.zeros(num_tokens, dtype=torch.long, device=values.device))
 
 
 def check_budget(lengths: Sequence[int], budget: int) -> None:

@@ -25,7 +25,7 @@ from videogen.caching import BlockCache, cache_of
 from videogen.checkpoint import align, check_checkpoint, quiet_libraries
 from videogen.config import SampleConfig, check_size, read_defaults, resolve_frames
 from videogen.dit import TextContext, VideoDiT
-from videogen.flags import read_lora
+from videogen.flags import check_experts, read_lora
 from videogen.flow import velocity_of
 from videogen.hub import find_checkpoint
 from videogen.packing import Lengths, PackedVideo, Scaling, check_patch, pack, recut, unpack
@@ -41,7 +41,8 @@ from videogen.sampling import (
     seeded_noise,
     strengthen,
 )
-from videogen.text import PackedText, embed_prompts, load_encoder, num_rows_of, pad_texts
+from videogen.storage import reason
+from videogen.text import PackedText, embed_prompts, load_encoder, num_rows_of, pad_texts, texts_of
 from videogen.vae import VideoVAE, decode
 from videogen.wan_folder import NO_IMAGE, PROMPTS_ALONE, at_home, class_of, go_abroad, read_json
 from videogen.wan_image import Given, Images, give_beside, give_known, view
@@ -60,12 +61,6 @@ class Job(NamedTuple):
     seed: int
     images: Images | None = None
     own: SampleConfig | None = None  # whose size and length it has, where they are not those of the whole pack
-
-
-def texts_of(prompts: Sequence[str], config: SampleConfig) -> list[str]:
-    """What is read for some clips: the prompts, and under guidance the negative prompt once for each."""
-    guided = {config.guidance, config.guidance_2} - {1, None}
-    return [*prompts, *([config.negative] * len(prompts) if guided else [])]
 
 
 class VideoPipeline(DiffusionPipeline, WanLoraLoaderMixin):
@@ -156,13 +151,22 @@ class VideoPipeline(DiffusionPipeline, WanLoraLoaderMixin):
             go_abroad(Path(save_directory))
 
     def add_loras(self, words: Sequence[str]) -> None:
-        """Put LoRAs beside the weights: files or folders of diffusers' or PEFT's making, each with =SCALE if not 1."""
-        scales: dict[str, float] = {}
-        for path, scale in map(read_lora, words):
-            adapter = f"lora_{len(scales)}"
-            self.load_lora_weights(str(path), adapter_name=adapter, local_files_only=True)
-            scales[adapter] = scale
-        self.set_adapters(list(scales), list(scales.values()))
+        """Put LoRAs beside the weights: files or folders that diffusers knows, as `read_lora` has them."""
+        loras = list(map(read_lora, words))
+        check_experts(loras, two=self.transformer_2 is not None)
+        scales: dict[str, dict[str, float]] = {}
+        for number, (path, scale, expert) in enumerate(loras):
+            part, name = "transformer_2" if expert == "low" else "transformer", f"lora_{number}"
+            where = {"load_into_transformer_2": True} if expert == "low" else {}
+            try:
+                self.load_lora_weights(str(path), adapter_name=name, local_files_only=True, **where)
+            except (KeyError, ValueError, RuntimeError, AttributeError, TypeError) as error:
+                raise ValueError(f"{path} is no LoRA for this model: {reason(error)}") from error
+            if name not in self.get_list_adapters().get(part, ()):
+                raise ValueError(f"{path} is no LoRA for this model: it names none of its layers as diffusers does")
+            scales.setdefault(part, {})[name] = scale
+        for part, of_part in scales.items():
+            getattr(self, part).set_adapters(list(of_part), list(of_part.values()))
 
     @property
     def computes_on(self) -> torch.device:

@@ -46,7 +46,7 @@ def provenance(args: SampleArgs) -> dict[str, object]:
 def digests(args: SampleArgs) -> dict[str, list[str]]:
     """What the files beside a command's checkpoint are known by, for each flag that names some."""
     files = {
-        "lora": [read_lora(word)[0] for word in args.lora],
+        "lora": [read_lora(word).path for word in args.lora],
         "gguf": list(args.gguf),
         "image": [args.image] if args.image else [],
         "last_image": [args.last_image] if args.last_image else [],

@@ -51,7 +51,7 @@ def sigma_schedule(steps: int, *, shift: float = 1.0) -> Tensor:
     if steps < 1:
         raise ValueError(f"steps must be at least 1, got {steps}")
     sigmas = torch.linspace(1, 0, steps + 1)
-    return shift * sigmas / (1 + (shift - 1) * sigmas)
+    return (shift * sigmas / (1 + (shift - 1) * sigmas)).clamp(max=1)  # rounding puts the first of some shifts above 1
 
 
 def seeded_noise(shapes: Sequence[Shape], seeds: Sequence[int]) -> list[Tensor]:
@@ -229,7 +229,8 @@ def denoise(
     if name in NOISY_SAMPLERS:
         return NOISY_SAMPLERS[name](velocity, noise, sigmas, fresh)
     chosen = make_scheduler(name, shift, like=scheduler)
-    return sample_with_diffusers(chosen, velocity, noise, steps=steps, whole=scheduler is not None)
+    own = scheduler is not None and type(chosen) is type(scheduler)
+    return sample_with_diffusers(chosen, velocity, noise, steps=steps, whole=scheduler is not None, to_the_end=not own)
 
 
 def make_scheduler(name: str, shift: float, *, like: Scheduler | None = None) -> Scheduler:
@@ -245,16 +246,19 @@ def make_scheduler(name: str, shift: float, *, like: Scheduler | None = None) ->
 
 
 def sample_with_diffusers(
-    scheduler: Scheduler, velocity: Velocity, x: Tensor, *, steps: int, whole: bool = False
+    scheduler: Scheduler, velocity: Velocity, x: Tensor, *, steps: int, whole: bool = False, to_the_end: bool = True
 ) -> Tensor:
-    """Run a scheduler at the noise levels that it sets, or telling the network its timesteps instead."""
+    """Run a scheduler at the noise levels that it sets, or telling the network its timesteps instead.
+
+    To the end: DEIS of diffusers stays at its last noise level, and a step of Euler's takes it on to none.
+    """
     scheduler.set_timesteps(steps)
     scheduler.set_begin_index(0)
     timesteps, sigmas = scheduler.timesteps, scheduler.sigmas
     for i, (timestep, sigma) in enumerate(zip(timesteps, sigmas[:-1].to(x), strict=True)):
         # Not always timestep / 1000: some round it down to an integer.
         slope = velocity(x, timestep.double() / 1000 if whole else sigma)
-        if i == len(timesteps) - 1 and sigmas[-1] > 0 and not whole:
-            return x - sigma * slope  # DEIS stays at its last noise level: the last step is Euler's
+        if i == len(timesteps) - 1 and sigmas[-1] > 0 and to_the_end:
+            return x - sigma * slope
         x = scheduler.step(slope, timestep, x, return_dict=False)[0]
     return x

@@ -22,6 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
+from videogen.config import SampleConfig
 from videogen.packing import Lengths
 from videogen.storage import checkpoint_id, save_tensors
 
@@ -147,6 +148,12 @@ def embed_prompts(
         hidden = encoder(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state
         done |= dict(zip(rows, hidden.float(), strict=True))
     return [done[i] for i in range(len(prompts))]
+
+
+def texts_of(prompts: Sequence[str], config: SampleConfig) -> list[str]:
+    """What is read for some clips: the prompts, and under guidance the negative prompt once for each."""
+    guided = {config.guidance, config.guidance_2} - {1, None}
+    return [*prompts, *([config.negative] * len(prompts) if guided else [])]
 
 
 class TextCache:

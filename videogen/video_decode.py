@@ -199,9 +199,12 @@ def display_matrix(frame: av.VideoFrame) -> tuple[int, int, int, int]:
 def read_picture(path: Path) -> ndarray:
     """A picture as a clip of one frame (1, h, w, 3), turned as its EXIF data asks."""
     import imageio.v3 as iio
+    from PIL import Image
 
     try:
-        if path.suffix.lower() in (".png", ".webp") and iio.improps(path, index=..., plugin="pillow").n_images != 1:
+        with Image.open(path) as picture:  # a JPEG's other pictures are no frames
+            moves = path.suffix.lower() in (".png", ".webp") and getattr(picture, "n_frames", 1) > 1
+        if moves:
             raise ValueError("it is an animation; ffmpeg can make an .mp4 of it")
         if iio.improps(path, index=0, plugin="pillow").dtype == "uint16":  # Pillow would clip it to white
             gray = iio.imread(path, index=0, plugin="pillow", rotate=True)

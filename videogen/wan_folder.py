@@ -11,6 +11,8 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
+from videogen.video_decode import read_picture
+
 Index = Mapping[str, object]
 OURS = "VideoPipeline"
 THEIRS = ("WanPipeline", "WanImageToVideoPipeline")
@@ -117,6 +119,13 @@ def check_images(folder: Path, first: Path | None, last: Path | None) -> None:
     for path, flag in ((first, "--image"), (last, "--last-image")):
         if path is not None and not path.is_file():
             raise ValueError(f"there is no file {path}; give another with {flag}")
+        if path is not None:
+            read_picture(path)  # a damaged one is said now
+    if last is not None and not _sees_images(folder):
+        raise ValueError("this model begins with an image and cannot be told the last; leave --last-image out")
+    between = read_json(folder / "transformer" / "config.json").get("pos_embed_seq_len")
+    if first is not None and last is None and between:
+        raise ValueError("this model makes what lies between two images; give --last-image too")
 
 
 def strides(folder: Path) -> tuple[int, int]:

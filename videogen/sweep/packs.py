@@ -26,9 +26,10 @@ from videogen.caching import BlockCache, cache_of
 from videogen.dit import TextContext
 from videogen.packing import Grid, PackedVideo, Patch, Scaling, check_patch, unpack
 from videogen.patches import Cut, cut_by
-from videogen.pipeline import Job, VideoPipeline, texts_of
+from videogen.pipeline import Job, VideoPipeline
 from videogen.sampling import is_guided, strengthen
 from videogen.sweep.plan import Run
+from videogen.text import texts_of
 
 Question = tuple[bytes, float, str]  # digest of a clip's tokens and grid, noise level, text
 # One clip more makes a CPU no faster from here on (measured: 25.0 ms a clip alone, 20.4 of 4 to 16); a GPU wants more.
