@@ -335,7 +335,8 @@ def test_a_budget_smaller_than_the_longest_clip_is_told_what_would_work_before_t
     dry_run: list[str], checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = toybox_dit(checkpoint, tmp_path, "--data.toybox", "50", "--data.token-budget", "60", *dry_run)
-    refused(capsys, train(words), "longest clip of 80 tokens, got 60", "--data.token-budget 80 or more")
+    said = "longest clip, of 320 tokens in patches of 1x1x1, and is 60"
+    refused(capsys, train(words), said, "--data.token-budget 320 or more")
     assert not (tmp_path / "run").exists()
 
 

@@ -68,8 +68,7 @@ class DitStage:
         self.train, self.val = self.folder.split()
         base = self.model.base_patch
         self.lengths = {patch: packed_lengths(self.folder.entries, patch, base) for patch in self.model.patches}
-        for patch, lengths in self.lengths.items():
-            check_trained(lengths, self.train, patch, base, config)
+        check_trained(self.lengths, self.train, base, config)
         self.trained = {patch: of for patch, of in self.lengths.items() if share_of(patch, base, config.dit)}
         tell_untrained(self.trained, self.train)
         truth = self.folder.truth if isinstance(self.folder, DrawnClips) and config.dit.facts else None

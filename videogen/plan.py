@@ -50,24 +50,26 @@ def packed_lengths(entries: Sequence[Entry | DrawnEntry], patch: Patch, base: Pa
     return lengths
 
 
-def check_trained(lengths: Sequence[int], train: Sequence[int], patch: Patch, base: Patch, config: TrainConfig) -> None:
-    """A ValueError where a patch size has a share of the steps, and no clip or one too long for a pack."""
-    budget, longest = config.data.token_budget, max(lengths, default=0)
-    if not (share := share_of(patch, base, config.dit)):
-        return
-    if longest > budget:
+def check_trained(
+    lengths: Mapping[Patch, Sequence[int]], train: Sequence[int], base: Patch, config: TrainConfig
+) -> None:
+    """A ValueError where a clip is too long for a pack in a patch size that has a share of the steps, or none is cut."""
+    shares = {patch: share for patch in lengths if (share := share_of(patch, base, config.dit))}
+    longest, patch = max((max(lengths[patch], default=0), patch) for patch in shares)
+    if longest > (budget := config.data.token_budget):
         most = budget * math.prod(patch) // math.prod(base)
         smaller = "" if config.data.toybox else f", or clips scaled down to fit with --data.max-tokens {most}"
         raise ValueError(
             f"data.token_budget must hold the longest clip, of {longest} tokens in patches of {patch_name(patch)}, and "
             f"is {budget}; give --data.token-budget {longest} or more{smaller}"
         )
-    if not any(lengths[index] for index in train):
-        raise ValueError(
-            f"patches of {patch_name(patch)} have {share:.0%} of the steps, and no clip here is trained in them: they "
-            f"must divide a clip's cells ({TIME_STRIDE} frames, {SPACE_STRIDE} pixels), and images are trained in no "
-            f"size coarser than dit.patch_size; give them no share in dit.patches, or another dit.patch_size"
-        )
+    for patch, share in shares.items():
+        if not any(lengths[patch][index] for index in train):
+            raise ValueError(
+                f"patches of {patch_name(patch)} have {share:.0%} of the steps, and no clip here is trained in them: "
+                f"they must divide a clip's cells ({TIME_STRIDE} frames, {SPACE_STRIDE} pixels), and images are trained in "
+                f"no size coarser than dit.patch_size; give them no share in dit.patches, or another dit.patch_size"
+            )
 
 
 def share_of(patch: Patch, base: Patch, dit: DitConfig) -> float:
@@ -187,8 +189,7 @@ def plan_folder(config: TrainConfig) -> FolderPlan:
         return FolderPlan(**common, fill=None, steps_per_epoch=math.ceil(len(train) / config.vae.batch_clips))  # type: ignore[arg-type]
     every = {patch: lengths}
     every |= {other: packed_lengths(folder.entries, other, patch) for other in map(parse_patch, config.dit.patches)}
-    for other, own in every.items():
-        check_trained(own, train, other, patch, config)
+    check_trained(every, train, patch, config)
     tell_untrained({other: own for other, own in every.items() if share_of(other, patch, config.dit)}, train)
     packs = epoch_packs(lengths, train, data, seed, epoch=0)
     fill = sum(lengths[index] for packed in packs for index in packed) / (len(packs) * data.token_budget)
