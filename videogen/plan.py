@@ -53,7 +53,7 @@ def packed_lengths(entries: Sequence[Entry | DrawnEntry], patch: Patch, base: Pa
 def check_trained(
     lengths: Mapping[Patch, Sequence[int]], train: Sequence[int], base: Patch, config: TrainConfig
 ) -> None:
-    """A ValueError where a clip is too long for a pack in a patch size that has a share of the steps, or none is cut."""
+    """A ValueError where a patch size that has a share of the steps cuts a clip too long for a pack, or none at all."""
     shares = {patch: share for patch in lengths if (share := share_of(patch, base, config.dit))}
     longest, patch = max((max(lengths[patch], default=0), patch) for patch in shares)
     if longest > (budget := config.data.token_budget):
@@ -67,8 +67,8 @@ def check_trained(
         if not any(lengths[patch][index] for index in train):
             raise ValueError(
                 f"patches of {patch_name(patch)} have {share:.0%} of the steps, and no clip here is trained in them: "
-                f"they must divide a clip's cells ({TIME_STRIDE} frames, {SPACE_STRIDE} pixels), and images are trained in "
-                f"no size coarser than dit.patch_size; give them no share in dit.patches, or another dit.patch_size"
+                f"they must divide a clip's cells ({TIME_STRIDE} frames, {SPACE_STRIDE} pixels), and images are trained "
+                f"in no size coarser than dit.patch_size; give them no share in dit.patches, or another dit.patch_size"
             )
 
 
