@@ -67,8 +67,8 @@ def check_trained(
         if not any(lengths[patch][index] for index in train):
             raise ValueError(
                 f"patches of {patch_name(patch)} have {share:.0%} of the steps, and no clip here is trained in them: "
-                f"they must divide a clip's cells ({TIME_STRIDE} frames, {SPACE_STRIDE} pixels), and images are trained "
-                "in no size coarser than dit.patch_size; give them no share in dit.patches, or take another patch_size"
+                f"they must divide a clip's cells ({TIME_STRIDE} frames, {SPACE_STRIDE} pixels), and images are "
+                "trained in no size coarser than dit.patch_size; give them no share in dit.patches, or take another patch_size"
             )
 
 
