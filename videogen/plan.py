@@ -68,7 +68,7 @@ def check_trained(
             raise ValueError(
                 f"patches of {patch_name(patch)} have {share:.0%} of the steps, and no clip here is trained in them: "
                 f"they must divide a clip's cells ({TIME_STRIDE} frames, {SPACE_STRIDE} pixels), and images are "
-                "trained in no size coarser than dit.patch_size; give them no share in dit.patches, or take another size"
+                "trained in no size coarser than dit.patch_size; give them none in dit.patches, or take another size"
             )
 
 
