@@ -262,6 +262,24 @@ def test_a_bad_row_is_named_by_its_number(tmp_path: Path, name: str, content: st
         read_captions(tmp_path)
 
 
+def test_what_a_caption_lies_beside_is_used_or_named_and_what_lies_beside_a_clip_is_not(tmp_path: Path) -> None:
+    said: list[str] = []
+    write_clip(tmp_path / "clip.mp4")
+    for name in ("clip.json", "clip.srt", "notes.json"):
+        (tmp_path / name).write_text("{}", encoding="utf-8")
+    (tmp_path / "photo.heic").write_bytes(b"no picture that is read")
+    for name in ("clip.txt", "photo.txt"):
+        (tmp_path / name).write_text("red", encoding="utf-8")
+    linked = tmp_path / "elsewhere"
+    write_clip(linked / "more.mp4")
+    (linked / "more.txt").write_text("blue", encoding="utf-8")
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "link").symlink_to(linked, target_is_directory=True)
+    folder = open_folder(tmp_path, said)
+    assert {entry.caption for entry in folder.entries} == {"red", "blue"}
+    assert [path.name for path, _ in folder.problems] == ["photo.heic"]
+
+
 def test_a_row_without_its_file_is_named(tmp_path: Path) -> None:
     said: list[str] = []
     write_clip(tmp_path / "here.mp4")

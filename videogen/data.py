@@ -161,10 +161,12 @@ def files_in(folder: Path) -> Iterator[Path]:
         yield from (Path(place) / name for name in names)
 
 
-def is_clip(path: Path) -> bool:
-    """Whether a file is meant as a clip: by its suffix, or because a caption lies beside it."""
-    suffix = path.suffix.lower()
-    return suffix in SUFFIXES or (suffix not in ("", ".txt") and path.with_suffix(".txt").is_file())
+def clips_in(folder: Path) -> set[Path]:
+    """The files that are meant as clips: by their suffix, or since a caption lies beside them and beside no other."""
+    files = set(files_in(folder))
+    clips = {path for path in files if path.suffix.lower() in SUFFIXES}
+    told = {path.with_suffix("") for path in files if path.suffix == ".txt"} - {path.with_suffix("") for path in clips}
+    return clips | {path for path in files if path.suffix not in ("", ".txt") and path.with_suffix("") in told}
 
 
 def to_stderr(line: str) -> None:
@@ -186,7 +188,7 @@ class VideoFolder:
             raise ValueError(f"no folder {config.folder}; give one with videos in it and captions beside them")
         captions = read_captions(config.folder)
         named = {config.folder / name for name in captions if (config.folder / name).is_file()}
-        paths = sorted(named | {path for path in files_in(config.folder) if is_clip(path)})
+        paths = sorted(named | clips_in(config.folder))
         if not paths:
             raise ValueError(f"no videos in {config.folder}; it may hold {', '.join(SUFFIXES)} in any sub-folders")
         with ThreadPoolExecutor() as pool:

@@ -101,7 +101,7 @@ def summarise(rows: Sequence[Row], names: Sequence[str]) -> list[Setting]:
     settings = []
     for values, group in groups.items():
         good = [row for row in group if not row.get("error")]
-        found = {name: rated(good, name) for name in measures_of(good)}
+        found = {name: of_clips(good, name) for name in measures_of(good)}
         means = {name: mean_of(clips) for name, clips in found.items() if clips}
         settings.append(Setting(values, good, means, len(group) - len(good)))
     return settings
@@ -112,7 +112,7 @@ def numbers(rows: Sequence[Row], name: str) -> list[float]:
     return [float(value) for row in rows if isinstance(value := row.get(name), int | float)]
 
 
-def rated(rows: Sequence[Row], name: str) -> list[Rated]:
+def of_clips(rows: Sequence[Row], name: str) -> list[Rated]:
     """A column's numbers, each with its prompt."""
     return [(row["prompt"], value) for row in rows for value in numbers([row], name)]
 
