@@ -21,16 +21,17 @@ from tokenizers.processors import TemplateProcessing
 from torch import Tensor
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
-from videogen import wan_conv
-from videogen.config import DataConfig, DitConfig, OptimConfig, RunConfig, SampleConfig, TrainConfig, VaeConfig
-from videogen.dit import VideoDiT
-from videogen.pipeline import VideoPipeline
-from videogen.plain import to_mapping
-from videogen.stages import make_stage
-from videogen.text import PackedText, pack_texts
+from videogen.config.parsing import to_mapping
+from videogen.config.sample import SampleConfig
+from videogen.config.train import DataConfig, DitConfig, OptimConfig, RunConfig, TrainConfig, VaeConfig
+from videogen.models import wan_vae_conv
+from videogen.models.dit import VideoDiT
+from videogen.models.vae import VideoVAE, to_patches
+from videogen.packing.packs import PackedText, pack_texts
+from videogen.sampling.pipeline import VideoPipeline
 from videogen.toybox import Scene, draw_scene, render, write_folder
-from videogen.training import Trainer
-from videogen.vae import VideoVAE, to_patches
+from videogen.training.stages import make_stage
+from videogen.training.trainer import Trainer
 
 torch.set_num_threads(1)
 
@@ -126,10 +127,10 @@ def vae(toybox_clips: list[Tensor], toybox_patches: Tensor) -> VideoVAE:
 def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Every convolution of Wan's VAE that can take a form takes it, at sizes where it would not pay."""
     monkeypatch.setattr(
-        wan_conv, "winograd_pays", lambda x, kernels: request.param == "winograd" and kernels.shape[2] == 3
+        wan_vae_conv, "winograd_pays", lambda x, kernels: request.param == "winograd" and kernels.shape[2] == 3
     )
     if request.param == "library":
-        monkeypatch.setattr(wan_conv, "by_taps", wan_conv.by_library)
+        monkeypatch.setattr(wan_vae_conv, "by_taps", wan_vae_conv.by_library)
     return request.param
 
 

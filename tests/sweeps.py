@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from videogen.config import SampleConfig
+from videogen.config.sample import SampleConfig
 from videogen.sweep.axes import read_axes
 from videogen.sweep.plan import Plan, Run
 

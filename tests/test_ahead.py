@@ -14,16 +14,16 @@ import pytest
 import torch
 
 from tests.conftest import STAGES, assert_same_state, elsewhere, fit, tiny_recipe
-from videogen import data
-from videogen.ahead import ahead, count_workers, unwrap, wrap
-from videogen.config import DataConfig, TrainConfig
-from videogen.data import LatentCache
-from videogen.dit_stage import DitStage
-from videogen.stages import make_stage
-from videogen.steps import Fetched, Step
-from videogen.training import Trainer
-from videogen.vae import VideoVAE
-from videogen.vae_stage import VaeStage
+from videogen.config.train import DataConfig, TrainConfig
+from videogen.data.prefetch import ahead, count_workers, unwrap, wrap
+from videogen.models.vae import VideoVAE
+from videogen.training import caches
+from videogen.training.batches import Fetched, Step
+from videogen.training.caches import LatentCache
+from videogen.training.dit_stage import DitStage
+from videogen.training.stages import make_stage
+from videogen.training.trainer import Trainer
+from videogen.training.vae_stage import VaeStage
 
 
 class Result(NamedTuple):
@@ -209,7 +209,7 @@ def test_a_full_disk_is_said_and_is_no_fault_of_the_clip(
     def full(*_: object) -> None:
         raise OSError("could not write x: no space left on device")
 
-    monkeypatch.setattr(data, "save_tensors", full)
+    monkeypatch.setattr(caches, "save_tensors", full)
     with pytest.raises(OSError, match="no space left on device"):
         next(stage.batches(0))
     assert stage.folder.problems == []  # type: ignore[union-attr]

@@ -7,20 +7,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from videogen.attention import (
-    Rotary,
+from videogen.models.attention import (
     attend,
     attend_by_runs,
     attend_reference,
     attend_text,
-    axis_sizes,
     gather_text,
-    rotary,
-    rotate,
     runs_of,
     text_keys,
 )
-from videogen.packing import Lengths
+from videogen.models.rope import Rotary, axis_sizes, rotary, rotate
+from videogen.packing.packs import Lengths
 
 RAGGED: list[Lengths] = [(1,), (7,), (5, 5, 5), (3, 1, 4, 4, 4, 2, 9), (1, 1, 1), (2, 3, 2, 3)]
 HEADS, SIZE = 3, 8

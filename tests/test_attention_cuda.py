@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from tests.conftest import CHANNELS, draw_texts, tiny_dit
-from videogen import attention
-from videogen.attention import attend, attend_by_runs, attend_reference, attend_varlen, attend_xformers
-from videogen.flow import draw_noise, step_generator
-from videogen.packing import Lengths, pack, per_clip
+from videogen.models import attention
+from videogen.models.attention import attend, attend_by_runs, attend_reference, attend_varlen, attend_xformers
+from videogen.packing.noise import draw_noise, per_clip, step_generator
+from videogen.packing.packs import Lengths, pack
 
 pytestmark = pytest.mark.gpu
 

@@ -15,19 +15,20 @@ from tests.bench import framing, halfway, judged, mini, patches, readme, sizes, 
 from tests.bench.judged import Made
 from tests.bench.timed import second_part
 from tests.conftest import tiny_dit
-from videogen.config import SampleConfig
-from videogen.judging import JudgeArgs, draw, list_cases, rebuild
-from videogen.pipeline import VideoPipeline
-from videogen.plain import to_mapping
+from videogen.cli.judge import JudgeArgs, draw, list_cases, rebuild
+from videogen.config.parsing import to_mapping
+from videogen.config.sample import SampleConfig
+from videogen.data.video_io import probe
+from videogen.models.vae import VideoVAE
+from videogen.sampling.pipeline import VideoPipeline
 from videogen.toybox import render
-from videogen.toybox.backgrounds import paint
-from videogen.toybox.judge import crew, judge, parse
-from videogen.toybox.judge.crew import Clip, look
-from videogen.toybox.judge.tally import Case, Judged
-from videogen.toybox.scenes import track
-from videogen.training import saved_steps
-from videogen.vae import VideoVAE
-from videogen.video_io import probe
+from videogen.toybox.judge import judge, parse
+from videogen.toybox.judge import workers as crew
+from videogen.toybox.judge.scores import Case, Judged
+from videogen.toybox.judge.workers import Clip, look
+from videogen.toybox.world.backgrounds import paint
+from videogen.toybox.world.scenes import track
+from videogen.training.run_checkpoints import saved_steps
 
 
 @pytest.fixture

@@ -19,9 +19,9 @@ from tests.bench.packing_plans import (
     padded,
 )
 from tests.conftest import CHANNELS, draw_texts, seeded
-from videogen.dit import VideoDiT
-from videogen.flow import draw_levels, draw_task
-from videogen.packing import pack
+from videogen.models.dit import VideoDiT
+from videogen.packing.packs import pack
+from videogen.training.flow_matching import draw_levels, draw_task
 
 SOURCES = mixed_sources(300)
 SHAPES = [native(source, 400 // (1 + (source.frames - 1) // 4)) for source in SOURCES]

@@ -14,15 +14,16 @@ from torch import Tensor
 from tests.conftest import draw_texts, tiny_dit
 from tests.test_wan_pipeline import PROMPT, SETTINGS
 from tests.wan_folders import save
-from videogen import pipeline as line
-from videogen.caching import BlockCache, Change, rows_of
-from videogen.config import SampleConfig
-from videogen.dit import VideoDiT
-from videogen.packing import pack, shared_level
-from videogen.pipeline import Job, VideoPipeline
+from videogen.config.sample import SampleConfig
+from videogen.models.block_cache import BlockCache, Change, rows_of
+from videogen.models.dit import VideoDiT
+from videogen.packing.noise import shared_level
+from videogen.packing.packs import pack
+from videogen.sampling import pipeline as line
+from videogen.sampling.pipeline import Job, VideoPipeline
 from videogen.sweep.axes import read_axes
-from videogen.sweep.packs import Packer
 from videogen.sweep.plan import Plan, Run
+from videogen.sweep.shared_calls import Packer
 
 CONFIG = SampleConfig(size="48x32", frames=9, steps=12, guidance=2.0, negative="left", shift=2.0)
 JOBS = [Job("a large red circle moves right on a black background", 1), Job("blue", 2), Job("a star", 3)]
@@ -64,7 +65,7 @@ def test_a_cache_that_is_never_near_enough_changes_no_bit(rule: str, pipeline: V
 
 def test_settings_of_zero_make_no_cache(pipeline: VideoPipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(line, "BlockCache", None)
-    monkeypatch.setattr("videogen.caching.BlockCache", None)  # it would be called
+    monkeypatch.setattr("videogen.models.block_cache.BlockCache", None)  # it would be called
     pipeline.sample(JOBS[:1], CONFIG)
 
 

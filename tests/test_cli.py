@@ -13,8 +13,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from videogen.cli import main, sample, train
-from videogen.video_io import probe, read_settings
+from videogen.cli.main import main, sample
+from videogen.cli.train import train
+from videogen.data.video_io import probe, read_settings
 
 ROOT = Path(__file__).parents[1]
 QUICK = ["--steps", "2", "--size", "32x32", "--frames", "5"]
@@ -200,7 +201,7 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing(checkpoint: Path, tmp_pa
     words = ["x", "--out", str(tmp_path / "o" / "clip.mp4"), "--model", str(checkpoint), *QUICK]
     code = (
         "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
-        "import videogen.pipeline, videogen.cli; resource.setrlimit(resource.RLIMIT_FSIZE, (500, 500));"
+        "import videogen.sampling.pipeline, videogen.cli.main; resource.setrlimit(resource.RLIMIT_FSIZE, (500, 500));"
         f"raise SystemExit(videogen.cli.sample({words!r}))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)

@@ -8,12 +8,14 @@ import torch
 from torch._dynamo.testing import CompileCounter
 
 from tests.conftest import CHANNELS, draw_texts, elsewhere, seeded, state_of, tiny_dit
-from videogen.config import TrainConfig
-from videogen.dit import VideoDiT
-from videogen.flow import draw_levels, draw_task, flow_error
-from videogen.packing import Patch, pack, per_clip
-from videogen.stages import make_stage
-from videogen.training import Trainer
+from videogen.config.train import TrainConfig
+from videogen.models.dit import VideoDiT
+from videogen.packing.noise import per_clip
+from videogen.packing.packs import pack
+from videogen.packing.patch_schedule import Patch
+from videogen.training.flow_matching import draw_levels, draw_task, flow_error
+from videogen.training.stages import make_stage
+from videogen.training.trainer import Trainer
 
 SIZES = [(3, 4, 6), (1, 8, 6), (5, 8, 8), (7, 2, 4)]
 

@@ -6,21 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from videogen.config import (
-    DataConfig,
-    DitConfig,
-    OptimConfig,
-    RunConfig,
-    SampleConfig,
-    TrainConfig,
-    VaeConfig,
-    check_frames,
-    check_size,
-    parse_size,
-    read_defaults,
-    resolve_frames,
-)
-from videogen.plain import from_mapping, load_toml, nearest, to_mapping
+from videogen.config.parsing import from_mapping, load_toml, nearest, to_mapping
+from videogen.config.sample import SampleConfig, resolve_frames
+from videogen.config.sizes import check_frames, check_size, parse_size
+from videogen.config.train import DataConfig, DitConfig, OptimConfig, RunConfig, TrainConfig, VaeConfig
+from videogen.models.checkpoint_config import read_defaults
 
 ROOT = Path(__file__).parent.parent
 RECIPES = sorted((ROOT / "configs").glob("*.toml"))

@@ -12,12 +12,16 @@ import torch
 from torch import Tensor
 
 from tests.conftest import seeded
-from videogen.config import DataConfig
-from videogen.data import LatentCache, VideoFolder, busy_crops, cover, epoch_order, fit_size, read_captions
-from videogen.packing import Patch, pack
+from videogen.config.train import DataConfig
+from videogen.data.captions import read_captions
+from videogen.data.folder import VideoFolder, cover, epoch_order, fit_size
+from videogen.data.video_io import write_video
+from videogen.models.vae import VideoVAE
+from videogen.packing.packs import pack
+from videogen.packing.patch_schedule import Patch
 from videogen.toybox import draw_scene, render
-from videogen.vae import VideoVAE
-from videogen.video_io import write_video
+from videogen.training.caches import LatentCache
+from videogen.training.vae_stage import busy_crops
 
 PATCH: Patch = (1, 2, 2)
 

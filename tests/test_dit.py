@@ -13,21 +13,11 @@ from peft import LoraConfig
 from torch import Tensor
 
 from tests.conftest import CHANNELS, TEXT_DIM, draw_texts, seeded, tiny_dit
-from videogen.attention import rotary, rotate
-from videogen.dit import VideoDiT
-from videogen.packing import (
-    Lengths,
-    NoiseLevels,
-    Patch,
-    pack,
-    patchify,
-    per_clip,
-    per_frame,
-    positions,
-    shared_level,
-    unpack,
-)
-from videogen.text import PackedText, pack_texts
+from videogen.models.dit import VideoDiT
+from videogen.models.rope import rotary, rotate
+from videogen.packing.noise import NoiseLevels, per_clip, per_frame, shared_level
+from videogen.packing.packs import Lengths, PackedText, pack, pack_texts, patchify, positions, unpack
+from videogen.packing.patch_schedule import Patch
 
 SHAPES = [(CHANNELS, 1, 4, 4), (CHANNELS, 3, 4, 8), (CHANNELS, 3, 8, 4), (CHANNELS, 2, 6, 6), (CHANNELS, 5, 4, 4)]
 TEXT_LENGTHS = (3, 1, 7, 3, 12)

@@ -10,8 +10,9 @@ import pytest
 
 from tests import real_footage
 from tests.bench import real_overfit
-from videogen.cli import sample, train
-from videogen.video_io import probe, read_settings
+from videogen.cli.main import sample
+from videogen.cli.train import train
+from videogen.data.video_io import probe, read_settings
 
 RECIPE = "configs/real-overfit.toml"
 

@@ -13,13 +13,14 @@ from torch import Tensor, nn
 from tests.test_cli import refused
 from tests.test_memory import folders as folders
 from tests.test_memory import write_gguf
-from videogen.checkpoint import blank
-from videogen.cli import sample
-from videogen.estimate import estimate
-from videogen.generate import count_bytes, load, parse_args
-from videogen.lora import save_lora
-from videogen.memory import BYTES_OF, weight_bytes, weights_of
-from videogen.pipeline import VideoPipeline
+from videogen.cli.dry_run import count_bytes
+from videogen.cli.main import sample
+from videogen.cli.sample import load, parse_args
+from videogen.models.checkpoint import blank
+from videogen.sampling.cost import estimate
+from videogen.sampling.low_memory import BYTES_OF, weight_bytes, weights_of
+from videogen.sampling.pipeline import VideoPipeline
+from videogen.training.lora import save_lora
 
 PRECISIONS = ("float32", "bfloat16")
 BILLION = {"transformer": 14.29, "text_encoder": 5.68, "vae": 0.127}  # of Wan 2.1 T2V 14B, as published

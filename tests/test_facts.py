@@ -12,15 +12,16 @@ from einops import reduce
 from safetensors.torch import load_file
 
 from tests.conftest import fit, tiny_recipe
-from videogen.config import DataConfig, TrainConfig
-from videogen.dit import VideoDiT
-from videogen.flow import flow_error, step_generator
-from videogen.stages import DitStage
+from videogen.config.train import DataConfig, TrainConfig
+from videogen.models.dit import VideoDiT
+from videogen.packing.noise import step_generator
 from videogen.toybox import draw_scene
-from videogen.toybox.facts import FACTS, Truth, cover, say, truth, ways
-from videogen.toybox.motions import Thing
-from videogen.toybox.render import masks
-from videogen.toybox.scenes import Scene
+from videogen.toybox.token_labels import FACTS, Truth, cover, say, truth, ways
+from videogen.toybox.world.motions import Thing
+from videogen.toybox.world.render import masks
+from videogen.toybox.world.scenes import Scene
+from videogen.training.dit_stage import DitStage
+from videogen.training.flow_matching import flow_error
 
 SHAPES = {"kind": "circle", "size": "large", "radius": 8.0}
 

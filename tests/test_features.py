@@ -7,8 +7,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from videogen.toybox import draw_scene, features, render
-from videogen.toybox.features import LABELS, WEIGHTS, Reader, draw_others, load_reader, mmd, read_features, targets
+from videogen.toybox import draw_scene, render
+from videogen.toybox.judge import features
+from videogen.toybox.judge.features import (
+    LABELS,
+    WEIGHTS,
+    Reader,
+    draw_others,
+    load_reader,
+    mmd,
+    read_features,
+    targets,
+)
 
 needs_weights = pytest.mark.skipif(not WEIGHTS.is_file(), reason="assets/toybox/features.safetensors is not there")
 

@@ -11,23 +11,20 @@ import torch
 from torch import Tensor, nn
 
 from tests.conftest import CHANNELS, draw_texts, seeded, tiny_dit
-from videogen.attention import rotary
-from videogen.dit import VideoDiT
-from videogen.flow import (
+from videogen.models.dit import VideoDiT
+from videogen.models.rope import rotary
+from videogen.packing.noise import NoiseLevels, interpolate, per_clip, step_generator, velocity_of
+from videogen.packing.packs import PackedText, PackedVideo, pack, pack_texts
+from videogen.training.ema import power_gamma
+from videogen.training.flow_matching import (
     FlowTask,
     draw_levels,
     draw_sigmas,
     draw_task,
     drop_captions,
     flow_error,
-    interpolate,
-    power_gamma,
-    step_generator,
     token_shift,
-    velocity_of,
 )
-from videogen.packing import NoiseLevels, PackedVideo, pack, per_clip
-from videogen.text import PackedText, pack_texts
 
 SHAPES = [(CHANNELS, 1, 4, 4), (CHANNELS, 3, 4, 8), (CHANNELS, 5, 8, 8), (CHANNELS, 2, 6, 6)]
 BASE = 8

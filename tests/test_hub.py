@@ -15,16 +15,17 @@ import torch
 
 from tests.conftest import tiny_recipe
 from tests.test_cli import QUICK, refused
-from videogen.cli import main, sample, train
-from videogen.generate import parse_args
-from videogen.hub import find_checkpoint, look_up
-from videogen.parts import located
-from videogen.pipeline import VideoPipeline
-from videogen.plan import plan_folder
-from videogen.stages import DitStage, make_stage
-from videogen.storage import checkpoint_id
-from videogen.sweep.command import make_plan
-from videogen.video_io import read_settings
+from videogen.cli.main import main, sample
+from videogen.cli.sample import parse_args
+from videogen.cli.sweep import make_plan
+from videogen.cli.train import train
+from videogen.data.video_io import read_settings
+from videogen.models.hub import checkpoint_id, find_checkpoint, look_up
+from videogen.sampling.pipeline import VideoPipeline
+from videogen.training.dit_stage import DitStage
+from videogen.training.dry_run import plan_folder
+from videogen.training.frozen_models import located
+from videogen.training.stages import make_stage
 
 ID, COMMIT, LATER = "someone/tiny-model", "0123456789abcdef" * 2 + "01234567", "f" * 40
 

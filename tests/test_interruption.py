@@ -13,12 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from tests.conftest import STAGES, assert_same_state, elsewhere, fit, state_of
-from videogen import training
-from videogen.config import TrainConfig
+from videogen.config.train import TrainConfig
 from videogen.interruption import StopRequest
-from videogen.pipeline import VideoPipeline
-from videogen.stages import make_stage
-from videogen.training import Trainer, saved_steps
+from videogen.sampling.pipeline import VideoPipeline
+from videogen.training import run_checkpoints
+from videogen.training.run_checkpoints import saved_steps
+from videogen.training.stages import make_stage
+from videogen.training.trainer import Trainer
 
 ROOT = Path(__file__).parent.parent
 
@@ -27,7 +28,7 @@ def killed_while_saving(trainer: Trainer, num_files: int) -> None:
     """Save in a child process that SIGKILLs itself half-way through its num_files-th file."""
     child = os.fork()
     if child == 0:
-        whole, count = training.save_tensors, 0
+        whole, count = run_checkpoints.save_tensors, 0
 
         def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
             nonlocal count
@@ -39,7 +40,7 @@ def killed_while_saving(trainer: Trainer, num_files: int) -> None:
                 os.kill(os.getpid(), signal.SIGKILL)
             whole(tensors, path)
 
-        training.save_tensors = save_tensors  # the child's own
+        run_checkpoints.save_tensors = save_tensors  # the child's own
         try:
             trainer.save()
         finally:

@@ -11,17 +11,17 @@ import torch
 
 from videogen.toybox import Scene, Thing, caption, draw_scene, render
 from videogen.toybox.judge import CLAUSES, Clauses, Event, Found, FoundThing, Said, judge, parse, read, score, wilson
-from videogen.toybox.judge.behind import look_behind
+from videogen.toybox.judge.background import look_behind
 from videogen.toybox.judge.camera import Camera, look_at_camera
-from videogen.toybox.judge.find import Candidate, is_apart
-from videogen.toybox.judge.measures import count_switches, diversity, measure_quality
-from videogen.toybox.judge.paths import Path, classify
-from videogen.toybox.judge.sight import see, specks
-from videogen.toybox.judge.synthesis import Look
-from videogen.toybox.judge.tally import Case, Judged, count_clips, shuffled
-from videogen.toybox.motions import MOTIONS, Pose, Room, move
-from videogen.toybox.scenes import CAMERAS
-from videogen.toybox.things import BACKGROUNDS, TEXTURED
+from videogen.toybox.judge.colour_space import see, specks
+from videogen.toybox.judge.detection import Candidate, is_apart
+from videogen.toybox.judge.quality import count_switches, diversity, measure_quality
+from videogen.toybox.judge.scores import Case, Judged, count_clips, shuffled
+from videogen.toybox.judge.templates import Look
+from videogen.toybox.judge.trajectories import Path, classify
+from videogen.toybox.world.motions import MOTIONS, Pose, Room, move
+from videogen.toybox.world.scenes import CAMERAS
+from videogen.toybox.world.things import BACKGROUNDS, TEXTURED
 
 SIZE, LENGTH = (64, 64), 17
 STAR = Thing(kind="star", colour="yellow", size="small", motion="still", radius=9, x=32, y=32)

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from videogen.toybox import Scene, Thing, caption, draw_scene
-from videogen.toybox.captions import BACKGROUND_WORDS, VERBS
 from videogen.toybox.judge import Clauses, Said, parse
-from videogen.toybox.motions import MOTIONS
-from videogen.toybox.scenes import CAMERAS, can, relation
-from videogen.toybox.things import BACKGROUNDS, COLOURS, KINDS, SIZES, SPRITES, contrasts
+from videogen.toybox.world.captions import BACKGROUND_WORDS, VERBS
+from videogen.toybox.world.motions import MOTIONS
+from videogen.toybox.world.scenes import CAMERAS, can, relation
+from videogen.toybox.world.things import BACKGROUNDS, COLOURS, KINDS, SIZES, SPRITES, contrasts
 
 PARAPHRASES = Path(__file__).with_name("paraphrases.jsonl")
 

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from videogen.cli import main
-from videogen.storage import save_tensors
-from videogen.toybox import features, write_folder
+from videogen.cli.main import main
+from videogen.data.files import save_tensors
+from videogen.toybox import write_folder
+from videogen.toybox.judge import features
 
 QUICK = ["--steps", "2", "--size", "48x48", "--frames", "5"]
 

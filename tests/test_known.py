@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from tests.conftest import seeded
-from videogen.known import KINDS, check_mixture, draw_known
-from videogen.packing import Grid
+from videogen.packing.packs import Grid
+from videogen.training.masks import KINDS, check_mixture, draw_known
 
 GRIDS: list[Grid] = [(1, 1, 1), (1, 4, 6), (2, 3, 2), (5, 4, 4), (9, 2, 3)]
 

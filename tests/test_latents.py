@@ -12,12 +12,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tests.wan_folders import save
-from videogen import pipeline
-from videogen.cli import sample
-from videogen.dit import VideoDiT
-from videogen.latents import latent_settings
-from videogen.pipeline import VideoPipeline
-from videogen.video_io import read_settings
+from videogen.cli.main import sample
+from videogen.data.saved_latents import latent_settings
+from videogen.data.video_io import read_settings
+from videogen.models.dit import VideoDiT
+from videogen.sampling import pipeline
+from videogen.sampling.pipeline import VideoPipeline
 
 QUICK = ["--steps", "2", "--size", "32x32", "--frames", "5"]
 
@@ -125,7 +125,7 @@ def test_a_latent_of_diffusers_weights_is_decoded_by_the_vae_alone(
         for path in (tmp_path / "wan" / part).glob("*.safetensors"):
             path.rename(path.with_suffix(".away"))
     monkeypatch.setattr(
-        "videogen.provenance.checkpoint_id", lambda _: latent_settings(tmp_path / "a.safetensors")["checkpoint"]
+        "videogen.cli.provenance.checkpoint_id", lambda _: latent_settings(tmp_path / "a.safetensors")["checkpoint"]
     )
     forbid_denoising(monkeypatch)
     latent = ["--from", str(tmp_path / "a.safetensors"), "--model", str(tmp_path / "wan")]

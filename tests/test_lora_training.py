@@ -15,13 +15,14 @@ from torch import Tensor
 from tests.conftest import assert_same_state, elsewhere, fit, state_of, tiny_recipe
 from tests.test_wan_pipeline import PROMPT, SETTINGS, assert_same_latents, latents_of
 from tests.wan_folders import save
-from videogen.config import DitConfig, TrainConfig
-from videogen.estimate import training_memory
-from videogen.parts import frozen_parts
-from videogen.pipeline import Job, VideoPipeline
-from videogen.plan import plan_folder
-from videogen.stages import DitStage, make_stage
-from videogen.training import Trainer
+from videogen.config.train import DitConfig, TrainConfig
+from videogen.sampling.cost import training_memory
+from videogen.sampling.pipeline import Job, VideoPipeline
+from videogen.training.dit_stage import DitStage
+from videogen.training.dry_run import plan_folder
+from videogen.training.frozen_models import frozen_parts
+from videogen.training.stages import make_stage
+from videogen.training.trainer import Trainer
 
 SIZES = {"num_attention_heads": 3, "attention_head_dim": 12, "ffn_dim": 40, "num_layers": 2}
 FILE = "pytorch_lora_weights.safetensors"

@@ -22,14 +22,15 @@ from tests.conftest import draw_texts, tiny_dit
 from tests.test_wan_pipeline import PROMPT, SETTINGS, images_for
 from tests.test_wan_pipeline import without_ftfy as without_ftfy
 from tests.wan_folders import DIT, KINDS, save
-from videogen.cli import sample
-from videogen.dit import VideoDiT
-from videogen.estimate import vae_flop
-from videogen.lora import save_lora
-from videogen.memory import QUANTISERS, load_small, read_gguf
-from videogen.packing import pack, shared_level
-from videogen.pipeline import Job, VideoPipeline
-from videogen.wan_image import Images
+from videogen.cli.main import sample
+from videogen.models.dit import VideoDiT
+from videogen.packing.noise import shared_level
+from videogen.packing.packs import pack
+from videogen.sampling.cost import vae_flop
+from videogen.sampling.image_prompts import Images
+from videogen.sampling.low_memory import QUANTISERS, load_small, read_gguf
+from videogen.sampling.pipeline import Job, VideoPipeline
+from videogen.training.lora import save_lora
 
 WIDE = {"num_attention_heads": 4, "attention_head_dim": 16, "ffn_dim": 128}  # a quantiser's blocks have 32 weights
 KINDS_SMALL = ("T2V 2.1", "T2V A14B", "TI2V 5B, image", "I2V 2.1")

@@ -8,12 +8,14 @@ import torch
 from safetensors.torch import load_file
 
 from tests.conftest import CHANNELS, STAGES, assert_same_state, draw_texts, elsewhere, fit, seeded, tiny_dit
-from videogen import attention, training
-from videogen.attention import attend, attend_text, text_keys
-from videogen.config import TrainConfig
-from videogen.packing import pack, per_clip
-from videogen.stages import make_stage
-from videogen.training import Trainer
+from videogen.config.train import TrainConfig
+from videogen.models import attention
+from videogen.models.attention import attend, attend_text, text_keys
+from videogen.packing.noise import per_clip
+from videogen.packing.packs import pack
+from videogen.training import trainer
+from videogen.training.stages import make_stage
+from videogen.training.trainer import Trainer
 
 LENGTHS = (6, 6, 3)
 
@@ -101,6 +103,6 @@ def test_a_cpu_without_the_instructions_is_told(
     recipe = in_half(finished["dit"], tmp_path / "run")
     for has, said in ((True, 0), (False, 1)):
         found = {"architecture": "x86_64", "avx512_bf16": has, "amx_bf16": False}
-        monkeypatch.setattr(training.torch.cpu, "get_capabilities", lambda found=found: found)
+        monkeypatch.setattr(trainer.torch.cpu, "get_capabilities", lambda found=found: found)
         Trainer(make_stage(recipe), recipe)  # type: ignore[arg-type]
         assert caplog.text.count("no bf16 instructions") == said

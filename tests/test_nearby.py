@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from tests.conftest import CHANNELS, TEXT_DIM, draw_texts, tiny_dit
-from videogen.dit import VideoDiT
-from videogen.dit_layers import Nearby
-from videogen.packing import Layout, pack, per_clip, shared_level
-from videogen.text import pack_texts
+from videogen.models.dit import VideoDiT
+from videogen.models.dit_blocks import Nearby
+from videogen.packing.noise import per_clip, shared_level
+from videogen.packing.packs import Layout, pack, pack_texts
 
 SHAPES = ((CHANNELS, 3, 4, 8), (CHANNELS, 1, 8, 4), (CHANNELS, 2, 8, 4), (CHANNELS, 3, 4, 8))
 

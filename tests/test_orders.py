@@ -8,16 +8,16 @@ from pathlib import Path
 import pytest
 
 from tests.test_cli import QUICK, refused
-from videogen.cli import sample
-from videogen.generate import SampleArgs
-from videogen.orders import place
+from videogen.cli.main import sample
+from videogen.cli.sample_arguments import SampleArgs
+from videogen.cli.sample_jobs import place
 
 
 @pytest.mark.parametrize("out", ["taken", "taken/clip.mp4", "taken/deeper/still"])
 def test_a_file_in_the_way_is_said_before_anything_is_loaded(
     out: str, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("videogen.generate.load", lambda args: pytest.fail("the model was loaded"))
+    monkeypatch.setattr("videogen.cli.sample.load", lambda args: pytest.fail("the model was loaded"))
     (tmp_path / "taken").write_text("mine", encoding="utf-8")
     words = ["x", "--out", str(tmp_path / out), "--model", str(checkpoint), *QUICK]
     refused(capsys, sample(words), "taken is a file; give --out a folder, or another name")

@@ -8,10 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from tests.conftest import elsewhere, state_of
-from videogen import training
-from videogen.config import TrainConfig
-from videogen.stages import DitStage, VaeStage, make_stage
-from videogen.training import Trainer
+from videogen.config.train import TrainConfig
+from videogen.training import trainer
+from videogen.training.dit_stage import DitStage
+from videogen.training.stages import make_stage
+from videogen.training.trainer import Trainer
+from videogen.training.vae_stage import VaeStage
 
 
 def run_out_of_memory(stage: VaeStage | DitStage, most_tokens: int, error: Exception) -> list[int]:
@@ -81,7 +83,7 @@ def test_a_cpu_computes_a_pack_in_parts_to_the_same_gradient(
     stages = make_stage(recipe), make_stage(recipe)
     whole = Trainer(stages[0], elsewhere(recipe, tmp_path / "whole"))
     assert whole.pass_tokens == recipe.data.token_budget == 240
-    monkeypatch.setattr(training, "CPU_PASS_TOKENS", 100)
+    monkeypatch.setattr(trainer, "CPU_PASS_TOKENS", 100)
     parts = Trainer(stages[1], elsewhere(recipe, tmp_path / "parts"))
     assert parts.pass_tokens == 100
     assert Trainer(make_stage(finished["vae"]), elsewhere(finished["vae"], tmp_path / "vae")).pass_tokens == 240

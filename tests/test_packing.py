@@ -7,19 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from videogen.packing import (
-    Patch,
-    deal,
-    fullest,
-    pack,
-    patchify,
-    per_clip,
-    per_frame,
-    plan_packs,
-    positions,
-    shared_level,
-    unpack,
-)
+from videogen.packing.bin_packing import deal, fullest, plan_packs
+from videogen.packing.noise import per_clip, per_frame, shared_level
+from videogen.packing.packs import pack, patchify, positions, unpack
+from videogen.packing.patch_schedule import Patch
 
 RAGGED = [(3, 1, 4, 8), (3, 5, 8, 4), (3, 1, 4, 4), (3, 4, 12, 4), (3, 6, 4, 20)]
 PATCHES: list[Patch] = [(1, 2, 2), (1, 4, 4), (1, 1, 1), (1, 2, 4)]

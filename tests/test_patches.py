@@ -9,16 +9,17 @@ import torch
 from transformers import BertModel, PreTrainedTokenizerFast
 
 from tests.conftest import tiny_dit
-from videogen.cli import sample
-from videogen.config import SampleConfig
-from videogen.packing import PackedVideo, Patch, pack, recut, unpack
-from videogen.patches import check_patches, draft, known_patches, mean_share, parse_patches, patch_at, patch_name
-from videogen.pipeline import Job, VideoPipeline
-from videogen.sampling import sigma_schedule
-from videogen.sweep.packs import Packer
+from videogen.cli.main import sample
+from videogen.config.sample import SampleConfig
+from videogen.data.video_io import read_settings
+from videogen.models.checkpoint_config import known_patches
+from videogen.models.vae import VideoVAE
+from videogen.packing.packs import PackedVideo, pack, recut, unpack
+from videogen.packing.patch_schedule import Patch, check_patches, draft, mean_share, parse_patches, patch_at, patch_name
+from videogen.sampling.pipeline import Job, VideoPipeline
+from videogen.sampling.solvers import sigma_schedule
 from videogen.sweep.plan import Run
-from videogen.vae import VideoVAE
-from videogen.video_io import read_settings
+from videogen.sweep.shared_calls import Packer
 
 COARSE, FINE = (1, 4, 4), (1, 2, 2)
 

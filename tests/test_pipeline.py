@@ -12,13 +12,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tests.conftest import CHANNELS, tiny_dit
-from videogen import storage
-from videogen.config import SampleConfig
-from videogen.pipeline import Job, VideoPipeline
-from videogen.plain import to_mapping
-from videogen.sampling import NOISY_SAMPLERS, SAMPLERS
-from videogen.storage import checkpoint_id
-from videogen.vae import to_uint8
+from videogen.config.parsing import to_mapping
+from videogen.config.sample import SampleConfig
+from videogen.data import files
+from videogen.models.hub import checkpoint_id
+from videogen.models.streaming import to_uint8
+from videogen.sampling.pipeline import Job, VideoPipeline
+from videogen.sampling.solvers import NOISY_SAMPLERS, SAMPLERS
 
 PROMPTS = ("a red circle moves right", "", "a large blue star")
 SEEDS = (3, 1, 4)
@@ -203,8 +203,8 @@ def test_a_saved_pipeline_is_bit_identical(pipeline: VideoPipeline, checkpoint: 
 def test_a_checkpoint_is_a_diffusers_folder_of_safetensors(checkpoint: Path) -> None:
     index = json.loads((checkpoint / "model_index.json").read_text(encoding="utf-8"))
     assert {"transformer", "vae", "text_encoder", "tokenizer"} <= index.keys()
-    assert index["transformer"] == ["videogen.dit", "VideoDiT"]
-    assert index["vae"] == ["videogen.vae", "VideoVAE"]
+    assert index["transformer"] == ["videogen.models.dit", "VideoDiT"]
+    assert index["vae"] == ["videogen.models.vae", "VideoVAE"]
     assert {path.suffix for path in checkpoint.rglob("*") if path.is_file()} <= {".json", ".safetensors", ".txt"}
     assert isinstance(VideoPipeline.from_pretrained(checkpoint), VideoPipeline)
 
@@ -223,20 +223,20 @@ def test_a_checkpoint_has_a_name_and_a_hash_that_change_with_it(own_checkpoint: 
 
 
 def test_a_large_file_is_known_again_by_samples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(storage, "HASHED_WHOLE", 1000)
-    monkeypatch.setattr(storage, "SAMPLE_BYTES", 16)
+    monkeypatch.setattr(files, "HASHED_WHOLE", 1000)
+    monkeypatch.setattr(files, "SAMPLE_BYTES", 16)
     path = tmp_path / "model.safetensors"
     content = bytearray(torch.randint(256, (100_000,), generator=torch.Generator().manual_seed(0)).byte().numpy())
     path.write_bytes(content)
-    found = storage.file_digest(path)
-    assert found == storage.file_digest(path)
+    found = files.file_digest(path)
+    assert found == files.file_digest(path)
     for place in (0, 15, 99_999):  # the header and the end are always read
         other = content.copy()
         other[place] ^= 1
         path.write_bytes(other)
-        assert storage.file_digest(path) != found
+        assert files.file_digest(path) != found
     path.write_bytes(content + b"x")
-    assert storage.file_digest(path) != found
+    assert files.file_digest(path) != found
 
 
 def edit(path: Path, change: object) -> None:

@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from tests.conftest import CHANNELS, draw_texts, fit, seeded, tiny_dit, tiny_recipe
-from videogen.config import TrainConfig
-from videogen.dit_layers import MOST_GATED, precondition
-from videogen.flow import interpolate
-from videogen.packing import NoiseLevels, pack
-from videogen.stages import DitStage
+from videogen.config.train import TrainConfig
+from videogen.models.preconditioning import MOST_GATED, precondition
+from videogen.packing.noise import NoiseLevels, interpolate
+from videogen.packing.packs import pack
+from videogen.training.dit_stage import DitStage
 
 VARIANCE = torch.tensor([9.0, 1.0, 0.01])
 SIGMA = torch.tensor([[0.0], [0.1], [0.5], [0.9], [1.0]])

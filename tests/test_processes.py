@@ -8,7 +8,7 @@ import sys
 import time
 from pathlib import Path
 
-from videogen.training import saved_steps
+from videogen.training.run_checkpoints import saved_steps
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = "--dit.num-layers 1 --dit.num-attention-heads 1 --dit.attention-head-dim 12 --dit.ffn-dim 16 --dit.facts-until 1"

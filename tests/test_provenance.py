@@ -11,14 +11,14 @@ from peft import LoraConfig
 
 from tests.sweeps import QUICK as SMALL
 from tests.test_cli import QUICK, refused
-from videogen.cli import sample
-from videogen.generate import SampleArgs
-from videogen.lora import save_lora
-from videogen.pipeline import VideoPipeline
-from videogen.provenance import check_made, digests, provenance
-from videogen.storage import content_id, file_digest
-from videogen.sweep.table import read_rows
-from videogen.video_io import read_settings, read_video, write_video
+from videogen.cli.main import sample
+from videogen.cli.provenance import check_made, digests, provenance
+from videogen.cli.sample_arguments import SampleArgs
+from videogen.data.files import content_id, file_digest
+from videogen.data.video_io import read_settings, read_video, write_video
+from videogen.sampling.pipeline import VideoPipeline
+from videogen.sweep.results import read_rows
+from videogen.training.lora import save_lora
 
 FILE = "pytorch_lora_weights.safetensors"
 

@@ -11,12 +11,14 @@ from typing import get_args, get_type_hints
 import pytest
 
 from tests.bench.readme import PAGES, filled
-from videogen.cli import COMMANDS, BenchArgs
-from videogen.config import MINI, SampleConfig, TrainConfig, read_defaults
-from videogen.flags import flags_of
-from videogen.generate import SampleArgs
-from videogen.plain import load_toml, to_mapping
-from videogen.storage import checkpoint_id
+from videogen.cli.arguments import flags_of
+from videogen.cli.main import COMMANDS, BenchArgs
+from videogen.cli.sample_arguments import SampleArgs
+from videogen.config.parsing import load_toml, to_mapping
+from videogen.config.sample import MINI, SampleConfig
+from videogen.config.train import TrainConfig
+from videogen.models.checkpoint_config import read_defaults
+from videogen.models.hub import checkpoint_id
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -9,23 +9,22 @@ import pytest
 import torch
 from torch import Tensor
 
-from videogen.sampling import (
+from videogen.packing.noise import seeded_noise
+from videogen.sampling.brownian import NoisePath
+from videogen.sampling.guidance import guide, zero_star
+from videogen.sampling.solvers import (
     DIFFUSERS,
     NOISY_SAMPLERS,
     SAMPLERS,
     Fresh,
-    NoisePath,
     check_sampler,
     denoise,
-    guide,
     log_snr,
     make_scheduler,
     sample_dpmpp_2m,
     sample_dpmpp_2m_sde,
     sample_euler,
-    seeded_noise,
     sigma_schedule,
-    zero_star,
 )
 
 DEVIATION = 0.3

@@ -11,19 +11,19 @@ from torch import Tensor
 from transformers import BertModel, PreTrainedTokenizerFast
 
 from tests.conftest import CHANNELS, TEXT_DIM, tiny_dit
-from videogen.attention import Rotary, axis_sizes, rotary
-from videogen.cli import sample
-from videogen.config import POSITION_SCALINGS, SampleConfig
-from videogen.packing import Grid, PackedVideo, Patch, Scaling, pack, per_clip, recut
-from videogen.pipeline import Job, VideoPipeline
-from videogen.plain import to_mapping
-from videogen.scaling import SCALINGS, frequencies
+from videogen.cli.main import sample
+from videogen.config.parsing import to_mapping
+from videogen.config.sample import POSITION_SCALINGS, SampleConfig
+from videogen.data.video_io import read_settings
+from videogen.models.rope import SCALINGS, Rotary, axis_sizes, frequencies, rotary
+from videogen.models.vae import VideoVAE
+from videogen.packing.noise import per_clip
+from videogen.packing.packs import Grid, PackedVideo, Scaling, pack, pack_texts, recut
+from videogen.packing.patch_schedule import Patch
+from videogen.sampling.pipeline import Job, VideoPipeline
 from videogen.sweep.axes import read_axes
-from videogen.sweep.packs import Packer
 from videogen.sweep.plan import Run
-from videogen.text import pack_texts
-from videogen.vae import VideoVAE
-from videogen.video_io import read_settings
+from videogen.sweep.shared_calls import Packer
 
 FINE, COARSE = (1, 2, 2), (1, 4, 4)
 TRAINED: Grid = (5, 4, 4)

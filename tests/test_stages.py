@@ -12,18 +12,22 @@ import pytest
 import torch
 
 from tests.conftest import assert_same_state, elsewhere, fit, seeded, tiny_recipe
-from videogen.config import DataConfig, DitConfig, TrainConfig, parse_patch
-from videogen.data import Clip, VideoFolder
-from videogen.drawn import DrawnClips
-from videogen.flow import draw_levels
-from videogen.packing import Patch, pack
-from videogen.parts import encoder_id
-from videogen.patches import patch_name
-from videogen.plan import num_tokens, plan_folder
-from videogen.stages import DitStage, VaeStage, make_stage
+from videogen.config.sizes import parse_patch
+from videogen.config.train import DataConfig, DitConfig, TrainConfig
+from videogen.data.folder import Clip, VideoFolder
+from videogen.models.vae import VideoVAE
+from videogen.packing.packs import pack
+from videogen.packing.patch_schedule import Patch, patch_name
 from videogen.toybox import caption, draw_scene
-from videogen.training import Trainer
-from videogen.vae import VideoVAE
+from videogen.toybox.dataset import DrawnClips
+from videogen.training.dit_stage import DitStage
+from videogen.training.dry_run import plan_folder
+from videogen.training.flow_matching import draw_levels
+from videogen.training.frozen_models import encoder_id
+from videogen.training.pack_plan import num_tokens
+from videogen.training.stages import make_stage
+from videogen.training.trainer import Trainer
+from videogen.training.vae_stage import VaeStage
 
 COARSE = (1, 2, 4)
 

@@ -12,13 +12,13 @@ import pytest
 
 from tests.sweeps import SMALL, plan_of
 from tests.test_cli import refused
-from videogen.cli import sample
-from videogen.generate import parse_args
-from videogen.sampling import NOISY_SAMPLERS
+from videogen.cli.main import sample
+from videogen.cli.sample import parse_args
+from videogen.cli.sweep import make_plan
+from videogen.sampling.solvers import NOISY_SAMPLERS
 from videogen.sweep.axes import combinations, read_axes
-from videogen.sweep.command import make_plan
-from videogen.sweep.page import best_command
 from videogen.sweep.plan import FRESH_NOISE, Run
+from videogen.sweep.report import best_command
 
 # --- axes
 

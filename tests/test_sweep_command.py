@@ -12,16 +12,16 @@ import pytest
 
 from tests.sweeps import PROMPTS, QUICK, plan_of
 from tests.test_cli import refused
-from videogen.cli import sample
-from videogen.config import SampleConfig
-from videogen.generate import parse_args
-from videogen.pipeline import VideoPipeline
-from videogen.plain import load_toml
-from videogen.sweep.page import publish
+from videogen.cli.main import sample
+from videogen.cli.sample import parse_args
+from videogen.config.parsing import load_toml
+from videogen.config.sample import SampleConfig
+from videogen.data.video_io import probe, read_video
+from videogen.sampling.pipeline import VideoPipeline
 from videogen.sweep.plan import Plan
-from videogen.sweep.table import Row, read_rows
-from videogen.sweep.work import sweep
-from videogen.video_io import probe, read_video
+from videogen.sweep.report import publish
+from videogen.sweep.results import Row, read_rows
+from videogen.sweep.runner import sweep
 
 ROOT = Path(__file__).parents[1]
 

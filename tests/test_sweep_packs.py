@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from tests.sweeps import PROMPTS, Counter, plan_of
-from videogen.estimate import num_evaluations
-from videogen.pipeline import Job, VideoPipeline
-from videogen.sweep.packs import Packer
+from videogen.sampling.cost import num_evaluations
+from videogen.sampling.pipeline import Job, VideoPipeline
 from videogen.sweep.plan import Run
-from videogen.sweep.work import sweep
+from videogen.sweep.runner import sweep
+from videogen.sweep.shared_calls import Packer
 
 
 def alone(pipeline: VideoPipeline, run: Run) -> Tensor:

@@ -18,9 +18,9 @@ from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.ui import Select
 
 from tests.sweeps import SMALL, plan_of
-from videogen.pipeline import VideoPipeline
-from videogen.sweep.page import publish
-from videogen.sweep.work import sweep
+from videogen.sampling.pipeline import VideoPipeline
+from videogen.sweep.report import publish
+from videogen.sweep.runner import sweep
 
 pytestmark = pytest.mark.browser
 PROMPTS = ('</script><b>it\'s a "red" circle', "a large blue star")

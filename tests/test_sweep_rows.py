@@ -14,14 +14,15 @@ import pytest
 from torch import Tensor
 
 from tests.sweeps import PROMPTS, SMALL, Counter, plan_of
-from videogen.pipeline import VideoPipeline
-from videogen.storage import checkpoint_id
+from videogen.data.video_io import probe, read_settings
+from videogen.models.hub import checkpoint_id
+from videogen.sampling.pipeline import VideoPipeline
 from videogen.sweep.measures import score_id
-from videogen.sweep.page import find
+from videogen.sweep.plan import hold
+from videogen.sweep.report import find
+from videogen.sweep.results import gather, read_rows
+from videogen.sweep.runner import Worker, config_of, sweep
 from videogen.sweep.search import open_study, search
-from videogen.sweep.table import gather, read_rows
-from videogen.sweep.work import Worker, config_of, hold, sweep
-from videogen.video_io import probe, read_settings
 
 # --- rows
 

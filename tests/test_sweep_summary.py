@@ -14,10 +14,10 @@ from torch import Tensor
 
 from tests.sweeps import SMALL, plan_of
 from videogen.sweep.axes import Axis
+from videogen.sweep.findings import paragraphs, within_noise
 from videogen.sweep.measures import compare, look_alone
+from videogen.sweep.results import Row
 from videogen.sweep.summary import choose, effects, front, mean_of, summarise
-from videogen.sweep.table import Row
-from videogen.sweep.words import paragraphs, within_noise
 
 # --- measures
 

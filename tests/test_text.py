@@ -7,8 +7,10 @@ import torch
 from transformers import BertModel, PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from tests.conftest import TEXT_DIM, WORDS
-from videogen import text
-from videogen.text import TextCache, embed_prompts, load_text, pack_texts
+from videogen.models.text_encoder import embed_prompts, load_text
+from videogen.packing.packs import pack_texts
+from videogen.training import caches
+from videogen.training.caches import TextCache
 
 MINI = Path(__file__).parent.parent / "assets" / "mini"
 LARGE = "a large blue star moves right on a white background"
@@ -124,7 +126,7 @@ def test_a_text_is_encoded_once_and_read_from_disk_ever_after(
     mini: tuple[PreTrainedTokenizerBase, PreTrainedModel], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[str] = []
-    monkeypatch.setattr(text, "embed_prompts", lambda new, *parts: asked.extend(new) or embed_prompts(new, *parts))
+    monkeypatch.setattr(caches, "embed_prompts", lambda new, *parts: asked.extend(new) or embed_prompts(new, *parts))
     first = TextCache(*mini, tmp_path).read(PROMPTS)
     assert sorted(asked) == sorted(set(PROMPTS))
     again = TextCache(*mini, tmp_path).read(PROMPTS)
@@ -160,6 +162,6 @@ def test_texts_leave_memory_and_come_back_from_disk(
     cache.held_bytes = 1
     first = [cache.read([prompt])[0] for prompt in PROMPTS]
     assert len(cache.texts) == 1
-    monkeypatch.setattr("videogen.text.embed_prompts", lambda *args: pytest.fail("encoded once more"))
+    monkeypatch.setattr("videogen.training.caches.embed_prompts", lambda *args: pytest.fail("encoded once more"))
     assert all(map(torch.equal, cache.read(PROMPTS), first))
     assert len(cache.texts) == len(set(PROMPTS))  # those of one call stay together

@@ -8,10 +8,10 @@ import pytest
 
 from tests.scenes import RED_CIRCLE, SCENE
 from videogen.toybox import Scene, Thing, caption, draw_scene, masks, render, track
-from videogen.toybox.motions import MOTIONS
-from videogen.toybox.scenes import can, held_out
-from videogen.toybox.shapes import DISTANCES
-from videogen.toybox.things import (
+from videogen.toybox.world.motions import MOTIONS
+from videogen.toybox.world.scenes import can, held_out
+from videogen.toybox.world.shapes import DISTANCES
+from videogen.toybox.world.things import (
     BACKGROUNDS,
     COLOURS,
     DIGITS,
@@ -23,7 +23,7 @@ from videogen.toybox.things import (
     TEXTURED,
     contrasts,
     tile,
-)  # fmt: skip
+)
 
 
 @pytest.fixture(scope="module")

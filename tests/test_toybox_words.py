@@ -13,8 +13,8 @@ import pytest
 
 from tests.scenes import SCENE
 from videogen.toybox import Scene, caption, draw_scene, render, write_folder
-from videogen.toybox.backgrounds import PAINTERS
-from videogen.toybox.captions import (
+from videogen.toybox.world.backgrounds import PAINTERS
+from videogen.toybox.world.captions import (
     BACKGROUND_WORDS,
     CAMERA_WORDS,
     COLOUR_WORDS,
@@ -23,12 +23,12 @@ from videogen.toybox.captions import (
     SIZE_WORDS,
     TOGETHER,
     VERBS,
-)  # fmt: skip
-from videogen.toybox.events import EVENTS
-from videogen.toybox.motions import MOTIONS
-from videogen.toybox.scenes import CAMERAS, relation
-from videogen.toybox.shapes import DISTANCES
-from videogen.toybox.things import BACKGROUNDS, COLOURS, KINDS, SHAPES
+)
+from videogen.toybox.world.events import EVENTS
+from videogen.toybox.world.motions import MOTIONS
+from videogen.toybox.world.scenes import CAMERAS, relation
+from videogen.toybox.world.shapes import DISTANCES
+from videogen.toybox.world.things import BACKGROUNDS, COLOURS, KINDS, SHAPES
 
 # --- captions
 

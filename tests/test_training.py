@@ -15,14 +15,18 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from tests.conftest import STAGES, assert_same_state, elsewhere, fit, state_of, tiny_recipe
-from videogen import training
-from videogen.config import OptimConfig, TrainConfig
-from videogen.parts import load_part
-from videogen.pipeline import VideoPipeline
-from videogen.plain import to_mapping
-from videogen.stages import DitStage, VaeStage, make_stage
-from videogen.training import PowerEMA, Trainer, learning_rate, saved_steps
-from videogen.vae import VideoVAE
+from videogen.config.parsing import to_mapping
+from videogen.config.train import OptimConfig, TrainConfig
+from videogen.models.vae import VideoVAE
+from videogen.sampling.pipeline import VideoPipeline
+from videogen.training import trainer
+from videogen.training.dit_stage import DitStage
+from videogen.training.ema import PowerEMA
+from videogen.training.frozen_models import load_part
+from videogen.training.run_checkpoints import saved_steps
+from videogen.training.stages import make_stage
+from videogen.training.trainer import Trainer, learning_rate
+from videogen.training.vae_stage import VaeStage
 
 ROOT = Path(__file__).parent.parent
 
@@ -76,10 +80,10 @@ def test_a_run_that_goes_on_says_which_settings_are_not_as_before(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     config = TrainConfig(stage="vae")
-    training.write_config(config, tmp_path)
-    training.write_config(config, tmp_path)
+    trainer.write_config(config, tmp_path)
+    trainer.write_config(config, tmp_path)
     assert not caplog.records
-    training.write_config(replace(config, optim=replace(config.optim, lr=0.25)), tmp_path)
+    trainer.write_config(replace(config, optim=replace(config.optim, lr=0.25)), tmp_path)
     assert [record.getMessage() for record in caplog.records] == [
         f"unlike before, optim.lr is 0.25, was {config.optim.lr}"
     ]
@@ -310,7 +314,7 @@ def test_swapping_twice_brings_the_live_weights_back() -> None:
 
 def test_weight_decay_is_on_matrices_only() -> None:
     model = nn.Sequential(nn.Linear(3, 2), nn.LayerNorm(2), nn.Conv2d(2, 2, 1))
-    groups = training.make_optimizer(model, OptimConfig(weight_decay=0.3)).param_groups
+    groups = trainer.make_optimizer(model, OptimConfig(weight_decay=0.3)).param_groups
     assert {p.ndim >= 2 for p in groups[0]["params"]} == {True}
     assert {p.ndim >= 2 for p in groups[1]["params"]} == {False}
     assert (groups[0]["weight_decay"], groups[1]["weight_decay"]) == (0.3, 0.0)

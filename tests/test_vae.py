@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from tests.conftest import CHANNELS, cuts, seeded, tiny_recipe
-from videogen.config import VaeConfig
-from videogen.stages import VaeStage
-from videogen.vae import State, VideoVAE, from_patches, to_patches
-from videogen.vae_loss import busyness, local_correlation, psnr, pyramid_l1, spoil, vae_loss
+from videogen.config.train import VaeConfig
+from videogen.models.streaming import State
+from videogen.models.vae import VideoVAE, from_patches, to_patches
+from videogen.training.vae_loss import busyness, local_correlation, psnr, pyramid_l1, spoil, vae_loss
+from videogen.training.vae_stage import VaeStage
 
 
 def draw_video(frames: int, height: int, width: int, batch: int = 1, seed: int = 0) -> Tensor:

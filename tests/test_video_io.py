@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from videogen.video_io import WRITABLE, probe, read_settings, read_video, write_video
+from videogen.data.video_io import WRITABLE, probe, read_settings, read_video, write_video
 
 PROMPT = 'a "red" fox; speed=2\nand a \\backslash, 你好 🦊 ' * 100
 H264 = ("-c:v", "libx264", "-pix_fmt", "yuv420p", "-crf", "8")

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from tests.test_video_io import ffmpeg, files_in, make, waves
-from videogen.video_io import WRITABLE, probe, read_settings, read_video, write_video
+from videogen.data.video_io import WRITABLE, probe, read_settings, read_video, write_video
 
 
 def test_a_file_that_cannot_be_read_is_named_with_the_reason(tmp_path: Path) -> None:

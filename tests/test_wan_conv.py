@@ -10,9 +10,9 @@ from einops import rearrange, repeat
 from torch import Tensor
 
 from tests.test_wan_vae import assert_equal
-from videogen import wan_conv
-from videogen.wan_conv import by_library, by_taps, by_winograd, convolve, convolve_doubled
-from videogen.wan_layers import add_copies, average_down
+from videogen.models import wan_vae_conv
+from videogen.models.wan_vae_conv import by_library, by_taps, by_winograd, convolve, convolve_doubled
+from videogen.models.wan_vae_layers import add_copies, average_down
 
 # --- the forms of a convolution
 
@@ -73,11 +73,11 @@ def test_winograd_is_chosen_where_it_was_measured_to_pay(
     shape: tuple[int, ...], kernels: tuple[int, ...], pays: bool
 ) -> None:
     with torch.device("meta"):
-        assert wan_conv.winograd_pays(torch.empty(shape), torch.empty(kernels)) == pays
+        assert wan_vae_conv.winograd_pays(torch.empty(shape), torch.empty(kernels)) == pays
 
 
 def test_a_first_call_under_inference_mode_does_not_bar_gradients() -> None:
-    wan_conv.turns.cache_clear()
+    wan_vae_conv.turns.cache_clear()
     x, kernels = torch.randn(1, 1, 4, 4, 2), torch.randn(1, 2, 3, 3, 2, requires_grad=True)
     with torch.inference_mode():
         by_winograd(x, x[:, :0], kernels, torch.zeros(2))

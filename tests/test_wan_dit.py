@@ -9,10 +9,10 @@ from diffusers import WanTransformer3DModel
 from torch import Tensor
 
 from tests.conftest import seeded, tiny_dit
-from videogen.dit import VideoDiT
-from videogen.dit_layers import CACHED, gelu_in_place
-from videogen.packing import NoiseLevels, PackedVideo, pack, shared_level, unpack
-from videogen.text import PackedText, pad_texts
+from videogen.models.dit import VideoDiT
+from videogen.models.dit_blocks import CACHED, gelu_in_place
+from videogen.packing.noise import NoiseLevels, shared_level
+from videogen.packing.packs import PackedText, PackedVideo, pack, pad_texts, unpack
 
 REAL: dict[str, tuple[dict[str, object], int]] = {
     "2.1 T2V-1.3B": ({"num_attention_heads": 12, "ffn_dim": 8960, "num_layers": 30}, 1_418_996_800),

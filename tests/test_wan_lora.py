@@ -16,8 +16,8 @@ from tests.conftest import seeded
 from tests.test_wan_pipeline import PROMPT, SETTINGS, assert_same_latents, images_for, latents_of
 from tests.test_wan_pipeline import without_ftfy as without_ftfy
 from tests.wan_folders import save
-from videogen.cli import sample
-from videogen.pipeline import Job, VideoPipeline
+from videogen.cli.main import sample
+from videogen.sampling.pipeline import Job, VideoPipeline
 
 ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
 EVERYWHERE = [

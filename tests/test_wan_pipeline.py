@@ -20,16 +20,17 @@ from torch import Tensor
 
 from tests.conftest import seeded, tiny_dit
 from tests.wan_folders import KINDS, make_parts, save
-from videogen.cli import sample
-from videogen.config import SampleConfig, read_defaults
-from videogen.pipeline import Job, VideoPipeline
-from videogen.plain import to_mapping
-from videogen.sampling import DIFFUSERS
-from videogen.sweep.packs import Packer
+from videogen.cli.main import sample
+from videogen.config.parsing import to_mapping
+from videogen.config.sample import SampleConfig
+from videogen.models.checkpoint_config import NO_IMAGE, SAMPLER_OF, read_defaults
+from videogen.models.text_encoder import clean_as_wan, embed_prompts, load_text
+from videogen.packing.packs import pad_texts
+from videogen.sampling.image_prompts import Images, open_images
+from videogen.sampling.pipeline import Job, VideoPipeline
+from videogen.sampling.solvers import DIFFUSERS
 from videogen.sweep.plan import Run
-from videogen.text import clean_as_wan, embed_prompts, load_text, pad_texts
-from videogen.wan_folder import NO_IMAGE, SAMPLER_OF
-from videogen.wan_image import Images, open_images
+from videogen.sweep.shared_calls import Packer
 
 PROMPT, NEGATIVE = "a cat and  dog walk &amp; rain\n in the caf&eacute;", "blurry, worst quality"
 SETTINGS = SampleConfig(
@@ -285,7 +286,7 @@ def test_a_model_that_begins_with_an_image_is_asked_for_one_before_it_is_loaded(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr("videogen.generate.load", lambda args: pytest.fail("the model was loaded"))
+    monkeypatch.setattr("videogen.cli.sample.load", lambda args: pytest.fail("the model was loaded"))
     words = [PROMPT, "--model", str(folders["I2V 2.1"][0]), "--size", "64x32", "--frames", "5"]
     for more in ([], ["--sweep", "steps=1,2"]):
         assert sample([*words, *more]) == 2
@@ -369,7 +370,7 @@ def test_what_diffusers_could_not_run_stays_a_folder_of_ours(
     dit = tiny_dit(text_dim=16, prediction="clean")
     VideoPipeline(dit, ours.vae, ours.text_encoder, ours.tokenizer).save_pretrained(tmp_path)
     index = json.loads((tmp_path / "model_index.json").read_text())
-    assert (index["_class_name"], index["vae"]) == ("VideoPipeline", ["videogen.wan_vae", "WanVAE"])
+    assert (index["_class_name"], index["vae"]) == ("VideoPipeline", ["videogen.models.wan_vae", "WanVAE"])
     assert VideoPipeline.load(tmp_path).transformer.config["prediction"] == "clean"
 
 

@@ -13,12 +13,12 @@ from diffusers import DiffusionPipeline
 from tests.test_wan_pipeline import PROMPT, SETTINGS, draw_image
 from tests.test_wan_pipeline import folders as folders
 from tests.test_wan_pipeline import without_ftfy as without_ftfy
-from videogen.cli import sample
-from videogen.config import read_defaults
-from videogen.pipeline import Job, VideoPipeline
-from videogen.sweep.packs import Packer
+from videogen.cli.main import sample
+from videogen.models.checkpoint_config import read_defaults
+from videogen.sampling.image_prompts import Images
+from videogen.sampling.pipeline import Job, VideoPipeline
 from videogen.sweep.plan import Run
-from videogen.wan_image import Images
+from videogen.sweep.shared_calls import Packer
 
 
 @pytest.mark.parametrize(
@@ -54,7 +54,7 @@ def test_an_image_that_cannot_be_is_said_before_anything_is_loaded(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr("videogen.generate.load", lambda args: pytest.fail("the model was loaded"))
+    monkeypatch.setattr("videogen.cli.sample.load", lambda args: pytest.fail("the model was loaded"))
     draw_image(0).save(tmp_path / "whole.png")
     (tmp_path / "cut.png").write_bytes((tmp_path / "whole.png").read_bytes()[:60])
     flags = zip(("--image", "--last-image"), (str(tmp_path / f"{name}.png") for name in names), strict=False)

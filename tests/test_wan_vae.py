@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from tests.conftest import cuts, seeded
-from videogen.wan_vae import States, WanVAE
+from videogen.models.wan_vae import States, WanVAE
 
 REAL_21: dict[str, object] = {}
 REAL_22 = {

@@ -7,13 +7,14 @@ import pytest
 import torch
 
 from tests.conftest import CHANNELS, draw_texts, fit, tiny_dit, tiny_recipe
-from videogen.config import DitConfig
-from videogen.dit import VideoDiT
-from videogen.dit_stage import DitStage
-from videogen.packing import pack, per_clip
-from videogen.plan import network_config
-from videogen.stages import make_stage
-from videogen.widening import origins, widened
+from videogen.config.train import DitConfig
+from videogen.models.dit import VideoDiT
+from videogen.packing.noise import per_clip
+from videogen.packing.packs import pack
+from videogen.training.dit_stage import DitStage
+from videogen.training.dry_run import network_config
+from videogen.training.stages import make_stage
+from videogen.training.widen import origins, widened
 
 SIZES = ((3, 4, 8), (1, 8, 4), (2, 4, 4))
 OPTIONS = {

@@ -11,13 +11,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tests.conftest import CHANNELS, draw_texts, fit, tiny_dit, tiny_recipe
-from videogen.config import DataConfig, DitConfig, TrainConfig
-from videogen.dit import VideoDiT
-from videogen.packing import NoiseLevels, PackedVideo, Patch, pack, per_clip, shared_level
-from videogen.patches import known_patches
-from videogen.plan import network_config
-from videogen.stages import DitStage, make_stage
-from videogen.toybox.facts import FACTS
+from videogen.config.train import DataConfig, DitConfig, TrainConfig
+from videogen.models.checkpoint_config import known_patches
+from videogen.models.dit import VideoDiT
+from videogen.packing.noise import NoiseLevels, per_clip, shared_level
+from videogen.packing.packs import PackedVideo, pack
+from videogen.packing.patch_schedule import Patch
+from videogen.toybox.token_labels import FACTS
+from videogen.training.dit_stage import DitStage
+from videogen.training.dry_run import network_config
+from videogen.training.stages import make_stage
 
 COARSE: Patch = (1, 4, 4)
 PREDICTIONS = ("velocity", "clean", "preconditioned")

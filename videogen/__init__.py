@@ -14,16 +14,22 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from videogen.config import SampleConfig, TrainConfig
-    from videogen.dit import VideoDiT
-    from videogen.pipeline import VideoPipeline
-    from videogen.vae import VideoVAE
+    from videogen.config.sample import SampleConfig
+    from videogen.config.train import TrainConfig
+    from videogen.models.dit import VideoDiT
+    from videogen.models.vae import VideoVAE
+    from videogen.sampling.pipeline import VideoPipeline
 
 __version__ = "0.1.0"
 __all__ = ["SampleConfig", "TrainConfig", "VideoDiT", "VideoPipeline", "VideoVAE"]
 
-_HOMES = {"SampleConfig": "config", "TrainConfig": "config", "VideoDiT": "dit", "VideoPipeline": "pipeline"}
-_HOMES |= {"VideoVAE": "vae"}
+_HOMES = {
+    "SampleConfig": "config.sample",
+    "TrainConfig": "config.train",
+    "VideoDiT": "models.dit",
+    "VideoPipeline": "sampling.pipeline",
+    "VideoVAE": "models.vae",
+}
 
 
 def __getattr__(name: str) -> object:

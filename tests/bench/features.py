@@ -15,10 +15,10 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from videogen.storage import save_tensors
+from videogen.data.files import save_tensors
 from videogen.toybox import draw_scene, render
-from videogen.toybox.features import LABELS, WEIGHTS, Reader, targets
-from videogen.toybox.scenes import FRAME_SIZES, LENGTHS
+from videogen.toybox.judge.features import LABELS, WEIGHTS, Reader, targets
+from videogen.toybox.world.scenes import FRAME_SIZES, LENGTHS
 
 BATCH, RATE, FIRST_SEED = 16, 2e-3, 10_000_000  # far from the seeds of any folder that starts at 0
 LEAST_SPREAD = 0.02  # a feature that hardly ever differs is not blown up

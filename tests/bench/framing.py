@@ -21,17 +21,21 @@ import numpy as np
 import torch
 
 from tests.bench.judged import BENCH, Made, batches, judge_clips, make, write_result
-from videogen.config import MINI, DataConfig, DitConfig, OptimConfig, RunConfig, TrainConfig, read_defaults
-from videogen.judging import FIRST_SEED, case_of, draw
-from videogen.patches import known_patches, last_patch, patch_name
-from videogen.pipeline import VideoPipeline
-from videogen.stages import DitStage, make_stage
-from videogen.storage import checkpoint_id
+from videogen.cli.judge import FIRST_SEED, case_of, draw
+from videogen.config.sample import MINI
+from videogen.config.train import DataConfig, DitConfig, OptimConfig, RunConfig, TrainConfig
+from videogen.data.video_io import write_video
+from videogen.models.checkpoint_config import known_patches, read_defaults
+from videogen.models.hub import checkpoint_id
+from videogen.packing.patch_schedule import last_patch, patch_name
+from videogen.sampling.pipeline import VideoPipeline
 from videogen.toybox import Scene, caption, draw_scene, render
 from videogen.toybox.judge import Found, wilson
-from videogen.toybox.scenes import track
-from videogen.training import Trainer, saved_steps
-from videogen.video_io import write_video
+from videogen.toybox.world.scenes import track
+from videogen.training.dit_stage import DitStage
+from videogen.training.run_checkpoints import saved_steps
+from videogen.training.stages import make_stage
+from videogen.training.trainer import Trainer
 
 SIZES = ((96, 48), (48, 96), (96, 64), (64, 96), (80, 48), (48, 80))
 SQUARE, FRAMES, FPS = 64, 9, 8

@@ -17,18 +17,18 @@ from einops import rearrange
 from torch import Tensor
 
 from tests.bench.judged import BENCH, Made, Scores, cases_of, judge_clips, pack_size, scores_of, write_result
-from videogen.config import MINI
-from videogen.flow import interpolate
-from videogen.hub import find_checkpoint
-from videogen.judging import draw
-from videogen.packing import pack, unpack
-from videogen.patches import cut_by
-from videogen.pipeline import VideoPipeline
-from videogen.plain import to_mapping
-from videogen.sampling import NOISY_SAMPLERS, SAMPLERS, NoisePath, sigma_schedule
-from videogen.storage import checkpoint_id
-from videogen.toybox.judge.tally import Case
-from videogen.wan_image import Given
+from videogen.cli.judge import draw
+from videogen.config.parsing import to_mapping
+from videogen.config.sample import MINI
+from videogen.models.hub import checkpoint_id, find_checkpoint
+from videogen.packing.noise import interpolate
+from videogen.packing.packs import pack, unpack
+from videogen.packing.patch_schedule import cut_by
+from videogen.sampling.brownian import NoisePath
+from videogen.sampling.image_prompts import Given
+from videogen.sampling.pipeline import VideoPipeline
+from videogen.sampling.solvers import NOISY_SAMPLERS, SAMPLERS, sigma_schedule
+from videogen.toybox.judge.scores import Case
 
 LEVELS = (1.0, 0.95, 0.9, 0.8, 0.6)
 

@@ -17,12 +17,12 @@ from typing import NamedTuple, TypedDict, cast
 import torch
 from torch import Tensor
 
-from videogen.config import SampleConfig, resolve_frames
-from videogen.judging import FIRST_SEED, as_plain, case_of
-from videogen.pipeline import Job, VideoPipeline
+from videogen.cli.judge import FIRST_SEED, as_plain, case_of
+from videogen.config.sample import SampleConfig, resolve_frames
+from videogen.sampling.pipeline import Job, VideoPipeline
 from videogen.toybox import draw_scene
-from videogen.toybox.judge.crew import Clip, crew, look
-from videogen.toybox.judge.tally import Case, Judged, tally
+from videogen.toybox.judge.scores import Case, Judged, tally
+from videogen.toybox.judge.workers import Clip, crew, look
 
 ROOT = Path(__file__).parents[2]
 BENCH = ROOT / "assets" / "bench"

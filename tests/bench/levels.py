@@ -18,12 +18,14 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from videogen.config import TrainConfig
-from videogen.flow import FlowTask, draw_task, flow_error, step_generator
-from videogen.packing import Patch, pack, shared_level
-from videogen.plain import load_toml
-from videogen.stages import DitStage
-from videogen.training import saved_steps
+from videogen.config.parsing import load_toml
+from videogen.config.train import TrainConfig
+from videogen.packing.noise import shared_level, step_generator
+from videogen.packing.packs import pack
+from videogen.packing.patch_schedule import Patch
+from videogen.training.dit_stage import DitStage
+from videogen.training.flow_matching import FlowTask, draw_task, flow_error
+from videogen.training.run_checkpoints import saved_steps
 
 LEVELS = (0.99, 0.95, 0.9, 0.85, 0.8, 0.7, 0.6, 0.5, 0.3, 0.1)
 

@@ -54,10 +54,10 @@ def cold(rounds: int = 5) -> dict[str, float]:
 
 def shares() -> dict[str, float]:
     """Where the time goes in one process: imports, loading, text, DiT, VAE, encoding; seconds."""
-    code = "import time; t = time.perf_counter(); import videogen.pipeline; print(time.perf_counter() - t)"
+    code = "import time; t = time.perf_counter(); import videogen.sampling.pipeline; print(time.perf_counter() - t)"
     imports = float(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout)
-    from videogen.pipeline import Job, VideoPipeline
-    from videogen.video_io import write_video
+    from videogen.data.video_io import write_video
+    from videogen.sampling.pipeline import Job, VideoPipeline
 
     began = time.perf_counter()
     pipeline = VideoPipeline.load(ROOT / "assets" / "mini")
@@ -85,9 +85,10 @@ def shares() -> dict[str, float]:
 
 def dit_speed(rounds: int = 15) -> dict[str, float]:
     """GFLOP/s of one evaluation of the default DiT, and of torch.mm at its linear layers' shapes, alternating."""
-    from videogen.estimate import dit_flop
-    from videogen.packing import pack, shared_level
-    from videogen.pipeline import VideoPipeline
+    from videogen.packing.noise import shared_level
+    from videogen.packing.packs import pack
+    from videogen.sampling.cost import dit_flop
+    from videogen.sampling.pipeline import VideoPipeline
 
     pipeline = VideoPipeline.load(ROOT / "assets" / "mini")
     dit = pipeline.transformer
@@ -125,12 +126,12 @@ def rates(rounds: int = 6) -> dict[str, float]:
     """Training tokens a second on latents, and clips a second of the loader against raw decord on the same files."""
     import decord
 
-    from videogen.config import DataConfig, TrainConfig
-    from videogen.data import VideoFolder
-    from videogen.plain import load_toml
-    from videogen.stages import DitStage
+    from videogen.config.parsing import load_toml
+    from videogen.config.train import DataConfig, TrainConfig
+    from videogen.data.folder import VideoFolder
     from videogen.toybox.folder import write_folder
-    from videogen.training import Trainer
+    from videogen.training.dit_stage import DitStage
+    from videogen.training.trainer import Trainer
 
     with tempfile.TemporaryDirectory() as root:
         clips = Path(root) / "clips"

@@ -32,20 +32,21 @@ from rich.progress import Progress
 from tests.bench import readme
 from tests.bench.judged import BENCH, ROOT, Made, judge_clips, make, pack_size, write_result
 from tests.bench.patches import psnr
-from videogen.config import MINI, SampleConfig, read_defaults
-from videogen.hub import find_checkpoint
-from videogen.judging import JudgeArgs, as_plain, draw, list_cases, rebuild
-from videogen.memory import check_device
-from videogen.pipeline import VideoPipeline
-from videogen.plain import to_mapping
-from videogen.storage import checkpoint_id, save_text
-from videogen.toybox.backgrounds import paint
+from videogen.cli.judge import JudgeArgs, as_plain, draw, list_cases, rebuild
+from videogen.config.parsing import to_mapping
+from videogen.config.sample import MINI, SampleConfig
+from videogen.data.files import save_text
+from videogen.models.checkpoint_config import read_defaults
+from videogen.models.hub import checkpoint_id, find_checkpoint
+from videogen.sampling.low_memory import check_device
+from videogen.sampling.pipeline import VideoPipeline
 from videogen.toybox.judge import Clauses, judge
-from videogen.toybox.judge.crew import CORES, crew
-from videogen.toybox.judge.tally import Case, Count, Judged, count, count_clips
-from videogen.toybox.render import masks
-from videogen.toybox.scenes import Scene
-from videogen.toybox.things import SHAPES
+from videogen.toybox.judge.scores import Case, Count, Judged, count, count_clips
+from videogen.toybox.judge.workers import CORES, crew
+from videogen.toybox.world.backgrounds import paint
+from videogen.toybox.world.render import masks
+from videogen.toybox.world.scenes import Scene
+from videogen.toybox.world.things import SHAPES
 
 SENTENCES = ROOT / "tests" / "paraphrases.jsonl"
 HELD_OUT, NEW, BY_HAND = "held-out captions", "new combinations", "paraphrases"

@@ -45,16 +45,17 @@ from tests.bench.packing_plans import (
     padded,
     simulate,
 )
-from videogen import attention
-from videogen.attention import Rotary, rotary
-from videogen.data import cover
-from videogen.dit import VideoDiT
-from videogen.flow import FlowTask, draw_levels, draw_task, drop_captions, flow_error, step_generator
-from videogen.packing import Lengths, NoiseLevels, PackedVideo, pack
-from videogen.text import embed_prompts, load_text, pack_texts
+from videogen.data.folder import cover
+from videogen.models import attention
+from videogen.models.dit import VideoDiT
+from videogen.models.rope import Rotary, rotary
+from videogen.models.text_encoder import embed_prompts, load_text
+from videogen.models.vae import VideoVAE, to_patches
+from videogen.packing.noise import NoiseLevels, step_generator
+from videogen.packing.packs import Lengths, PackedVideo, pack, pack_texts
 from videogen.toybox import caption, draw_scene, render
-from videogen.training import CPU_PASS_TOKENS
-from videogen.vae import VideoVAE, to_patches
+from videogen.training.flow_matching import FlowTask, draw_levels, draw_task, drop_captions, flow_error
+from videogen.training.trainer import CPU_PASS_TOKENS
 
 Facts = dict[str, object]
 ROOT = Path(__file__).parents[2]
@@ -156,7 +157,7 @@ def masked(own: Lengths) -> Iterator[None]:
 
     with (
         mock.patch.dict(attention.SELF_KERNELS, {"runs": attend_masked}),
-        mock.patch("videogen.dit.rotary", padded_rotary),
+        mock.patch("videogen.models.dit.rotary", padded_rotary),
     ):
         yield
 

@@ -16,7 +16,7 @@ from einops import rearrange
 from torch import Tensor
 
 from tests.bench.packing_plans import mixed_sources, native, packed
-from videogen.attention import attend
+from videogen.models.attention import attend
 
 
 def grouped_attention(budget: int, max_tokens: int, rounds: int = 100) -> dict[str, float]:

@@ -14,8 +14,8 @@ from collections.abc import Callable, Sequence
 from itertools import product
 from typing import NamedTuple
 
-from videogen.data import fit_size
-from videogen.packing import deal, plan_packs
+from videogen.data.folder import fit_size
+from videogen.packing.bin_packing import deal, plan_packs
 
 CELL, STRIDE = 16, 4  # pixels and frames of a token
 

@@ -21,11 +21,10 @@ import torch
 from torch import Tensor
 
 from tests.bench.judged import BENCH, Made, Scores, batches, cases_of, judge_clips, make, scores_of, write_result
-from videogen.config import MINI
-from videogen.hub import find_checkpoint
-from videogen.patches import last_patch, mean_share, patch_name
-from videogen.pipeline import VideoPipeline
-from videogen.storage import checkpoint_id
+from videogen.config.sample import MINI
+from videogen.models.hub import checkpoint_id, find_checkpoint
+from videogen.packing.patch_schedule import last_patch, mean_share, patch_name
+from videogen.sampling.pipeline import VideoPipeline
 from videogen.sweep.plots import ACCENT, PAPER, QUIET, STYLE, new_figure
 
 SHARES = (0.2, 0.3, 0.4, 0.5, 0.6, 0.75)

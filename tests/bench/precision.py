@@ -26,11 +26,12 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
 from tests.bench.machine import Rows, publish, use_threads  # noqa: E402
-from videogen import attention  # noqa: E402
-from videogen.config import MINI, TrainConfig  # noqa: E402
-from videogen.plain import load_toml  # noqa: E402
-from videogen.stages import DitStage  # noqa: E402
-from videogen.training import Trainer  # noqa: E402
+from videogen.config.parsing import load_toml  # noqa: E402
+from videogen.config.sample import MINI  # noqa: E402
+from videogen.config.train import TrainConfig  # noqa: E402
+from videogen.models import attention  # noqa: E402
+from videogen.training.dit_stage import DitStage  # noqa: E402
+from videogen.training.trainer import Trainer  # noqa: E402
 
 NUM_CLIPS, ROUNDS, WARM = 400, 9, 2
 SHAPES = ((1280, 192, 192), (1280, 192, 768), (1280, 768, 192))  # rows, in, out of the recipe's linear layers

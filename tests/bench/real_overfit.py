@@ -13,11 +13,11 @@ from pathlib import Path
 import torch
 from einops import rearrange
 
-from videogen.config import DataConfig
-from videogen.data import VideoFolder
-from videogen.pipeline import VideoPipeline
-from videogen.plain import from_mapping
-from videogen.vae_loss import psnr
+from videogen.config.parsing import from_mapping
+from videogen.config.train import DataConfig
+from videogen.data.folder import VideoFolder
+from videogen.sampling.pipeline import VideoPipeline
+from videogen.training.vae_loss import psnr
 
 
 def table(run_dir: Path) -> tuple[list[str], list[list[float]]]:

@@ -12,10 +12,10 @@ import json
 from pathlib import Path
 
 from tests.bench.judged import BENCH, write_result
-from videogen.config import SampleConfig
-from videogen.plain import load_toml, to_mapping
+from videogen.config.parsing import load_toml, to_mapping
+from videogen.config.sample import SampleConfig
+from videogen.sweep.results import read_rows
 from videogen.sweep.summary import summarise
-from videogen.sweep.table import read_rows
 
 CLAUSES = ("clauses", "present", "class", "colour", "motion", "all")
 MEASURES = ("total_seconds", *(f"score_{name}" for name in CLAUSES))

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import torch
 
-from videogen.pipeline import VideoPipeline
-from videogen.storage import save_tensors, whole_folder
+from videogen.data.files import save_tensors, whole_folder
+from videogen.sampling.pipeline import VideoPipeline
 
 MINI = Path(__file__).parents[2] / "assets" / "mini"
 

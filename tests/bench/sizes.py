@@ -19,11 +19,10 @@ from typing import NamedTuple
 import torch
 
 from tests.bench.judged import BENCH, Made, Scores, batches, cases_of, judge_clips, make, scores_of, write_result
-from videogen.config import MINI, POSITION_SCALINGS, SampleConfig, resolve_frames
-from videogen.hub import find_checkpoint
-from videogen.judging import draw
-from videogen.pipeline import VideoPipeline
-from videogen.storage import checkpoint_id
+from videogen.cli.judge import draw
+from videogen.config.sample import MINI, POSITION_SCALINGS, SampleConfig, resolve_frames
+from videogen.models.hub import checkpoint_id, find_checkpoint
+from videogen.sampling.pipeline import VideoPipeline
 
 SCALES = ((1.0, 1.0), (1.5, 1.0), (2.0, 1.0), (1.0, 1.5), (1.0, 2.0), (2.0, 2.0))  # of the trained area and duration
 

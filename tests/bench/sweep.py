@@ -24,12 +24,12 @@ from pathlib import Path
 import torch
 
 from tests.bench.machine import processor
-from videogen.pipeline import VideoPipeline
-from videogen.plain import to_mapping
+from videogen.config.parsing import to_mapping
+from videogen.data.video_io import write_video
+from videogen.sampling.pipeline import VideoPipeline
 from videogen.sweep.axes import read_axes
-from videogen.sweep.plan import Plan, Run
-from videogen.sweep.work import Worker, hold
-from videogen.video_io import write_video
+from videogen.sweep.plan import Plan, Run, hold
+from videogen.sweep.runner import Worker
 
 ROOT = Path(__file__).parents[2]
 PROMPT = "a large red circle moves right on a black background"

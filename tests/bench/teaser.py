@@ -16,8 +16,8 @@ import torch
 from einops import rearrange, repeat
 from PIL import Image, ImageDraw, ImageFont
 
-from videogen.config import MINI
-from videogen.pipeline import VideoPipeline
+from videogen.config.sample import MINI
+from videogen.sampling.pipeline import VideoPipeline
 
 ROOT = Path(__file__).parents[2]
 PROMPTS = (

@@ -33,10 +33,10 @@ sys.path.insert(0, str(ROOT))
 from tests.bench.machine import publish, use_threads  # noqa: E402
 from tests.bench.wan_tricks import NEGATIVE, PROMPT, Ways, compare, not_taken, tricks_off  # noqa: E402
 from tests.wan_folders import make_parts  # noqa: E402
-from videogen.caching import BlockCache  # noqa: E402
-from videogen.config import MINI, SampleConfig  # noqa: E402
-from videogen.pipeline import Job, VideoPipeline  # noqa: E402
-from videogen.video_io import write_video  # noqa: E402
+from videogen.config.sample import MINI, SampleConfig  # noqa: E402
+from videogen.data.video_io import write_video  # noqa: E402
+from videogen.models.block_cache import BlockCache  # noqa: E402
+from videogen.sampling.pipeline import Job, VideoPipeline  # noqa: E402
 
 
 class Case(NamedTuple):

@@ -17,10 +17,10 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-from videogen import attention, dit_layers, pipeline
-from videogen.packing import Layout
-from videogen.pipeline import VideoPipeline
-from videogen.text import PackedText
+from videogen.models import attention, dit_blocks, rope
+from videogen.packing.packs import Layout, PackedText
+from videogen.sampling import pipeline
+from videogen.sampling.pipeline import VideoPipeline
 
 Ways = Mapping[str, Callable[[], AbstractContextManager[object]]]
 PROMPT, NEGATIVE = "a cat walks in the rain on the red grass", "blurry, worst quality"
@@ -33,14 +33,14 @@ def pad_in_full(texts: list[Tensor], num_rows: int) -> PackedText:
     return PackedText(tokens, (num_rows,) * len(texts), torch.ones(len(tokens)))
 
 
-def rotate_in_parts(x: Tensor, table: attention.Rotary) -> Tensor:
+def rotate_in_parts(x: Tensor, table: rope.Rotary) -> Tensor:
     """Cosines and sines one by one."""
     even, odd = x.unflatten(-1, (-1, 2)).unbind(-1)
     turned = torch.stack((even * table.cos - odd * table.sin, even * table.sin + odd * table.cos), dim=-1)
     return turned.flatten(-2)
 
 
-def modulate_in_steps(norm: dit_layers.Norm, x: Tensor, scale: Tensor, shift: Tensor, index: Tensor) -> Tensor:
+def modulate_in_steps(norm: dit_blocks.Norm, x: Tensor, scale: Tensor, shift: Tensor, index: Tensor) -> Tensor:
     """Norm, scale and shift one after the other."""
     return norm(x) * (1 + scale) + shift
 
@@ -68,11 +68,11 @@ def tricks_off(ours: VideoPipeline) -> dict[str, Callable[[], AbstractContextMan
         "one row for all of the padding": lambda: mock.patch.object(pipeline, "pad_texts", pad_in_full),
         "both prompts in one call": lambda: mock.patch.object(pipeline, "TOKENS_AT_ONCE", 0),
         "texts read once": lambda: reading_each_step(ours),
-        "turning by complex numbers": lambda: mock.patch.object(dit_layers, "rotate", rotate_in_parts),
-        "norm, scale and shift in one": lambda: mock.patch.object(dit_layers, "modulate", modulate_in_steps),
-        "gate and sum in one": lambda: mock.patch.object(dit_layers, "add_gated", gate_in_steps),
+        "turning by complex numbers": lambda: mock.patch.object(dit_blocks, "rotate", rotate_in_parts),
+        "norm, scale and shift in one": lambda: mock.patch.object(dit_blocks, "modulate", modulate_in_steps),
+        "gate and sum in one": lambda: mock.patch.object(dit_blocks, "add_gated", gate_in_steps),
         "gelu by a sigmoid": lambda: mock.patch.object(
-            dit_layers, "gelu_in_place", lambda x: F.gelu(x, approximate="tanh")
+            dit_blocks, "gelu_in_place", lambda x: F.gelu(x, approximate="tanh")
         ),
     }  # fmt: skip
 
@@ -85,12 +85,12 @@ def at_once(ours: VideoPipeline) -> AbstractContextManager[object]:
         parts = ([getattr(layer, name) for layer in layers] for name in ("weight", "bias"))
         kept[id(block.attn1)] = tuple(map(torch.cat, parts))  # type: ignore[assignment]
 
-    def forward(self: dit_layers.Attention, x: Tensor, table: attention.Rotary, layout: Layout) -> Tensor:
+    def forward(self: dit_blocks.Attention, x: Tensor, table: rope.Rotary, layout: Layout) -> Tensor:
         q, k, v = F.linear(x, *kept[id(self)]).chunk(3, dim=-1)
-        q, k = (attention.rotate(self.apart(n(part)), table) for n, part in ((self.norm_q, q), (self.norm_k, k)))
+        q, k = (rope.rotate(self.apart(n(part)), table) for n, part in ((self.norm_q, q), (self.norm_k, k)))
         return self.to_out[0](attention.attend(q, k, self.apart(v), layout.lengths).flatten(1))
 
-    return mock.patch.object(dit_layers.Attention, "forward", forward)
+    return mock.patch.object(dit_blocks.Attention, "forward", forward)
 
 
 def known_beforehand(ours: VideoPipeline) -> AbstractContextManager[object]:

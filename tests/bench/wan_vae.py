@@ -26,9 +26,9 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from tests.bench.machine import publish, use_threads
-from videogen import wan_conv, wan_layers, wan_vae
-from videogen.wan_layers import Norm
-from videogen.wan_vae import WanVAE, lay_out
+from videogen.models import wan_vae, wan_vae_conv, wan_vae_layers
+from videogen.models.wan_vae import WanVAE, lay_out
+from videogen.models.wan_vae_layers import Norm
 
 ROOT = Path(__file__).parents[2]
 WAN_22 = {
@@ -99,13 +99,13 @@ def whole(name: str, latent_frames: int, rounds: int) -> dict[str, dict[str, flo
 def with_zeros(x: Tensor, past: Tensor, kernels: Tensor, bias: Tensor) -> Tensor:
     """Frames that never were, multiplied with."""
     missing = len(kernels) - 1 - past.shape[1]
-    return wan_conv.convolve(x, F.pad(past, (0, 0, 0, 0, 0, 0, missing, 0)), kernels, bias)
+    return wan_vae_conv.convolve(x, F.pad(past, (0, 0, 0, 0, 0, 0, missing, 0)), kernels, bias)
 
 
 def doubled_pixels(x: Tensor, kernel: Tensor, bias: Tensor) -> Tensor:
     """The doubled frames, made."""
     doubled = repeat(x, "b t h w c -> b t (h y) (w x) c", y=2, x=2)
-    return wan_conv.per_frame(doubled, kernel, bias)
+    return wan_vae_conv.per_frame(doubled, kernel, bias)
 
 
 def normalise_in_steps(self: Norm, x: Tensor) -> Tensor:
@@ -125,17 +125,17 @@ def plain_kernels(vae: WanVAE) -> Iterator[None]:
         lay_out(vae)
 
 
-def usual_points() -> wan_conv.Turns:
+def usual_points() -> wan_vae_conv.Turns:
     """Winograd's matrices at 0, 1, -1, 2, -2."""
-    with mock.patch.object(wan_conv, "POINTS", (0.0, 1.0, -1.0, 2.0, -2.0)):
-        return wan_conv.turns.__wrapped__(torch.float32)
+    with mock.patch.object(wan_vae_conv, "POINTS", (0.0, 1.0, -1.0, 2.0, -2.0)):
+        return wan_vae_conv.turns.__wrapped__(torch.float32)
 
 
 def tricks_off(vae: WanVAE) -> dict[str, Callable[[], AbstractContextManager[object]]]:
     """Each trick's absence."""
-    usual, library = usual_points(), wan_conv.by_library
+    usual, library = usual_points(), wan_vae_conv.by_library
 
-    def usual_turns(dtype: torch.dtype) -> wan_conv.Turns:
+    def usual_turns(dtype: torch.dtype) -> wan_vae_conv.Turns:
         return usual
 
     def never(x: Tensor, kernels: Tensor) -> bool:
@@ -143,19 +143,21 @@ def tricks_off(vae: WanVAE) -> dict[str, Callable[[], AbstractContextManager[obj
 
     return {
         "nothing": lambda: mock.patch.object(wan_vae, "CHUNK", wan_vae.CHUNK),
-        "products in Winograd's space": lambda: mock.patch.object(wan_conv, "winograd_pays", never),
-        "points that keep float32 exact": lambda: mock.patch.object(wan_conv, "turns", usual_turns),
-        "Winograd only where it pays": lambda: mock.patch.object(wan_conv, "winograd_pays", is_3x3),
-        "a Conv2d a tap, not Conv3d": lambda: mock.patch.object(wan_conv, "by_taps", library),
-        "a plain product for few positions": lambda: mock.patch.object(wan_conv, "CHANNELS_A_POSITION", 10**9),
-        "no zeros before the first frame": lambda: mock.patch.object(wan_layers, "convolve", with_zeros),
-        "kernels merged, not pixels doubled": lambda: mock.patch.object(wan_layers, "convolve_doubled", doubled_pixels),
+        "products in Winograd's space": lambda: mock.patch.object(wan_vae_conv, "winograd_pays", never),
+        "points that keep float32 exact": lambda: mock.patch.object(wan_vae_conv, "turns", usual_turns),
+        "Winograd only where it pays": lambda: mock.patch.object(wan_vae_conv, "winograd_pays", is_3x3),
+        "a Conv2d a tap, not Conv3d": lambda: mock.patch.object(wan_vae_conv, "by_taps", library),
+        "a plain product for few positions": lambda: mock.patch.object(wan_vae_conv, "CHANNELS_A_POSITION", 10**9),
+        "no zeros before the first frame": lambda: mock.patch.object(wan_vae_layers, "convolve", with_zeros),
+        "kernels merged, not pixels doubled": lambda: mock.patch.object(
+            wan_vae_layers, "convolve_doubled", doubled_pixels
+        ),
         "the norm in two steps": lambda: mock.patch.object(Norm, "forward", normalise_in_steps),
         "kernels laid out for their use": lambda: plain_kernels(vae),
         "4 latent frames a chunk: 1": lambda: mock.patch.object(wan_vae, "CHUNK", 1),
         "4 latent frames a chunk: 2": lambda: mock.patch.object(wan_vae, "CHUNK", 2),
         "4 latent frames a chunk: 8": lambda: mock.patch.object(wan_vae, "CHUNK", 8),
-        "4 frames a piece where large: 8": lambda: mock.patch.object(wan_layers, "PIECE", 8),
+        "4 frames a piece where large: 8": lambda: mock.patch.object(wan_vae_layers, "PIECE", 8),
     }
 
 

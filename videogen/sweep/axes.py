@@ -22,9 +22,8 @@ from itertools import chain, product
 from pathlib import Path
 from typing import NamedTuple
 
-from videogen.config import SampleConfig
-from videogen.flags import read_values
-from videogen.plain import from_mapping, nearest, to_mapping
+from videogen.config.parsing import from_mapping, nearest, read_values, to_mapping
+from videogen.config.sample import SampleConfig
 
 Changes = dict[str, object]  # some fields of a SampleConfig
 FIELDS = {item.name: item for item in fields(SampleConfig)}

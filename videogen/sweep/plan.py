@@ -20,9 +20,9 @@ from typing import NamedTuple
 
 from filelock import FileLock, Timeout
 
-from videogen.config import SampleConfig
-from videogen.plain import to_mapping
-from videogen.storage import save_text
+from videogen.config.parsing import to_mapping
+from videogen.config.sample import SampleConfig
+from videogen.data.files import save_text
 from videogen.sweep.axes import Axis, Changes, changed, combinations, say
 
 # What only decides how exactly the same clip is computed.

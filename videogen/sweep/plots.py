@@ -14,8 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from videogen.sweep.findings import label, name_of
 from videogen.sweep.summary import Effect, Mean, Setting, front
-from videogen.sweep.words import label, name_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

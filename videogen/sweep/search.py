@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING
 
 from videogen.sweep.axes import Axis, Changes, say
 from videogen.sweep.plan import Plan
+from videogen.sweep.results import Row, read_rows
 from videogen.sweep.summary import numbers, quality_name
-from videogen.sweep.table import Row, read_rows
 
 if TYPE_CHECKING:
     from optuna import Study, Trial
 
-    from videogen.sweep.work import Worker
+    from videogen.sweep.runner import Worker
 
 MOST_REPEATS = 20  # draws of a setting that was drawn before, until the search is taken to be done
 

@@ -14,12 +14,12 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
-from videogen.clusters import effective_number
-from videogen.config import SampleConfig
-from videogen.plain import to_mapping
+from videogen.config.parsing import to_mapping
+from videogen.config.sample import SampleConfig
+from videogen.intervals import effective_number
 from videogen.sweep.axes import TEXTS, Axis, say
 from videogen.sweep.plan import FRESH_NOISE, SOLVER
-from videogen.sweep.table import Row
+from videogen.sweep.results import Row
 
 # 97.5% quantiles of Student's t for 1 to 30 degrees of freedom; the normal's beyond.
 T_975 = (
@@ -160,8 +160,7 @@ def choose_by_score(rated: Sequence[Setting], quality: str) -> Choice:
     name = {"psnr_db": "PSNR to the reference"}.get(quality, quality.removeprefix("score_"))
     rule = (
         f"the fastest of the settings whose {name} is not worse than the best one's "
-        f"({best.means[quality].value:.4g}) by more than one standard error of the difference, clip by clip"
-        + OR_BETTER
+        f"({best.means[quality].value:.4g}) by more than one standard error of the difference, clip by clip" + OR_BETTER
     )
     return Choice(fastest([one for one in rated if one is best or not worse(one, best, quality)], quality), rule)
 

@@ -5,10 +5,10 @@ seed ─ draw_scene ─> Scene ─┬─ render ──> frames (t, h, w, 3) uint
                             └─ track ───> where every thing is in every frame
 """
 
-from videogen.toybox.captions import caption
 from videogen.toybox.folder import write_folder
-from videogen.toybox.motions import Thing
-from videogen.toybox.render import masks, render
-from videogen.toybox.scenes import Scene, draw_scene, track
+from videogen.toybox.world.captions import caption
+from videogen.toybox.world.motions import Thing
+from videogen.toybox.world.render import masks, render
+from videogen.toybox.world.scenes import Scene, draw_scene, track
 
 __all__ = ["Scene", "Thing", "caption", "draw_scene", "masks", "render", "track", "write_folder"]

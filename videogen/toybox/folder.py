@@ -13,10 +13,10 @@ from typing import TypedDict
 
 import numpy as np
 
-from videogen.toybox.captions import caption
-from videogen.toybox.motions import Thing
-from videogen.toybox.render import render
-from videogen.toybox.scenes import FRAME_SIZES, LENGTHS, FrameSize, Scene, draw_scene, track
+from videogen.toybox.world.captions import caption
+from videogen.toybox.world.motions import Thing
+from videogen.toybox.world.render import render
+from videogen.toybox.world.scenes import FRAME_SIZES, LENGTHS, FrameSize, Scene, draw_scene, track
 
 WORLD = 2
 """Raised whenever a seed means another clip than before, so that no folder holds clips of two worlds."""
@@ -95,7 +95,7 @@ def write_clip(index: int, *, out: Path, seed: int, sizes: Sequence[FrameSize], 
     # Here and not above: drawing and judging scenes needs numpy only, and no video library.
     import torch
 
-    from videogen.video_io import write_video
+    from videogen.data.video_io import write_video
 
     scene = draw_scene(clip_seed(seed, index), sizes=sizes, lengths=lengths)
     file_name = f"clips/{index:06d}.mp4"

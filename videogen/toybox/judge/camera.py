@@ -11,10 +11,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from videogen.toybox.judge.behind import Behind
-from videogen.toybox.judge.sight import length, soften, spread
-from videogen.toybox.scenes import CAMERAS
-from videogen.toybox.things import TEXTURED
+from videogen.toybox.judge.background import Behind
+from videogen.toybox.judge.colour_space import length, soften, spread
+from videogen.toybox.world.scenes import CAMERAS
+from videogen.toybox.world.things import TEXTURED
 
 LEGS = 8
 """A clip is compared at so many steps: over each, even a fast camera moves less than half a field of a checkerboard."""

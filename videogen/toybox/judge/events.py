@@ -10,9 +10,9 @@ from itertools import combinations, permutations
 
 import numpy as np
 
-from videogen.toybox.judge.found import Event, FoundThing
-from videogen.toybox.judge.synthesis import Canvas, Look, cut, shown_in
-from videogen.toybox.motions import Pose
+from videogen.toybox.judge.observations import Event, FoundThing
+from videogen.toybox.judge.templates import Canvas, Look, cut, shown_in
+from videogen.toybox.world.motions import Pose
 
 Shown = tuple[Look, Pose]
 SIDEWAYS = ("right", "left")

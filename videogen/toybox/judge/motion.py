@@ -10,12 +10,12 @@ from typing import NamedTuple
 import numpy as np
 
 from videogen.toybox.judge.camera import Camera
-from videogen.toybox.judge.follow import turns
-from videogen.toybox.judge.paths import Path, classify
-from videogen.toybox.judge.refine import Fit, settle
-from videogen.toybox.judge.synthesis import Canvas, Look
-from videogen.toybox.motions import Pose
-from videogen.toybox.things import ROLLING
+from videogen.toybox.judge.pose_fitting import Fit, settle
+from videogen.toybox.judge.templates import Canvas, Look
+from videogen.toybox.judge.tracking import turns
+from videogen.toybox.judge.trajectories import Path, classify
+from videogen.toybox.world.motions import Pose
+from videogen.toybox.world.things import ROLLING
 
 JUST_GROWS = 2.5
 """Pixels about its middle (root of the mean square) that a growing thing may seem to move, for its outline is hard to

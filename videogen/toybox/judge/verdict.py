@@ -6,13 +6,12 @@ Found, Clauses  ->  {"class": True, "colour": False, ..., "all": False}: those t
 from __future__ import annotations
 
 from itertools import permutations
-from math import sqrt
 
 import numpy as np
 
-from videogen.toybox.judge.clauses import Clauses, Said, parse
-from videogen.toybox.judge.found import Found, FoundThing
-from videogen.toybox.judge.reading import read
+from videogen.toybox.judge.caption_parser import Clauses, Said, parse
+from videogen.toybox.judge.observations import Found, FoundThing
+from videogen.toybox.judge.read_clip import read
 
 CLAUSES: tuple[str, ...] = (
     "present", "count", "class", "colour", "size", "motion", "relation", "event", "background", "camera", "all",
@@ -109,13 +108,3 @@ def score(frames: np.ndarray, prompt: str) -> dict[str, float]:
     each = {name: float(value) for name, value in holds.items()}
     clauses = [value for name, value in each.items() if name != "all"]
     return {"clauses": sum(clauses) / len(clauses), **each}
-
-
-def wilson(successes: float, num: float, z: float = 1.96) -> tuple[float, float]:
-    """The 95% interval of a share (Wilson 1927), which stays within 0 and 1 and is right for small numbers, too."""
-    if not num:
-        return 0.0, 1.0
-    share, scale = successes / num, 1 + z * z / num
-    middle = (share + z * z / (2 * num)) / scale
-    half = z * sqrt(share * (1 - share) / num + z * z / (4 * num * num)) / scale
-    return max(0.0, middle - half), min(1.0, middle + half)

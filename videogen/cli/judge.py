@@ -1,0 +1,381 @@
+"""The judge command: clips of a checkpoint, of a folder or of the world itself, held against what their captions say.
+
+argv  ->  cases (prompt, clauses)  ->  clips  ->  a table of clauses, scores.json, report.html
+
+Beside every score stand its ceilings, the same scenes drawn by the world itself and those after a VAE, and its floor,
+the same clips under the captions of others. A small network tells how far each set is from other clips of the world.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import islice, pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
+
+import numpy as np
+import tyro
+
+from videogen.cli.arguments import parse, peek
+from videogen.cli.sample import TOKENS_AT_ONCE
+from videogen.config.sample import SampleConfig, resolve_frames
+from videogen.config.sizes import check_size
+from videogen.data.files import save_text
+from videogen.models.checkpoint_config import pixel_stride, read_defaults
+from videogen.models.hub import called, checkpoint_id, find_checkpoint, look_up
+from videogen.sampling.cost import TIME_STRIDE, count_tokens
+from videogen.toybox import Scene, caption, draw_scene, render
+from videogen.toybox.judge import parse as read_caption
+from videogen.toybox.judge.prompts import read_cases
+from videogen.toybox.judge.report import percent, say_distances, say_means
+from videogen.toybox.judge.report import render as render_page
+from videogen.toybox.judge.scores import Case, Count, Judged, average, shuffled, tally
+from videogen.toybox.judge.workers import Clip, look_each
+from videogen.toybox.world.scenes import FRAME_SIZES, LENGTHS
+
+if TYPE_CHECKING:
+    from videogen.models.vae import VideoVAE
+    from videogen.models.wan_vae import WanVAE
+    from videogen.sampling.pipeline import VideoPipeline
+    from videogen.toybox.judge.features import Distance
+
+logger = logging.getLogger(__name__)
+FIRST_SEED = 10**9  # folders for training draw theirs from all of 64 bits: none of these will be among them
+Columns = dict[str, dict[str, Count]]
+Item = TypeVar("Item")
+DESCRIPTION = "Judge clips by their frames alone: which clauses of its caption does each fulfil?"
+
+
+@dataclass(frozen=True, kw_only=True)
+class JudgeArgs:
+    """What to judge, by which captions, and where to write it."""
+
+    target: tyro.conf.Positional[Path | None] = None
+    """A checkpoint folder or owner/name[@revision] of one in the Hugging Face cache, or a folder of clips with
+    metadata.csv; left out, the world's own clips are judged."""
+    clips: int = 256
+    """How many captions."""
+    seeds: int = 2
+    """Clips a caption, of a checkpoint; each clip has a seed of its own."""
+    held_out: bool = False
+    """Captions of combinations of attributes that training never shows: one moving thing before a still camera."""
+    new_words: bool = False
+    """Captions of the family of sentences that training never reads."""
+    all_sizes: bool = False
+    """Scenes of all sizes and lengths of the world, not of the sample's alone; without a checkpoint only."""
+    captions: Path | None = None
+    """Prompts of your own: a .jsonl with prompt, kind, colour, size, motion, sense, background, camera, or a text file
+    of captions in the world's words, one a line."""
+    first: int = FIRST_SEED
+    """The first scene's seed; the others follow."""
+    vae: Path | None = None
+    """Checkpoint folder whose VAE the world's own clips go through; default that of the checkpoint that is judged."""
+    ceilings: bool = True
+    """Judge the world's own clips, and those after the VAE, too."""
+    out: Path | None = None
+    """A .json file for all scores."""
+    report: Path | None = None
+    """An .html file that shows every clip, what was found in it, and which clauses hold."""
+    sample: Annotated[SampleConfig, tyro.conf.arg(name="")] = field(default_factory=SampleConfig)
+    """Settings; default those of the checkpoint."""
+    device: Literal["cpu", "cuda", "mps"] = "cpu"
+    """Where to compute."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Precision of the weights; bfloat16 is for GPUs."""
+    json: bool = False
+    """Print a JSON object instead of the table."""
+
+    def __post_init__(self) -> None:
+        if self.clips < 1 or self.seeds < 1:
+            raise ValueError(f"--clips and --seeds must be at least 1, got {self.clips} and {self.seeds}")
+        if self.new_words and self.sample.frames == 1:
+            raise ValueError("--new-words are sentences about clips, and an image has none; leave out --frames 1")
+
+
+def run_judge(argv: Sequence[str]) -> int:
+    """Make or read the clips, judge them, print and write."""
+    args = parse_args(argv)
+    pipeline, vae = load(args)
+    cases = list_cases(args)
+    shown: list[tuple[Judged, np.ndarray]] = []
+    columns: Columns = {}
+    frames: dict[str, list[np.ndarray]] = {}
+    for name, clips, num in sources(args, cases, pipeline, vae):
+        column = [(one, clip.frames) for one, clip in with_bar(look_each(clips, num), num, name)]
+        if not column:
+            raise ValueError(f"none of the {num} clips can be read")
+        columns[name], frames[name] = tally([one for one, _ in column]), [clip for _, clip in column]
+        shown = shown or column  # what was asked for comes first; the others are there to compare
+    judged = [one for one, _ in shown]
+    if others := shuffled(judged):
+        columns["shuffled captions"] = others
+    # Clips by captions of one's own are not meant to be as the world's are.
+    distances = {} if args.captions is not None else measure_distances(frames, new=args.held_out)
+    publish(args, columns, average(judged), distances, shown)
+    return 0
+
+
+def parse_args(argv: Sequence[str]) -> JudgeArgs:
+    """Flags over a checkpoint's own settings."""
+    # The target's settings are the defaults of its flags; it may stand anywhere but behind --vae.
+    words = [word for before, word in pairwise(["", *argv]) if before != "--vae"]
+    model = next((found for word in words if (found := look_up(word)) is not None and is_checkpoint(found)), None)
+    base = JudgeArgs() if model is None else JudgeArgs(sample=read_defaults(model))
+    if peek(argv, "--frames") is not None:
+        base = replace(base, sample=replace(base.sample, seconds=None))
+    args = parse(JudgeArgs, argv, default=base, prog="videogen judge", description=DESCRIPTION)
+    named = {"target": args.target, "vae": args.vae}
+    args = replace(args, **{name: find_checkpoint(path) for name, path in named.items() if path is not None})
+    model = args.target if args.target is not None and is_checkpoint(args.target) else None
+    if args.target is not None and not args.target.is_dir():
+        raise ValueError(f"{args.target} is no folder; give a checkpoint, or a folder of clips with metadata.csv")
+    if args.target is not None and model is None and (args.captions or args.held_out or args.new_words):
+        raise ValueError("a folder has captions of its own; leave out --captions, --held-out and --new-words")
+    if args.vae is not None and not (args.vae / "vae" / "config.json").is_file():
+        raise ValueError(f"--vae {args.vae} is not a checkpoint folder with a VAE: it has no vae/config.json")
+    if args.all_sizes and model is not None:
+        raise ValueError("--all-sizes is for the world's own clips; a checkpoint makes them of one --size and --frames")
+    if args.target is None and args.captions is not None:
+        raise ValueError("--captions are for a checkpoint to make clips of; name its folder")
+    shape = {name: getattr(args.sample, name) for name in ("size", "frames", "seconds", "fps")}
+    if model is None and args.sample != replace(SampleConfig(), **shape):
+        raise ValueError("steps, guidance and the like are how a checkpoint makes clips; name its folder as well")
+    for path, suffix in ((args.out, ".json"), (args.report, ".html")):
+        if path is not None and path.suffix != suffix:
+            raise ValueError(f"{path} must end in {suffix}")
+    if model is not None:
+        check_size(args.sample.width, args.sample.height, pixel_stride(model))
+    return args
+
+
+def is_checkpoint(folder: Path) -> bool:
+    """Whether a folder holds a model rather than clips."""
+    return (folder / "model_index.json").is_file()
+
+
+def load(args: JudgeArgs) -> tuple[VideoPipeline | None, VideoVAE | WanVAE | None]:
+    """The checkpoint that is judged, and the VAE that the world's own clips go through."""
+    if args.device != "cpu":  # torch, which knows, takes a second to import
+        from videogen.sampling.low_memory import check_device
+
+        check_device(args.device)
+    if args.target is None or not is_checkpoint(args.target):
+        pipeline = None
+    else:
+        import torch
+
+        from videogen.sampling.pipeline import VideoPipeline
+
+        pipeline = VideoPipeline.load(args.target, dtype=getattr(torch, args.dtype)).to(args.device)
+    if args.vae is None:
+        return pipeline, None if pipeline is None else pipeline.vae
+    from videogen.models.checkpoint import load_vae
+
+    return pipeline, load_vae(args.vae).to(args.device)  # type: ignore[call-overload]
+
+
+# --- cases
+
+
+def list_cases(args: JudgeArgs) -> list[Case]:
+    """The prompts and what they say."""
+    if args.captions is not None:
+        if not (cases := list(islice(read_cases(args.captions), args.clips))):
+            raise ValueError(f"{args.captions} has no captions; write one a line")
+        return cases
+    if args.target is not None and not is_checkpoint(args.target):
+        return []  # a folder has its own
+    length = resolve_frames(args.sample, TIME_STRIDE)
+    sizes = FRAME_SIZES if args.all_sizes else ((args.sample.width, args.sample.height),)
+    lengths = LENGTHS if args.all_sizes else (length,)
+    return [
+        case_of(draw_scene(seed, sizes=sizes, lengths=lengths, new=args.held_out), new_words=args.new_words)
+        for seed in range(args.first, args.first + args.clips)
+    ]
+
+
+def case_of(scene: Scene, *, new_words: bool = False) -> Case:
+    """A scene and its caption."""
+    text = caption(scene, scene.seed, new=new_words)
+    return Case(text, read_caption(text), scene)
+
+
+# --- clips
+
+
+def sources(
+    args: JudgeArgs, cases: Sequence[Case], pipeline: VideoPipeline | None, vae: VideoVAE | WanVAE | None
+) -> Iterator[tuple[str, Iterator[Clip], int]]:
+    """What is judged, by name: the clips asked for first, then the world's own and those after the VAE."""
+    scenes = [case for case in cases if case.scene is not None]
+    if args.target is not None and is_checkpoint(args.target):
+        assert pipeline is not None
+        yield "clips", sample(args, cases, pipeline), len(cases) * args.seeds
+    elif args.target is not None:
+        found = list(clips_in(args.target, args.clips))
+        yield "clips", iter_folder(args.target, found), len(found)
+    if scenes and (args.ceilings or args.target is None):
+        yield "the world's own", (Clip(one, 0, draw(one)) for one in scenes), len(scenes)
+        if vae is not None:
+            yield "after the VAE", (Clip(one, 0, rebuild(draw(one), vae)) for one in scenes), len(scenes)
+
+
+def draw(case: Case) -> np.ndarray:
+    """The world's own clip of a case."""
+    assert case.scene is not None, f"{case.prompt!r} has no scene"
+    return render(case.scene)
+
+
+def sample(args: JudgeArgs, cases: Sequence[Case], pipeline: VideoPipeline) -> Iterator[Clip]:
+    """A checkpoint's clips, made side by side in packs."""
+    import torch
+
+    from videogen.sampling.pipeline import Job
+
+    # Noise depends on the seed alone: were the first of each prompt the same, chance would strike all at once.
+    jobs = [(case, seed) for seed, case in enumerate(case for case in cases for _ in range(args.seeds))]
+    assert args.target is not None
+    size = max(1, TOKENS_AT_ONCE // count_tokens(args.sample, pixel_stride(args.target)))
+    for start in range(0, len(jobs), size):
+        batch = jobs[start : start + size]
+        latents = pipeline.sample([Job(case.prompt, seed) for case, seed in batch], args.sample)
+        for (case, seed), latent in zip(batch, latents, strict=True):
+            yield Clip(case, seed, torch.cat(list(pipeline.frames(latent))).numpy())
+
+
+def rebuild(frames: np.ndarray, vae: VideoVAE | WanVAE) -> np.ndarray:
+    """A clip after the VAE."""
+    import torch
+    from einops import rearrange
+
+    from videogen.models.streaming import to_uint8
+
+    with torch.no_grad():
+        clip = rearrange(torch.from_numpy(frames).float() / 127.5 - 1, "t h w c -> 1 c t h w")
+        return to_uint8(vae.decode(vae.encode(clip.to(vae.device, vae.dtype)))[0]).numpy()
+
+
+def clips_in(folder: Path, num: int) -> Iterator[tuple[Path, Case]]:
+    """The files of a folder that a caption of the world's goes with; how many others there are is said."""
+    from videogen.data.captions import read_captions
+
+    captions = read_captions(folder)
+    if not captions:
+        raise ValueError(f"{folder} has no captions: a metadata.csv with file_name and text says what its clips show")
+    if num < len(captions):
+        logger.warning("the first %d of %d clips are judged; --clips says how many", num, len(captions))
+    found, unread = list[tuple[Path, Case]](), list[str]()
+    for name, text in islice(captions.items(), num):
+        try:
+            found.append((folder / name, Case(text, read_caption(text))))
+        except ValueError as error:
+            unread.append(str(error))
+    if unread:
+        logger.warning("%d of %d clips are left out: %s", len(unread), len(found) + len(unread), unread[0])
+    if not found:
+        raise ValueError(f"no caption of {folder} can be read: {unread[0]}")
+    yield from found
+
+
+def iter_folder(folder: Path, found: Sequence[tuple[Path, Case]]) -> Iterator[Clip]:
+    """The clips of a folder; one that cannot be read is named and left out."""
+    from videogen.data.video_io import read_video
+
+    for path, case in found:
+        try:
+            frames = read_video(path).numpy()
+        except (ValueError, OSError) as error:
+            logger.warning("not judged: %s", error)
+        else:
+            yield Clip(case, 0, frames)
+
+
+def measure_distances(frames: Mapping[str, Sequence[np.ndarray]], *, new: bool) -> dict[str, Distance]:
+    """How far each set of clips is from others of the world, of the sizes and lengths of the first."""
+    from videogen.toybox.judge.features import LEAST_CLIPS, WEIGHTS, draw_others, load_reader, mmd, read_features
+
+    if not WEIGHTS.is_file():
+        logger.warning("no distance to the world: the network's weights are not there, %s", WEIGHTS)
+        return {}
+    enough = {name: clips for name, clips in frames.items() if len(clips) >= LEAST_CLIPS}
+    if len(enough) < len(frames):
+        logger.warning("no distance to the world: a set needs %d clips", LEAST_CLIPS)
+    if not enough:
+        return {}
+    reader = load_reader(WEIGHTS)
+    others = read_features(list(draw_others(next(iter(enough.values())), new=new)), reader)
+    return {name: mmd(read_features(clips, reader), others) for name, clips in enough.items()}
+
+
+def with_bar(judged: Iterator[Item], num: int, name: str) -> Iterator[Item]:
+    """The same clips, counted on stderr."""
+    from rich.console import Console
+    from rich.progress import track
+
+    yield from track(judged, description=name, total=num, console=Console(stderr=True))
+
+
+# --- results
+
+
+def publish(
+    args: JudgeArgs,
+    columns: Columns,
+    means: Mapping[str, float],
+    distances: Mapping[str, Distance],
+    judged: Sequence[tuple[Judged, np.ndarray]],
+) -> None:
+    """Print the table and write the files asked for."""
+    name = called(args.target) if args.target else "the world's own clips"
+    result = {
+        "judged": name,
+        **({"checkpoint": checkpoint_id(args.target)} if args.target and is_checkpoint(args.target) else {}),
+        "scores": {column: {row: as_plain(one) for row, one in table.items()} for column, table in columns.items()},
+        "measures": means,
+        "distances": {name: {"mmd": one.value, "interval": one.interval} for name, one in distances.items()},
+    }
+    if args.out is not None:
+        write(args.out, json.dumps(result, indent=2) + "\n")
+    if args.report is not None:
+        write(args.report, render_page(f"Judged: {name}", columns, means, distances, judged, args.sample.fps))
+    if args.json:
+        sys.stdout.write(json.dumps(result) + "\n")
+        return
+    print_table(columns, [*say_means(means), *say_distances(distances)])
+
+
+def write(path: Path, text: str) -> None:
+    """A text file, in a folder that is made for it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_text(path, text)
+
+
+def as_plain(one: Count) -> dict[str, object]:
+    """A count for JSON."""
+    return {
+        "right": one.right,
+        "clips": one.num,
+        "effective_clips": round(one.effective, 1),
+        "share": round(one.share, 4),
+        "interval": [round(x, 4) for x in one.interval],
+    }
+
+
+def print_table(columns: Columns, measures: Sequence[tuple[str, str]]) -> None:
+    """A row a clause, a column a source, and the measures below."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("clause", *columns, "clips", box=None, pad_edge=False)
+    for row in dict.fromkeys(row for column in columns.values() for row in column):
+        num = next(column[row].num for column in columns.values() if row in column)
+        table.add_row(row, *(percent(column.get(row)) for column in columns.values()), str(num))
+    # A pipe is no narrower than the table: it would be cut.
+    console = Console(width=None if sys.stdout.isatty() else 140)
+    console.print(table)
+    for meaning, value in measures:
+        console.print(f"{meaning}: {value}", highlight=False)

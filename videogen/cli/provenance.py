@@ -1,0 +1,114 @@
+"""What a clip was made of: recorded in its file, taken up again by --from, and compared.
+
+SampleArgs, Order  ->  prompt, seed, settings, checkpoint, files beside it, versions  ->  SampleArgs
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import cast
+
+from videogen import __version__
+from videogen.cli.arguments import peek
+from videogen.cli.sample_arguments import SampleArgs
+from videogen.cli.sample_jobs import Order
+from videogen.config.parsing import from_mapping, to_mapping
+from videogen.config.sample import SampleConfig
+from videogen.data.files import content_id
+from videogen.data.saved_latents import is_same, latent_settings
+from videogen.data.video_io import read_settings
+from videogen.models.hub import checkpoint_id
+from videogen.sampling.lora_files import read_lora
+
+DIGEST = "_sha256"  # behind a flag's name: what its files are known by
+
+
+def settings_of(order: Order, about: Mapping[str, object]) -> dict[str, object]:
+    """Everything that decides a clip, for its metadata; about is what provenance says of its command."""
+    return {"prompt": order.prompt, "seed": order.seed, **to_mapping(order.config), **about}
+
+
+def provenance(args: SampleArgs) -> dict[str, object]:
+    """What else decides the bytes of every clip of a command: files by what is in them, too."""
+    versions = {"videogen": __version__, **{name: version(name) for name in ("torch", "diffusers")}}
+    images = {"image": args.image, "last_image": args.last_image}
+    beside: dict[str, object] = {name: str(path) for name, path in images.items() if path is not None}
+    beside |= {"lora": list(args.lora)} if args.lora else {}
+    beside |= {"quantise": args.quantise} if args.quantise != "none" else {}
+    beside |= {"gguf": [str(path) for path in args.gguf]} if args.gguf else {}
+    found = {"checkpoint": checkpoint_id(args.model), "device": args.device, "dtype": args.dtype, "versions": versions}
+    return found | beside | digests(args)
+
+
+def digests(args: SampleArgs) -> dict[str, list[str]]:
+    """What the files beside a command's checkpoint are known by, for each flag that names some."""
+    files = {
+        "lora": [read_lora(word).path for word in args.lora],
+        "gguf": list(args.gguf),
+        "image": [args.image] if args.image else [],
+        "last_image": [args.last_image] if args.last_image else [],
+    }
+    for name, paths in files.items():
+        for path in paths:
+            if not path.exists():
+                raise ValueError(f"there is no file {path}; give another with {flag_of(name)}")
+    return {name + DIGEST: [content_id(path) for path in paths] for name, paths in files.items() if paths}
+
+
+def flag_of(name: str) -> str:
+    """last_image -> --last-image."""
+    return f"--{name.replace('_', '-')}"
+
+
+def is_latent(path: str | Path) -> bool:
+    """Whether a file holds a latent, by its name."""
+    return Path(path).suffix == ".safetensors"
+
+
+def read_made(path: Path) -> dict[str, object]:
+    """The settings that a clip or a latent of this program carries; a ValueError where there are none."""
+    settings = latent_settings(path) if is_latent(path) else read_settings(path)
+    if "prompt" not in settings or "seed" not in settings:
+        raise ValueError(f"{path} does not say its prompt and seed; it was not written by sample.py")
+    return settings
+
+
+def as_made(base: SampleArgs, settings: Mapping[str, object]) -> SampleArgs:
+    """The arguments that make a clip of these settings again."""
+    known = {item.name for item in fields(SampleConfig)}
+    stored = {key: value for key, value in settings.items() if key in known}
+    base = replace(base, sample=from_mapping(SampleConfig, to_mapping(base.sample) | stored))
+    base = replace(base, prompt=(str(settings["prompt"]),), seed=int(str(settings["seed"])))
+    beside = {name: Path(str(settings[name])) for name in ("image", "last_image") if name in settings}
+    files = {name: tuple(map(str, cast("list[object]", settings.get(name, [])))) for name in ("lora", "gguf")}
+    base = replace(base, **beside, lora=files["lora"], gguf=tuple(map(Path, files["gguf"])))
+    precision = {name: settings[name] for name in ("dtype", "quantise") if name in settings}
+    return replace(base, **precision)  # type: ignore[arg-type]
+
+
+def check_made(path: Path, settings: Mapping[str, object], args: SampleArgs, argv: Sequence[str]) -> None:
+    """Refuse to make a clip again of another checkpoint or other files; where a flag asks for them, only say so."""
+    was, now = settings.get("checkpoint"), checkpoint_id(args.model)
+    if not is_same(was, now):
+        if peek(argv, "--model") is None:
+            raise ValueError(
+                f"{path} was made by checkpoint {was}, which {args.model} is not; give its folder with --model"
+            )
+        print(f"note: {path} was made by checkpoint {was}, not {now}", file=sys.stderr)
+    if (was := settings.get("device", args.device)) != args.device:
+        print(f"note: {path} was made on {was}, and {args.device} rounds otherwise; --device {was}", file=sys.stderr)
+    for key, held in digests(args).items():
+        name = key.removesuffix(DIGEST)
+        was, flag = settings.get(key), flag_of(name)
+        if was is None or was == held:  # None: there was none, or an earlier version did not look
+            continue
+        if peek(argv, flag) is None:
+            raise ValueError(
+                f"{path} was made with {name} {settings[name]} of {was}, and what lies there now is {held}; "
+                f"give the same with {flag}"
+            )
+        print(f"note: {path} was made with {name} {settings[name]} of {was}, not {held}", file=sys.stderr)

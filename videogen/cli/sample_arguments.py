@@ -1,0 +1,91 @@
+"""What `sample.py` accepts: a dataclass from which tyro derives the flags.
+
+argv  ->  SampleArgs
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from videogen.config.sample import MINI, SampleConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleArgs:
+    """What to make, from what, and where to put it."""
+
+    prompt: tyro.conf.Positional[tuple[str, ...]] = ()
+    """One or more prompts."""
+    prompts: Path | None = None
+    """A file of prompts: one a line, or .jsonl / .csv with a column prompt and any of seed, steps, size, ..."""
+    out: Path | None = None
+    """A .mp4, .gif, .webm or .png file for one clip, or a folder; default out/<prompt>-<seed>.mp4."""
+    model: Path = MINI
+    """Checkpoint folder, or owner/name[@revision] of one in the Hugging Face cache."""
+    num: int = 1
+    """Clips a prompt; their seeds follow on from --seed."""
+    seed: int = 0
+    """The clip's noise."""
+    seeds: str | None = None
+    """Several seeds for every prompt, instead of --seed and --num: 0,1,2 or a range 0:9:10."""
+    sweep: tuple[str, ...] = ()
+    """Compare settings: axis=a,b,c or axis=start:stop:count for any of the settings below, or a grid.toml."""
+    search: int | None = None
+    """Let Optuna choose so many of the sweep's settings instead of running all."""
+    score: str | None = None
+    """For a sweep, module:function of your own: score(frames, prompt) -> numbers, higher is better, first counts."""
+    reference: int | None = None
+    """Steps of the runs that a sweep measures distance to, 0 for none; default four times the most on its axes."""
+    from_clip: Annotated[Path | None, tyro.conf.arg(name="from")] = None
+    """Take prompt, seed and settings from a clip that this program wrote; flags override. A latent is decoded."""
+    config: Path | None = None
+    """A TOML file of settings; flags override."""
+    image: Path | None = None
+    """The first frame, for a model that begins with one."""
+    last_image: Path | None = None
+    """The last frame as well, for a model that takes both."""
+    lora: tuple[str, ...] = ()
+    """LoRA files or folders, each with =SCALE behind it where that is not 1; of a model with two experts with high: or
+    low: before it, for high or low noise."""
+    sample: Annotated[SampleConfig, tyro.conf.arg(name="")] = field(default_factory=SampleConfig)
+    """Settings."""
+    device: Literal["cpu", "cuda", "mps"] = "cpu"
+    """Where to compute."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Precision of the weights; bfloat16 is for GPUs."""
+    offload: Literal["none", "model", "group"] = "none"
+    """Keep what does not compute on the CPU: whole parts (model), or layer by layer (group), slower and smaller."""
+    quantise: Literal["none", "fp8", "int8", "nf4"] = "none"
+    """Transformer weights in fewer bits: fp8 needs nothing more, int8 torchao, nf4 bitsandbytes and CUDA."""
+    gguf: tuple[Path, ...] = ()
+    """A quantised Wan transformer in place of the folder's; of two experts one for each, high noise first."""
+    compile: bool = False
+    """Compile the transformer's block: slow to start, faster from the second clip on."""
+    save_latents: bool = False
+    """Keep each latent as .safetensors beside its clip, before it is decoded; the same command, no sweep, resumes."""
+    draft: bool = False
+    """A quick look: few steps, most of them in the model's coarsest patches; seed and layout are the clip's own."""
+    dry_run: bool = False
+    """Say sizes, tokens, memory and time; run nothing."""
+    overwrite: bool = False
+    """Replace files that exist."""
+    json: bool = False
+    """Print a JSON object a clip instead of text."""
+
+    def __post_init__(self) -> None:
+        if self.num < 1:
+            raise ValueError(f"num must be at least 1, got {self.num}")
+        if self.search is not None and (self.search < 1 or not self.sweep):
+            raise ValueError("--search N chooses N >= 1 of the settings of --sweep axis=a,b,c; give both")
+        if self.offload != "none" and self.device == "cpu":
+            raise ValueError(
+                f"--offload {self.offload} keeps on the CPU what does not compute on a GPU; "
+                "leave it out with --device cpu"
+            )
+        alone = [flag for flag in ("score", "reference") if getattr(self, flag) is not None and not self.sweep]
+        if alone:
+            raise ValueError(f"--{alone[0]} is for a sweep; add --sweep axis=a,b,c, or leave it out")

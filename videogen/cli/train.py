@@ -1,0 +1,65 @@
+"""The train command: a recipe and flags in, a run folder with a checkpoint out."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import tyro
+
+from videogen.cli.arguments import guard, offline, parse, quiet_quantisers
+from videogen.config.parsing import load_toml
+from videogen.config.train import TrainConfig
+
+
+def train(argv: Sequence[str] | None = None) -> int:
+    """train.py and `videogen train`."""
+    return guard(_train, argv)
+
+
+def _train(argv: Sequence[str]) -> int:
+    short = {"--data": "--data.folder", "--run": "--run.dir"}
+    words = [short.get(flag, flag) + equals + rest for flag, equals, rest in (word.partition("=") for word in argv)]
+    as_json, dry_run = ("--json" in words), ("--dry-run" in words)
+    words = [word for word in words if word not in ("--json", "--dry-run")]
+    if not words or words[0].startswith("-"):
+        if "--help" in words or "-h" in words:
+            words = [word for word in words if word not in ("--help", "-h")]
+            tyro.cli(TrainConfig, args=["--help"], prog="train.py RECIPE.toml", description=train_help())
+        raise ValueError("train.py needs a recipe: python train.py configs/RECIPE.toml [--data FOLDER] [--run DIR]")
+    config = load_toml(TrainConfig, Path(words[0]))
+    config = parse(TrainConfig, words[1:], default=config, prog=f"train.py {words[0]}", description=train_help())
+    offline()
+    quiet_quantisers()
+    if dry_run:
+        from videogen.training.dry_run import plan_folder, tell
+
+        plan = plan_folder(config)
+        print(json.dumps(asdict(plan)) if as_json else tell(plan, config))
+        return 0
+    from videogen.training.stages import make_stage
+    from videogen.training.trainer import Trainer
+
+    # A union of stages is not a stage of a union; each fits on its own.
+    trainer = Trainer(make_stage(config), config)  # pyright: ignore[reportArgumentType]
+    if trainer.step:
+        print(f"resuming {config.run.dir} at step {trainer.step} of {config.run.steps}", file=sys.stderr)
+    complete = trainer.fit()
+    if not trainer.accelerator.is_main_process:
+        return 0  # one of them says it
+    checkpoint = str(config.run.dir / "checkpoint")
+    print(json.dumps({"checkpoint": checkpoint, "step": trainer.step, "complete": complete}) if as_json else checkpoint)
+    if not complete:
+        print(f"stopped at step {trainer.step} of {config.run.steps}; the same command goes on", file=sys.stderr)
+    return 0
+
+
+def train_help() -> str:
+    """What --help says of training."""
+    return (
+        "Train from a recipe. The same command again resumes; SIGTERM and Ctrl-C save first. --dry-run says what the "
+        "clips become: sizes, tokens, packs, steps an epoch, memory and time; --json says it for a program."
+    )

@@ -1,0 +1,134 @@
+"""Config dataclasses from plain values, as TOML and JSON have them, and back; a mistake is a sentence.
+
+mapping of str, numbers, lists, tables  <->  a frozen dataclass
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import difflib
+import json
+import re
+import tomllib
+import typing
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
+from typing import Literal, TypeVar
+
+T = TypeVar("T")
+
+
+def nearest(name: str, allowed: Collection[str]) -> str:
+    """A hint at the allowed name that looks most like a wrong one: "; did you mean 'steps'?" or nothing."""
+    close = difflib.get_close_matches(name, list(allowed), n=1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def from_mapping(cls: type[T], values: Mapping[str, object], where: str = "") -> T:
+    """Build a config dataclass from plain values; an unknown key is refused with the nearest right one."""
+    hints = typing.get_type_hints(cls)
+    made: dict[str, object] = {}
+    for key, value in values.items():
+        if key not in hints:
+            raise ValueError(f"unknown key {where + key!r}{nearest(key, hints)}")
+        made[key] = _convert(hints[key], value, f"{where}{key}")
+    return cls(**made)
+
+
+def _convert(hint: object, value: object, name: str) -> object:
+    """One plain TOML or JSON value as the type that the field asks for."""
+    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+        if not isinstance(value, Mapping):
+            raise ValueError(f"{name} must be a table, got {value!r}")
+        return from_mapping(hint, value, f"{name}.")
+    origin, options = typing.get_origin(hint), typing.get_args(hint)
+    if type(None) in options and len(options) == 2:  # an option that may be left out
+        hint = options[options[0] is type(None)]
+        if value is None:
+            return None
+        origin, options = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Literal:
+        if value not in options:
+            raise ValueError(f"{name} must be one of {', '.join(map(repr, options))}, got {value!r}")
+        return value
+    if origin is tuple and isinstance(value, list | tuple):
+        kinds = options if options[-1] is not Ellipsis else (options[0],) * len(value)
+        if len(kinds) != len(value):
+            raise ValueError(f"{name} must have {len(kinds)} values, got {value!r}")
+        return tuple(_convert(kind, item, name) for kind, item in zip(kinds, value, strict=True))
+    if origin is dict and isinstance(value, Mapping):
+        return {str(key): _convert(options[1], item, f"{name}.{key}") for key, item in value.items()}
+    if origin in (tuple, dict):
+        raise ValueError(f"{name} must be a {'list' if origin is tuple else 'table'}, got {value!r}")
+    kinds = options or (hint,)
+    if Path in kinds and isinstance(value, str | Path):
+        return Path(value)
+    if float in kinds and isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    for kind in kinds:
+        if isinstance(kind, type) and isinstance(value, kind) and not (kind is int and isinstance(value, bool)):
+            return value
+    names = " or ".join(kind.__name__ for kind in kinds if isinstance(kind, type) and kind is not type(None))
+    raise ValueError(f"{name} must be of type {names}, got {value!r}")
+
+
+def to_mapping(config: object) -> dict[str, object]:
+    """A config as plain JSON values; from_mapping gives it back."""
+    return {item.name: _plain(getattr(config, item.name)) for item in dataclasses.fields(config)}  # type: ignore[arg-type]
+
+
+def _plain(value: object) -> object:
+    if dataclasses.is_dataclass(value):
+        return to_mapping(value)
+    if isinstance(value, Path):
+        return str(value)
+    return list(value) if isinstance(value, tuple) else value
+
+
+def load_toml(cls: type[T], path: Path, *, over: T | None = None) -> T:
+    """Read a config file, over another config's values if one is given; an unknown key suggests the right one."""
+    if not path.is_file():
+        raise ValueError(f"no config file {path}; the recipes are in configs/")
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except tomllib.TOMLDecodeError as error:
+        raise ValueError(f"{path} is not valid TOML: {error}") from None
+    try:
+        if over is not None:  # a length in frames is not held back by one in seconds from elsewhere
+            values = to_mapping(over) | ({"seconds": None} if "frames" in values else {}) | values
+        return from_mapping(cls, values)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def dotted(config: Mapping[str, object], where: str = "") -> Iterator[tuple[str, object]]:
+    """Every value of a config by its dotted name."""
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            yield from dotted(value, f"{where}{key}.")
+        else:
+            yield where + key, value
+
+
+def read_values(text: str) -> list[object]:
+    """ "4,8" -> [4, 8]; "1:7:7" -> seven numbers from 1 to 7; "[0,1],[0.2,0.8]" -> two lists; the rest are words."""
+    with contextlib.suppress(json.JSONDecodeError):
+        return list(json.loads(f"[{text}]"))
+    return [value for word in text.split(",") for value in read_word(word.strip())]
+
+
+def read_word(word: str) -> list[object]:
+    """One value of a list, or the numbers of a range start:stop:count."""
+    number = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
+    if span := re.fullmatch(rf"({number}):({number}):(\d+)", word):
+        start, stop, count = float(span[1]), float(span[2]), int(span[3])
+        if count < 2:
+            raise ValueError(f"a range start:stop:count has at least 2 numbers, got {word}")
+        exact = (round(start + i * (stop - start) / (count - 1), 9) for i in range(count))
+        return [int(value) if value.is_integer() else value for value in exact]
+    if re.fullmatch(rf"{number}:{number}", word):
+        raise ValueError(f"a range is start:stop:count, such as 1:7:7, got {word}")
+    with contextlib.suppress(json.JSONDecodeError):
+        return [json.loads(word)]
+    return [word]

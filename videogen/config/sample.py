@@ -1,0 +1,92 @@
+"""The settings of sampling: everything that decides what a clip looks like, but its prompt and its seed.
+
+checkpoint defaults + TOML + flags  ->  SampleConfig
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+from videogen.config.sizes import parse_size, require_positive
+
+MINI = Path(__file__).resolve().parents[2] / "assets" / "mini"  # the default checkpoint, in a checkout
+POSITION_SCALINGS = ("none", "interpolate", "ntk", "riflex")  # see scaling.py
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleConfig:
+    """Everything that decides what a clip looks like, but its prompt and its seed."""
+
+    size: str = "64x64"
+    """Width x height in pixels; any multiple of the model's stride."""
+    frames: int = 17
+    """Length in frames, 1 + a multiple of the VAE's temporal stride; 1 is an image."""
+    seconds: float | None = None
+    """Length in seconds, rounded to the nearest possible number of frames; overrides frames."""
+    fps: float = 8.0
+    """Frames a second."""
+    steps: int = 20
+    """Solver steps; heun evaluates the network twice in each."""
+    sampler: str = "dpmpp_2m"
+    """How the noise is removed: euler, heun, dpmpp_2m, dpmpp_2m_sde, or one of diffusers' (unipc, deis, ...)."""
+    guidance: float = 4.0
+    """How strongly the prompt is followed; 1 asks once a step and ignores the negative prompt."""
+    guidance_2: float | None = None
+    """The same for the second expert of Wan 2.2, which takes over at low noise; none is as guidance."""
+    guidance_interval: tuple[float, float] = (0.0, 1.0)
+    """The noise levels between which guidance is on (Kynkäänniemi et al. 2024)."""
+    cfg_zero: bool = True
+    """Scale the unguided prediction to fit the guided one first (CFG-Zero*, Fan et al. 2025)."""
+    negative: str = ""
+    """What the clip should not show."""
+    shift: float = 2.0
+    """Above 1, more of the steps are spent at high noise, where layout and motion are decided."""
+    patch: str = ""
+    """Patch sizes from the noisy end on, with their shares of the steps, as 1x4x4:0.4,1x2x2; none is the base's."""
+    position_scaling: str = "none"
+    """Where a clip is longer or larger than the checkpoint's default size: none, interpolate, ntk, or riflex (time)."""
+    first_block_cache: float = 0.0
+    """Approximate: reuse the last step's blocks where the first changes by less than this, such as 0.1; 0 is exact."""
+    mag_cache: float = 0.0
+    """Approximate: reuse the last step's blocks while the error expected stays below this, such as 0.1; 0 is exact."""
+
+    def __post_init__(self) -> None:
+        parse_size(self.size)
+        require_positive(self, "frames", "steps", "fps", "shift")
+        if self.seconds is not None:
+            require_positive(self, "seconds")
+        for name in ("guidance", "guidance_2"):
+            if (value := getattr(self, name)) is not None and not 0 <= value < math.inf:
+                raise ValueError(f"{name} must be 0 or more, got {value:g}; 1 is no guidance")
+        if self.position_scaling not in POSITION_SCALINGS:
+            raise ValueError(
+                f"position_scaling must be one of {', '.join(POSITION_SCALINGS)}, got {self.position_scaling!r}"
+            )
+        for name in ("first_block_cache", "mag_cache"):
+            if not 0 <= (value := getattr(self, name)) < math.inf:
+                raise ValueError(f"{name} must be 0 or more, got {value:g}; 0 computes everything")
+        if self.first_block_cache and self.mag_cache:
+            raise ValueError("first_block_cache and mag_cache are two ways to one end; set one of them to 0")
+        low, high = self.guidance_interval
+        if not 0 <= low <= high <= 1:
+            raise ValueError(f"guidance_interval must be two rising noise levels in 0..1, got {low:g} and {high:g}")
+        object.__setattr__(self, "guidance_interval", (float(low), float(high)))  # JSON and TOML give lists
+
+    @property
+    def width(self) -> int:
+        """Pixels."""
+        return parse_size(self.size)[0]
+
+    @property
+    def height(self) -> int:
+        """Pixels."""
+        return parse_size(self.size)[1]
+
+
+def resolve_frames(config: SampleConfig, stride: int) -> int:
+    """The length in frames: as given, or the possible one nearest to the seconds asked for."""
+    if config.seconds is None:
+        return config.frames
+    return 1 + stride * max(0, round((config.seconds * config.fps - 1) / stride))

@@ -1,0 +1,269 @@
+"""The options of sampling and training, as frozen dataclasses read from TOML and overridden by flags.
+
+    configs/x.toml + flags  ->  TrainConfig
+    checkpoint defaults + flags  ->  SampleConfig
+
+Units stand in the names, the meaning under the field; a value that cannot be is refused when the object is made.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from videogen.config.sample import MINI, SampleConfig
+from videogen.config.sizes import check_frames, check_size, parse_patch, parse_size, require_positive
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Which clips are read from a folder, and at which size."""
+
+    folder: Path = Path("data")
+    """A folder of videos: metadata.csv / .jsonl / .parquet with file_name and text, or a clip.txt beside clip.mp4."""
+    toybox: int = 0
+    """Draw this many clips of the toybox instead of reading a folder."""
+    toybox_sizes: tuple[str, ...] = ()
+    """Sizes WxH of those clips, the first of them six times in ten; none takes all of the toybox's."""
+    toybox_lengths: tuple[int, ...] = ()
+    """Their numbers of frames, likewise."""
+    fps: float = 8.0
+    """Frames a second that the clips are read at."""
+    max_seconds: float = 4.2
+    """Longest clip; of a longer file, a stretch of this length is drawn anew each epoch."""
+    windows: int = 4
+    """Different stretches drawn from a file longer than max_seconds; the epochs take them in turn."""
+    max_tokens: int = 400
+    """Most video tokens of one clip; a larger clip is scaled down, keeping its shape."""
+    token_budget: int = 2560
+    """Most video tokens in one step, all clips together."""
+    repeats: int = 1
+    """How often a clip stands in one epoch: fills the steps of a small folder, each time with other noise."""
+    workers: int | None = None
+    """Processes that read clips ahead of the training; none has one a core where a GPU trains, and 0 on a CPU."""
+    val_clips: int = 64
+    """Clips held out of training, for the validation loss."""
+
+    def __post_init__(self) -> None:
+        require_positive(self, "fps", "max_seconds", "windows", "max_tokens", "token_budget", "repeats")
+        for name in ("toybox", "val_clips", "workers"):
+            if (value := getattr(self, name)) is not None and value < 0:
+                raise ValueError(f"data.{name} must be 0 or more, got {value}")
+        if self.toybox and self.folder != Path("data"):
+            raise ValueError(
+                f"data.toybox = {self.toybox} draws clips instead of reading {self.folder}; "
+                "give --data.toybox 0 to read the folder, or a recipe for folders (configs/folder-vae.toml)"
+            )
+        for size in self.toybox_sizes:
+            check_size(*parse_size(size), 16)
+        for frames in self.toybox_lengths:
+            check_frames(frames, 4)
+
+
+@dataclass(frozen=True, kw_only=True)
+class VaeConfig:
+    """The size of a new VideoVAE and the weights of its losses (reference: the table in videogen/vae_loss.py)."""
+
+    channels: int = 16
+    """Latent channels."""
+    width: int = 64
+    """Channels of the finest convolutions; the coarser ones have 1.5 and 2 times as many."""
+    linear_encoder: bool = False
+    """Encode by the linear transform alone, which is fixed before training: a DiT need not wait for the decoder."""
+    crop: int = 32
+    """Side of the square training crops in pixels, drawn around what is busy; 0 trains on whole clips."""
+    crop_frames: int = 9
+    """Length of the training crops."""
+    batch_clips: int = 4
+    """Clips read in one step."""
+    crops: int = 4
+    """Crops from each of them; whole clips are taken once."""
+    whole_share: float = 0.15
+    """Share of the run, at its end, that trains on whole clips, so that borders are learned too."""
+    foreground: float = 3.0
+    """Weight of the busiest pixels against the calmest."""
+    pyramid: float = 0.5
+    """Weight of the L1 loss on three coarser scales."""
+    motion: float = 0.5
+    """Weight of the L1 loss on differences between frames."""
+    kl: float = 1e-6
+    """Weight of the Kullback-Leibler term, per latent value."""
+    local_correlation: float = 0.005
+    """Weight of the hinge on correlation of neighbouring latents (SSVAE, LCR)."""
+    scale_equivariance: float = 0.25
+    """Weight of decoding the half-size latent to the half-size clip (Skorokhodov et al. 2025)."""
+    mask_latents: bool = True
+    """Replace a random share of latent positions by a learned token before decoding (SSVAE, LMR)."""
+    latent_noise: float = 0.2
+    """Largest noise added to half of the latents before decoding, in their own standard deviations (LTX-Video)."""
+
+    def __post_init__(self) -> None:
+        require_positive(self, "channels", "width", "crop_frames", "batch_clips", "crops")
+        if self.crop % 8 or self.crop < 0:
+            raise ValueError(f"crop must be a multiple of 8, or 0 for whole clips, got {self.crop}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DitConfig:
+    """The size of a new VideoDiT, and how it is trained."""
+
+    vae: Path = MINI
+    """Checkpoint folder whose VAE is used."""
+    text: Path = MINI
+    """Checkpoint folder whose text encoder and tokenizer are used."""
+    init: Path | None = None
+    """Checkpoint folder to take the first weights from; none begins at random."""
+    widen: bool = False
+    """Make the network of dit.init as wide as num_attention_heads and ffn_dim say; it begins by saying what it said."""
+    lora_rank: int = 0
+    """Train a LoRA of this rank beside the weights of dit.init, which may be a folder of Wan's; 0 trains all."""
+    lora_layers: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0", "ffn.net.0.proj", "ffn.net.2")
+    """The layers that it stands beside, by the ends of their names."""
+    num_layers: int = 8
+    """Blocks."""
+    num_attention_heads: int = 4
+    """Heads a block."""
+    attention_head_dim: int = 64
+    """Channels a head; the model's width is heads x this."""
+    ffn_dim: int = 1024
+    """Hidden width of the feed-forward layers."""
+    patch_size: tuple[int, int, int] = (1, 2, 2)
+    """Frames, rows and columns of latent cells in one token."""
+    nearby: bool = False
+    """A depthwise 3x3 convolution over each frame's tokens before every feed-forward layer, which Wan has not."""
+    patches: dict[str, float] = field(default_factory=dict)
+    """More patch sizes and their shares of the steps, as 1x4x4 = 0.3; patch_size has the rest (FlexiDiT)."""
+    patch_levels: dict[str, tuple[float, float]] = field(default_factory=dict)
+    """The least and the most noise that a patch size is trained for, as 1x4x4 = [0.7, 1]; otherwise all."""
+    patch_tokens: dict[str, int] = field(default_factory=dict)
+    """A patch size's own base_tokens, counted in its tokens; otherwise base_tokens in proportion to what one holds."""
+    prediction: Literal["preconditioned", "clean", "velocity"] = "preconditioned"
+    """The network's answer: what a channel's variance leaves open, the clean value (Li & He 2025) or the velocity."""
+    caption_dropout: float = 0.1
+    """Share of clips trained without their caption, for guidance."""
+    base_tokens: int = 80
+    """Clip length, in tokens, up to which the noise levels are not shifted; four times as long shifts them by 2."""
+    facts: float = 0.0
+    """Weight of also saying, half way up, what each token shows (drawn clips only): kind, colour, direction."""
+    facts_until: float = 0.4
+    """Share of the run in which it counts (HASTE): early it shows what matters, late it would only bind."""
+    gradient_checkpointing: bool = False
+    """Compute the blocks twice instead of keeping their activations."""
+    uniform_sigmas: float = 0.1
+    """Share of clips whose noise level is uniform instead of logit-normal."""
+    known: dict[str, float] = field(default_factory=lambda: {"nothing": 1.0})
+    """Mixture of what is already known: nothing, first_frame, extend, keyframes, per_frame, box (see known.py)."""
+
+    def __post_init__(self) -> None:
+        require_positive(self, "num_layers", "num_attention_heads", "attention_head_dim", "ffn_dim", "base_tokens")
+        if self.lora_rank < 0 or (self.lora_rank and self.init is None):
+            said = "needs weights to stand beside; give dit.init, or set it to 0"
+            raise ValueError(f"dit.lora_rank = {self.lora_rank} {said}")
+        if self.widen and self.init is None:
+            raise ValueError("dit.widen makes the network of dit.init wider; give dit.init, or leave it out")
+        more = [f"dit.{name}" for name in ("patches", "nearby", "facts", "widen") if getattr(self, name)]
+        if self.lora_rank and more:
+            said = f"leave {', '.join(more)} out, or set dit.lora_rank to 0"
+            raise ValueError(f"a LoRA stands beside a model as it is; {said}")
+        self._check_patches()
+        if self.attention_head_dim % 2:
+            raise ValueError(f"attention_head_dim must be even, got {self.attention_head_dim}")
+        if not 0 <= self.facts < math.inf:
+            raise ValueError(f"facts must be 0 or more, got {self.facts:g}")
+        for name in ("caption_dropout", "uniform_sigmas", "facts_until"):
+            if not 0 <= (value := getattr(self, name)) <= 1:
+                raise ValueError(f"{name} must be a share, 0 to 1, got {value:g}")
+
+    def _check_patches(self) -> None:
+        _, *extra = map(parse_patch, ("x".join(map(str, self.patch_size)), *self.patches))
+        if self.patch_size in extra or len(set(extra)) < len(extra):
+            raise ValueError(f"dit.patches names sizes beside dit.patch_size, each once, got {', '.join(self.patches)}")
+        if min(self.patches.values(), default=0) < 0 or sum(self.patches.values()) > 1 + 1e-6:
+            raise ValueError(f"dit.patches must be shares of 0 or more and at most 1 in all, got {self.patches}")
+        for name in (*self.patch_levels, *self.patch_tokens):
+            if parse_patch(name) not in (self.patch_size, *extra):
+                raise ValueError(f"{name} is no patch size of this recipe; give it a share in dit.patches")
+        for name, (least, most) in self.patch_levels.items():
+            if not 0 <= least < most <= 1:
+                raise ValueError(f"dit.patch_levels must rise within 0..1, got {name} = {least:g}, {most:g}")
+        for name, tokens in self.patch_tokens.items():
+            if tokens < 1:
+                raise ValueError(f"dit.patch_tokens must be 1 or more, got {name} = {tokens}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    """AdamW with warm-up, a constant phase and a linear decay to zero."""
+
+    lr: float = 5e-4
+    """Peak learning rate."""
+    betas: tuple[float, float] = (0.9, 0.99)
+    """AdamW's two decays."""
+    weight_decay: float = 0.01
+    """On matrices only."""
+    warmup_steps: int = 300
+    """Steps of linear rise."""
+    decay_share: float = 0.2
+    """Share of the run, at its end, in which the learning rate falls to zero."""
+    grad_clip: float = 1.0
+    """Largest gradient norm."""
+    ema: tuple[float, float] = (0.05, 0.10)
+    """Relative widths of the two power-function averages of the weights (Karras et al. 2024)."""
+
+    def __post_init__(self) -> None:
+        require_positive(self, "lr", "grad_clip")
+        if not all(0 < width < 0.28 for width in self.ema):
+            raise ValueError(f"ema must be widths between 0 and 0.28, got {self.ema}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """How long a run is and what it leaves behind."""
+
+    dir: Path = Path("runs/run")
+    """Folder of the run; the same folder again resumes it."""
+    seed: int = 0
+    """Decides every random draw of the run."""
+    steps: int = 1000
+    """Optimiser steps in all."""
+    mixed_precision: Literal["no", "bf16"] = "no"
+    """bf16: matrix products in half the bits, on CUDA and on CPUs that have it (avx512_bf16); weights keep theirs."""
+    compile: bool = False
+    """Compile the DiT's blocks with torch.compile: for a GPU, where it pays after a minute."""
+    minutes: float | None = None
+    """Wall-clock limit of this session: the run saves and stops, and the same command goes on."""
+    save_every: int = 500
+    """Steps between checkpoints."""
+    val_every: int = 500
+    """Steps between validation losses."""
+    sample_every: int = 1000
+    """Steps between sample grids; 0 makes none."""
+    sample_prompts: tuple[str, ...] = ()
+    """Prompts of the sample grids; their seeds are 0, 1, 2, ..."""
+
+    def __post_init__(self) -> None:
+        require_positive(self, "steps", "save_every", "val_every")
+        if self.minutes is not None:
+            require_positive(self, "minutes")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """A recipe: what train.py reads from configs/x.toml."""
+
+    stage: Literal["vae", "dit"] = "dit"
+    """What is trained."""
+    data: DataConfig = field(default_factory=DataConfig)
+    """Clips."""
+    vae: VaeConfig = field(default_factory=VaeConfig)
+    """The VAE stage."""
+    dit: DitConfig = field(default_factory=DitConfig)
+    """The DiT stage."""
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    """Optimiser."""
+    run: RunConfig = field(default_factory=RunConfig)
+    """Run."""
+    sample: SampleConfig = field(default_factory=SampleConfig)
+    """Settings of the sample grids; saved as the checkpoint's defaults."""
