@@ -15,7 +15,7 @@ from tests.bench import framing, halfway, judged, mini, patches, readme, sizes, 
 from tests.bench.judged import Made
 from tests.bench.timed import second_part
 from tests.conftest import tiny_dit
-from videogen.cli.judge import JudgeArgs, draw, list_cases, rebuild
+from videogen.cli.judge import JudgeArgs, list_cases, reconstruct, render_case
 from videogen.config.parsing import to_mapping
 from videogen.config.sample import SampleConfig
 from videogen.data.video_io import probe
@@ -35,7 +35,7 @@ from videogen.training.run_checkpoints import saved_steps
 def quick_judge(monkeypatch: pytest.MonkeyPatch) -> None:
     """Reads one clip of the world and takes all others for it: reading noise takes seconds a clip."""
     case = judged.cases_of(SampleConfig(frames=9), 1)[0]
-    seen = look(Clip(case, 0, draw(case)))
+    seen = look(Clip(case, 0, render_case(case)))
 
     def glance(clip: Clip) -> Judged:
         return seen._replace(case=clip.case, seed=clip.seed, holds=judge(seen.found, clip.case.clauses))
@@ -93,7 +93,7 @@ def test_clips_finished_from_little_noise_are_the_worlds_own(
     config = replace(small.defaults, sampler=sampler)
     monkeypatch.setattr(VideoPipeline, "defaults", config)
     cases = judged.cases_of(small.defaults, 2)
-    own = [torch.from_numpy(rebuild(draw(case), small.vae)) for case in cases]
+    own = [torch.from_numpy(reconstruct(render_case(case), small.vae)) for case in cases]
     near, far = (halfway.finish(small, cases, level) for level in (1e-4, 1.0))
     assert all(patches.psnr(a, b) > 40 for a, b in zip(near, own, strict=True))
     assert all(patches.psnr(a, b) < 25 for a, b in zip(far, own, strict=True))
@@ -264,7 +264,7 @@ def test_a_floor_counts_the_clips_in_which_its_clause_was_said() -> None:
 
 def test_foreground_is_what_stands_out_from_the_background() -> None:
     case = judged.cases_of(SampleConfig(frames=9), 1)[0]
-    clip, scene = draw(case), case.scene
+    clip, scene = render_case(case), case.scene
     assert scene is not None
     empty = np.broadcast_to(paint(scene), clip.shape).astype(np.uint8)
     assert mini.foreground_iou(clip, clip, scene) == 1

@@ -19,14 +19,18 @@ from videogen.models.block_cache import BlockCache, Change, rows_of
 from videogen.models.dit import VideoDiT
 from videogen.packing.noise import shared_level
 from videogen.packing.packs import pack
-from videogen.sampling import pipeline as line
-from videogen.sampling.pipeline import Job, VideoPipeline
+from videogen.sampling import denoiser
+from videogen.sampling.pipeline import ClipRequest, VideoPipeline
 from videogen.sweep.axes import read_axes
 from videogen.sweep.plan import Plan, Run
-from videogen.sweep.shared_calls import Packer
+from videogen.sweep.shared_calls import BatchedRuns
 
 CONFIG = SampleConfig(size="48x32", frames=9, steps=12, guidance=2.0, negative="left", shift=2.0)
-JOBS = [Job("a large red circle moves right on a black background", 1), Job("blue", 2), Job("a star", 3)]
+JOBS = [
+    ClipRequest("a large red circle moves right on a black background", 1),
+    ClipRequest("blue", 2),
+    ClipRequest("a star", 3),
+]
 BOTH = pytest.mark.parametrize("rule", ["first_block_cache", "mag_cache"])
 SMALL = {"first_block_cache": 1e-9, "mag_cache": 1e-9}  # on, but nothing is ever so near
 MIDDLE = {"first_block_cache": 0.07, "mag_cache": 0.01}  # some of the clips stay below
@@ -57,14 +61,13 @@ def psnr(one: Tensor, other: Tensor) -> float:
 def test_a_cache_that_is_never_near_enough_changes_no_bit(rule: str, pipeline: VideoPipeline) -> None:
     wanted = pipeline.sample(JOBS, CONFIG)
     cache = BlockCache(config := replace(CONFIG, **{rule: SMALL[rule]}))
-    for one, other in zip(pipeline.sample(JOBS, config, cache=cache), wanted, strict=True):
+    for one, other in zip(pipeline.sample(JOBS, config, block_cache=cache), wanted, strict=True):
         assert torch.equal(one, other)
     assert cache.share == 1
     assert cache.asked == len(JOBS) * 2 * CONFIG.steps
 
 
 def test_settings_of_zero_make_no_cache(pipeline: VideoPipeline, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(line, "BlockCache", None)
     monkeypatch.setattr("videogen.models.block_cache.BlockCache", None)  # it would be called
     pipeline.sample(JOBS[:1], CONFIG)
 
@@ -75,12 +78,12 @@ def test_a_threshold_computes_fewer_blocks_and_stays_near(
     rule: str, together: bool, pipeline: VideoPipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not together:
-        monkeypatch.setattr(line, "TOKENS_AT_ONCE", 0)
+        monkeypatch.setattr(denoiser, "TOKENS_PER_CALL", 0)
     wanted = pipeline.sample(JOBS, CONFIG)
     tokens, calls = 3 * (3 * 2 * 3), 2 * CONFIG.steps  # of three clips; both branches of every step
     cache = BlockCache(config := replace(CONFIG, **{rule: LARGE[rule]}))
     with counted(pipeline.transformer) as seen:
-        made = pipeline.sample(JOBS, config, cache=cache)
+        made = pipeline.sample(JOBS, config, block_cache=cache)
     assert seen[0] == (tokens * calls if rule == "first_block_cache" else seen[1])
     assert seen[1] < 0.8 * tokens * calls
     assert cache.share == pytest.approx(sum(seen) / (2 * tokens * calls))
@@ -93,9 +96,9 @@ def test_a_threshold_computes_fewer_blocks_and_stays_near(
 def test_each_clip_of_a_pack_decides_alone(rule: str, pipeline: VideoPipeline) -> None:
     config = replace(CONFIG, **{rule: MIDDLE[rule]})
     caches = [BlockCache(config) for _ in range(4)]
-    together = pipeline.sample(JOBS, config, cache=caches[3])
+    together = pipeline.sample(JOBS, config, block_cache=caches[3])
     for job, cache, one in zip(JOBS, caches, together, strict=False):
-        (alone,) = pipeline.sample([job], config, cache=cache)
+        (alone,) = pipeline.sample([job], config, block_cache=cache)
         torch.testing.assert_close(one, alone, atol=1e-4, rtol=0)  # float32, over the steps
     assert sum(cache.computed for cache in caches[:3]) == pytest.approx(caches[3].computed)
     shares = [cache.share for cache in caches[:3]]
@@ -138,7 +141,7 @@ def test_two_experts_do_not_mix_what_they_remember(rule: str, tmp_path: Path) ->
     ours = VideoPipeline.from_pretrained(tmp_path)
     config = replace(SETTINGS, steps=20, **{rule: LARGE[rule]})
     cache = BlockCache(config)
-    ours.sample([Job(PROMPT, 5)], config, cache=cache)
+    ours.sample([ClipRequest(PROMPT, 5)], config, block_cache=cache)
     assert {key[0] for key in cache.changes} == {0, 1}  # type: ignore[index]
     assert len(cache.changes) == 4
     assert cache.share < 1
@@ -147,9 +150,9 @@ def test_two_experts_do_not_mix_what_they_remember(rule: str, tmp_path: Path) ->
 @BOTH
 def test_a_sweep_varies_it_and_says_what_it_saved(rule: str, pipeline: VideoPipeline) -> None:
     runs = [Run(JOBS[0].prompt, 1, replace(CONFIG, **{rule: value})) for value in (0.0, LARGE[rule])]
-    packer = Packer(pipeline)
+    packer = BatchedRuns(pipeline)
     assert len(packer.packs(runs)) == 2
-    exact, near = (packer.make([run])[0] for run in runs)
+    exact, near = (packer.denoise([run])[0] for run in runs)
     assert exact.latent is not None
     assert near.latent is not None, near.error
     assert torch.equal(near.latent, pipeline.sample(JOBS[:1], runs[1].config)[0])

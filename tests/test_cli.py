@@ -202,7 +202,7 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing(checkpoint: Path, tmp_pa
     code = (
         "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
         "import videogen.sampling.pipeline, videogen.cli.main; resource.setrlimit(resource.RLIMIT_FSIZE, (500, 500));"
-        f"raise SystemExit(videogen.cli.sample({words!r}))"
+        f"raise SystemExit(videogen.cli.main.sample({words!r}))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 1, done.stderr
@@ -224,8 +224,8 @@ def test_ctrl_c_ends_with_130_and_nothing_half_written(checkpoint: Path, tmp_pat
 
 def test_help_answers_without_the_heavy_libraries() -> None:
     code = (
-        "import sys, videogen.cli\n"
-        "try: videogen.cli.sample(['--help'])\n"
+        "import sys, videogen.cli.main\n"
+        "try: videogen.cli.main.sample(['--help'])\n"
         "except SystemExit as stop: assert stop.code == 0\n"
         "heavy = {'torch', 'diffusers', 'transformers', 'decord'} & set(sys.modules)\n"
         "assert not heavy, heavy"

@@ -10,7 +10,7 @@ from videogen.config.parsing import from_mapping, load_toml, nearest, to_mapping
 from videogen.config.sample import SampleConfig, resolve_frames
 from videogen.config.sizes import check_frames, check_size, parse_size
 from videogen.config.train import DataConfig, DitConfig, OptimConfig, RunConfig, TrainConfig, VaeConfig
-from videogen.models.checkpoint_config import read_defaults
+from videogen.models.checkpoint_config import read_checkpoint_info
 
 ROOT = Path(__file__).parent.parent
 RECIPES = sorted((ROOT / "configs").glob("*.toml"))
@@ -231,6 +231,6 @@ def test_seconds_become_the_nearest_possible_length() -> None:
 
 
 def test_the_defaults_of_a_checkpoint_are_read_without_loading_it(checkpoint: Path, tmp_path: Path) -> None:
-    assert read_defaults(checkpoint) == SampleConfig(size="48x32", frames=9, steps=3, guidance=2.0)
+    assert read_checkpoint_info(checkpoint).defaults == SampleConfig(size="48x32", frames=9, steps=3, guidance=2.0)
     with pytest.raises(ValueError, match=r"is not a checkpoint folder: it has no model_index\.json"):
-        read_defaults(tmp_path)
+        read_checkpoint_info(tmp_path)

@@ -16,7 +16,8 @@ from tests.test_memory import write_gguf
 from videogen.cli.dry_run import count_bytes
 from videogen.cli.main import sample
 from videogen.cli.sample import load, parse_args
-from videogen.models.checkpoint import blank
+from videogen.models.checkpoint import meta_component
+from videogen.models.checkpoint_config import read_checkpoint_info
 from videogen.sampling.cost import estimate
 from videogen.sampling.low_memory import BYTES_OF, weight_bytes, weights_of
 from videogen.sampling.pipeline import VideoPipeline
@@ -56,25 +57,27 @@ def test_the_bytes_of_the_weights_are_those_that_are_loaded(
         pytest.importorskip("torchao")
     quantise = more.split(", ")[0] if more != "lora" else "none"
     words = ["x", "--model", str(folders[kind]), "--dtype", dtype, "--quantise", quantise]
-    args = parse_args([*words, *(["--lora", f"{'high:' * (kind == 'T2V A14B')}{lora}=0.5"] if "lora" in more else [])])
-    assert count_bytes(args) == bytes_of(load(args))
+    parsed = parse_args(
+        [*words, *(["--lora", f"{'high:' * (kind == 'T2V A14B')}{lora}=0.5"] if "lora" in more else [])]
+    )
+    assert count_bytes(*parsed) == bytes_of(load(*parsed))
 
 
 @pytest.mark.parametrize("dtype", PRECISIONS)
 @pytest.mark.parametrize("quantise", ["none", "fp8"])
 def test_so_they_are_of_a_checkpoint_of_our_own_parts(quantise: str, dtype: str, checkpoint: Path) -> None:
-    args = parse_args(["x", "--model", str(checkpoint), "--dtype", dtype, "--quantise", quantise])
-    assert count_bytes(args) == bytes_of(load(args))
+    parsed = parse_args(["x", "--model", str(checkpoint), "--dtype", dtype, "--quantise", quantise])
+    assert count_bytes(*parsed) == bytes_of(load(*parsed))
 
 
 @pytest.mark.parametrize("dtype", PRECISIONS)
 def test_so_they_are_of_a_gguf(dtype: str, folders: dict[str, Path], tmp_path: Path) -> None:
     path = tmp_path / "wan.gguf"
     write_gguf(VideoPipeline.load(folders["T2V 2.1"]).transformer, path)
-    args = parse_args(["x", "--model", str(folders["T2V 2.1"]), "--dtype", dtype, "--gguf", str(path)])
-    assert count_bytes(args) == bytes_of(load(args))
+    parsed = parse_args(["x", "--model", str(folders["T2V 2.1"]), "--dtype", dtype, "--gguf", str(path)])
+    assert count_bytes(*parsed) == bytes_of(load(*parsed))
     plain = parse_args(["x", "--model", str(folders["T2V 2.1"]), "--dtype", dtype])
-    assert count_bytes(args) < count_bytes(plain)
+    assert count_bytes(*parsed) < count_bytes(*plain)
 
 
 @pytest.mark.parametrize("shape", [(64, 64), (36, 40), (96, 37)])
@@ -99,18 +102,21 @@ def test_activations_take_half_in_half_the_bits(checkpoint: Path, capsys: pytest
 def test_offloading_leaves_the_largest_part_or_layer_and_a_gpus_seconds_are_not_guessed(
     checkpoint: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    parts = [blank(checkpoint, part) for part in ("transformer", "vae", "text_encoder")]
+    parts = [meta_component(checkpoint, part) for part in ("transformer", "vae", "text_encoder")]
     sizes = [sum(weight.nbytes for weight in weights_of(part).values()) for part in parts]
-    assert weight_bytes(checkpoint) == sum(sizes)
-    assert weight_bytes(checkpoint, offload="model") == max(sizes)
+    info = read_checkpoint_info(checkpoint)
+    assert weight_bytes(info) == sum(sizes)
+    assert weight_bytes(info, offload="model") == max(sizes)
     layers = [weight.nbytes for part in parts for weight in weights_of(part).values()]
-    assert max(layers) <= weight_bytes(checkpoint, offload="group") < min(sizes)
+    assert max(layers) <= weight_bytes(info, offload="group") < min(sizes)
     assert sample(["x", "--model", str(checkpoint), "--dry-run", "--json", "--device", "cuda"]) == 0
     assert json.loads(capsys.readouterr().out)["seconds"] is None
 
 
 def test_weights_count_by_their_bytes(checkpoint: Path) -> None:
-    assert estimate(checkpoint, tokens=0, evaluations=1, pixels=0, weights=3 * 10**9).memory_gb == pytest.approx(3.6)
+    info = read_checkpoint_info(checkpoint)
+    with_weights, without = (estimate(info, info.defaults, weights=num).memory_gb for num in (3 * 10**9, 0))
+    assert with_weights == pytest.approx(without + 3)
 
 
 @pytest.fixture

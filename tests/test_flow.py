@@ -313,7 +313,7 @@ def test_every_seed_step_and_rank_draws_differently() -> None:
 
 def test_a_step_draws_alike_in_every_process() -> None:
     program = (
-        "import torch; from videogen.flow import step_generator; "
+        "import torch; from videogen.packing.noise import step_generator; "
         "print(torch.rand(3, generator=step_generator(5, 11, 1)).tolist())"
     )
     here = str(torch.rand(3, generator=step_generator(5, 11, 1)).tolist())

@@ -20,7 +20,7 @@ from videogen.cli.sample import parse_args
 from videogen.cli.sweep import make_plan
 from videogen.cli.train import train
 from videogen.data.video_io import read_settings
-from videogen.models.hub import checkpoint_id, find_checkpoint, look_up
+from videogen.models.hub import checkpoint_id, find_checkpoint, look_up_checkpoint
 from videogen.sampling.pipeline import VideoPipeline
 from videogen.training.dit_stage import DitStage
 from videogen.training.dry_run import plan_folder
@@ -67,7 +67,7 @@ def snapshot(cache: Path, checkpoint: Path) -> Path:
 def test_an_id_is_the_folder_of_its_snapshot(cache: Path, snapshot: Path, checkpoint: Path) -> None:
     older = add_snapshot(cache, checkpoint, LATER, "v1.0")
     for name in (ID, Path(ID), f"{ID}@main", f"{ID}@{COMMIT}"):
-        assert find_checkpoint(name) == look_up(name) == snapshot
+        assert find_checkpoint(name) == look_up_checkpoint(name) == snapshot
     assert find_checkpoint(f"{ID}@v1.0") == find_checkpoint(ID, revision="v1.0") == older
     assert find_checkpoint(f"{ID}@main", revision="v1.0") == snapshot
 
@@ -80,14 +80,14 @@ def test_a_folder_comes_before_an_id(snapshot: Path) -> None:
 
 def test_another_cache_can_be_named(cache: Path, snapshot: Path, tmp_path: Path) -> None:
     cache.rename(tmp_path / "elsewhere")
-    assert look_up(ID) is None
+    assert look_up_checkpoint(ID) is None
     found = find_checkpoint(ID, cache_dir=str(tmp_path / "elsewhere"))
     assert found == tmp_path / "elsewhere" / snapshot.relative_to(cache)
 
 
 @pytest.mark.parametrize("name", ["/no/where", "nowhere", "a/b/c", "../b", "a b/c", "a/b@"])
 def test_what_could_not_be_an_id_is_left_to_who_reads_it(name: str, cache: Path) -> None:
-    assert look_up(name) is None
+    assert look_up_checkpoint(name) is None
     assert find_checkpoint(name) == Path(name)
 
 
@@ -169,18 +169,18 @@ def test_a_clip_knows_its_checkpoint_by_id_and_is_made_again(
 
 
 def test_a_sweep_names_the_commit_so_that_its_commands_stay_true(cache: Path, snapshot: Path, checkpoint: Path) -> None:
-    plan = make_plan(parse_args(["x", "--model", ID, "--sweep", "steps=1,2", *QUICK]))
+    plan = make_plan(*parse_args(["x", "--model", ID, "--sweep", "steps=1,2", *QUICK]))
     words = shlex.split(plan.command(plan.runs()[0]))[2:]
     assert words[words.index("--model") + 1] == f"{ID}@{COMMIT}"
     newer = add_snapshot(cache, checkpoint, LATER, "main")
-    assert parse_args(["x", "--model", ID]).model == newer
-    assert parse_args(words).model == snapshot
+    assert parse_args(["x", "--model", ID])[0].model == newer
+    assert parse_args(words)[0].model == snapshot
 
 
 def test_a_snapshot_of_another_cache_is_named_by_its_path(cache: Path, snapshot: Path, tmp_path: Path) -> None:
     cache.rename(tmp_path / "elsewhere")
     moved = tmp_path / "elsewhere" / snapshot.relative_to(cache)
-    plan = make_plan(parse_args(["x", "--model", str(moved), "--sweep", "steps=1,2", *QUICK]))
+    plan = make_plan(*parse_args(["x", "--model", str(moved), "--sweep", "steps=1,2", *QUICK]))
     assert plan.model == str(moved)
 
 

@@ -126,7 +126,7 @@ def test_a_crew_ends_with_who_started_it(tmp_path: Path) -> None:
     """A SIGTERM to the command alone, as a supervisor sends it."""
     program = (
         "import os, signal\n"
-        "from videogen.toybox.judge.crew import crew\n"
+        "from videogen.toybox.judge.workers import crew\n"
         "if __name__ == '__main__':\n"
         "    pool = crew(99)\n"
         "    print(*{pool.submit(os.getpid).result() for _ in range(4)}, flush=True)\n"

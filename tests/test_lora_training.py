@@ -17,7 +17,7 @@ from tests.test_wan_pipeline import PROMPT, SETTINGS, assert_same_latents, laten
 from tests.wan_folders import save
 from videogen.config.train import DitConfig, TrainConfig
 from videogen.sampling.cost import training_memory
-from videogen.sampling.pipeline import Job, VideoPipeline
+from videogen.sampling.pipeline import ClipRequest, VideoPipeline
 from videogen.training.dit_stage import DitStage
 from videogen.training.dry_run import plan_folder
 from videogen.training.frozen_models import frozen_parts
@@ -60,7 +60,7 @@ def test_a_lora_trained_here_makes_the_same_clip_in_diffusers(trained: TrainConf
     wanted = latents_of(theirs, SETTINGS)
     ours = VideoPipeline.load(trained.dit.init)
     ours.add_loras([str(checkpoint)])
-    assert_same_latents(ours.sample([Job(PROMPT, 5)], SETTINGS)[0], wanted)
+    assert_same_latents(ours.sample([ClipRequest(PROMPT, 5)], SETTINGS)[0], wanted)
     assert (wanted - plain).abs().max() > 0.01
 
 
@@ -176,6 +176,6 @@ def test_what_cannot_be_trained_is_refused(
 
 def test_a_lora_of_nothing_is_refused() -> None:
     with pytest.raises(
-        ValueError, match="lora_rank = 4 needs weights to stand beside"
+        ValueError, match="lora_rank = 4 needs weights to adapt"
     ):
         DitConfig(lora_rank=4)

@@ -23,13 +23,14 @@ from tests.test_wan_pipeline import PROMPT, SETTINGS, images_for
 from tests.test_wan_pipeline import without_ftfy as without_ftfy
 from tests.wan_folders import DIT, KINDS, save
 from videogen.cli.main import sample
+from videogen.models.checkpoint_config import read_checkpoint_info
 from videogen.models.dit import VideoDiT
 from videogen.packing.noise import shared_level
 from videogen.packing.packs import pack
 from videogen.sampling.cost import vae_flop
 from videogen.sampling.image_prompts import Images
-from videogen.sampling.low_memory import QUANTISERS, load_small, read_gguf
-from videogen.sampling.pipeline import Job, VideoPipeline
+from videogen.sampling.low_memory import QUANTISERS, load_pipeline, read_gguf
+from videogen.sampling.pipeline import ClipRequest, VideoPipeline
 from videogen.training.lora import save_lora
 
 WIDE = {"num_attention_heads": 4, "attention_head_dim": 16, "ffn_dim": 128}  # a quantiser's blocks have 32 weights
@@ -52,7 +53,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 def make(pipeline: VideoPipeline, images: Images | None = None) -> tuple[Tensor, Tensor]:
     """A latent and its frames."""
-    (latent,) = pipeline.sample([Job(PROMPT, 5, images)], SETTINGS)
+    (latent,) = pipeline.sample([ClipRequest(PROMPT, 5, images)], SETTINGS)
     return latent, torch.cat(list(pipeline.frames(latent)))
 
 
@@ -163,7 +164,7 @@ def linear_layers(model: nn.Module) -> int:
 def test_weights_of_eight_bits_make_nearly_the_same_clip(kind: str, folders: dict[str, Path]) -> None:
     plain = VideoPipeline.load(folders[kind])
     wanted = make(plain, images_for(kind))[0]
-    ours = load_small(folders[kind], quantise="fp8")
+    ours = load_pipeline(read_checkpoint_info(folders[kind]), quantise="fp8")
     for expert, before in zip(ours.experts, plain.experts, strict=True):
         small = [layer for layer in expert.modules() if getattr(layer, "weight", None) is not None
                  and layer.weight.dtype == torch.float8_e4m3fn]  # fmt: skip
@@ -180,8 +181,8 @@ def test_a_lora_stands_in_full_precision_beside_weights_of_eight_bits(folders: d
     )
     save_lora(plain.transformer, tmp_path)
     loras = [f"{tmp_path}=0.5"]
-    wanted = make(load_small(folders["T2V 2.1"], loras=loras), None)[0]
-    ours = load_small(folders["T2V 2.1"], quantise="fp8", loras=loras)
+    wanted = make(load_pipeline(read_checkpoint_info(folders["T2V 2.1"]), loras=loras), None)[0]
+    ours = load_pipeline(read_checkpoint_info(folders["T2V 2.1"]), quantise="fp8", loras=loras)
     assert {p.dtype for name, p in ours.transformer.named_parameters() if "lora_" in name} == {torch.float32}
     assert 0 < close(make(ours, None)[0], wanted) < 0.1
 
@@ -191,8 +192,8 @@ def test_a_model_with_a_second_patch_size_takes_eight_bits(pipeline: VideoPipeli
     parts = (pipeline.vae, pipeline.text_encoder, pipeline.tokenizer)
     VideoPipeline(dit, *parts, defaults=pipeline.config["defaults"]).save_pretrained(tmp_path)
     config = replace(pipeline.defaults, size="32x64", patch="1x4x4:0.5,1x2x2")
-    plain, small = (load_small(tmp_path, quantise=how) for how in ("none", "fp8"))
-    wanted, made = (one.sample([Job("a red circle", 0)], config)[0] for one in (plain, small))
+    plain, small = (load_pipeline(read_checkpoint_info(tmp_path), quantise=how) for how in ("none", "fp8"))
+    wanted, made = (one.sample([ClipRequest("a red circle", 0)], config)[0] for one in (plain, small))
     assert 0 < close(made, wanted) < 0.1
 
 
@@ -200,7 +201,7 @@ def test_torchao_s_eight_bits_make_nearly_the_same_clip(folders: dict[str, Path]
     pytest.importorskip("torchao")
     plain = VideoPipeline.load(folders["T2V A14B"])
     wanted = make(plain)[0]
-    ours = load_small(folders["T2V A14B"], quantise="int8")
+    ours = load_pipeline(read_checkpoint_info(folders["T2V A14B"]), quantise="int8")
     for expert in ours.experts:
         kinds = [type(layer.weight).__name__ for layer in expert.modules() if isinstance(layer, nn.Linear)]
         assert kinds.count("Int8Tensor") > 0.7 * len(kinds)
@@ -264,13 +265,13 @@ def test_what_cannot_be_is_said(
 def test_a_missing_package_is_named(folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(QUANTISERS, "int8", ("no_such_package", QUANTISERS["int8"][1]))
     with pytest.raises(ValueError, match="--quantise int8 needs no_such_package, which is not installed: pip install"):
-        load_small(folders["T2V 2.1"], quantise="int8")
+        load_pipeline(read_checkpoint_info(folders["T2V 2.1"]), quantise="int8")
 
 
 @pytest.mark.gpu  # diffusers' bitsandbytes quantiser refuses to load without a GPU
 def test_bitsandbytes_four_bits_make_a_clip(folders: dict[str, Path]) -> None:
     wanted = make(VideoPipeline.load(folders["T2V 2.1"]).to("cuda"))[0]
-    ours = load_small(folders["T2V 2.1"], quantise="nf4").to("cuda")
+    ours = load_pipeline(read_checkpoint_info(folders["T2V 2.1"]), quantise="nf4").to("cuda")
     assert 0 < close(make(ours)[0], wanted) < 0.5
 
 

@@ -12,14 +12,14 @@ from tests.conftest import tiny_dit
 from videogen.cli.main import sample
 from videogen.config.sample import SampleConfig
 from videogen.data.video_io import read_settings
-from videogen.models.checkpoint_config import known_patches
+from videogen.models.checkpoint_config import read_checkpoint_info
 from videogen.models.vae import VideoVAE
 from videogen.packing.packs import PackedVideo, pack, recut, unpack
 from videogen.packing.patch_schedule import Patch, check_patches, draft, mean_share, parse_patches, patch_at, patch_name
-from videogen.sampling.pipeline import Job, VideoPipeline
+from videogen.sampling.pipeline import ClipRequest, VideoPipeline
 from videogen.sampling.solvers import sigma_schedule
 from videogen.sweep.plan import Run
-from videogen.sweep.shared_calls import Packer
+from videogen.sweep.shared_calls import BatchedRuns
 
 COARSE, FINE = (1, 4, 4), (1, 2, 2)
 
@@ -106,7 +106,7 @@ def test_a_schedule_of_the_base_patch_is_no_schedule(two_sizes: VideoPipeline) -
 @pytest.mark.parametrize("sampler", ["euler", "heun", "dpmpp_2m", "unipc"])
 def test_a_clip_in_coarse_patches_is_the_clip_alone(two_sizes: VideoPipeline, sampler: str) -> None:
     settings = config(patch="1x4x4:0.5,1x2x2", sampler=sampler)
-    jobs = [Job("a red circle", 3), Job("a large blue star moves", 4)]
+    jobs = [ClipRequest("a red circle", 3), ClipRequest("a large blue star moves", 4)]
     for job, latent in zip(jobs, two_sizes.sample(jobs, settings), strict=True):
         torch.testing.assert_close(latent, two_sizes.sample([job], settings)[0], atol=2e-4, rtol=0)
 
@@ -120,14 +120,14 @@ def test_a_size_that_the_coarse_patch_does_not_divide_is_refused(two_sizes: Vide
 
 def test_a_sweep_over_patches_asks_what_sampling_alone_asks(two_sizes: VideoPipeline) -> None:
     runs = [Run("a red circle", 0, config(patch=patch)) for patch in ("", "1x4x4:0.4,1x2x2")]
-    packer = Packer(two_sizes)
+    packer = BatchedRuns(two_sizes)
     assert [len(pack) for pack in packer.packs(runs)] == [1, 1]
     for run in runs:  # the first step of both has the same tokens, cut differently
-        made = packer.make([run])[0]
+        made = packer.denoise([run])[0]
         assert made.evaluations_reused == 0
         assert made.latent is not None
         torch.testing.assert_close(
-            made.latent, two_sizes.sample([Job(run.prompt, 0)], run.config)[0], atol=2e-4, rtol=0
+            made.latent, two_sizes.sample([ClipRequest(run.prompt, 0)], run.config)[0], atol=2e-4, rtol=0
         )
 
 
@@ -167,7 +167,7 @@ def test_the_command_makes_a_draft(
 ) -> None:
     two_sizes.save_pretrained(tmp_path / "model")
     order = ["a red circle", "--model", str(tmp_path / "model"), "--size", "32x32", "--frames", "5"]
-    assert known_patches(tmp_path / "model") == [FINE, COARSE]
+    assert list(read_checkpoint_info(tmp_path / "model").patches) == [FINE, COARSE]
     assert sample([*order, "--draft", "--out", str(tmp_path / "a.mp4")]) == 0
     settings = read_settings(tmp_path / "a.mp4")
     assert (settings["steps"], settings["patch"]) == (8, "1x4x4:0.75,1x2x2")

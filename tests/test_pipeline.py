@@ -17,12 +17,13 @@ from videogen.config.sample import SampleConfig
 from videogen.data import files
 from videogen.models.hub import checkpoint_id
 from videogen.models.streaming import to_uint8
-from videogen.sampling.pipeline import Job, VideoPipeline
-from videogen.sampling.solvers import NOISY_SAMPLERS, SAMPLERS
+from videogen.sampling.denoiser import with_guidance
+from videogen.sampling.pipeline import ClipRequest, VideoPipeline
+from videogen.sampling.solvers import SAMPLERS, STOCHASTIC_SAMPLERS
 
 PROMPTS = ("a red circle moves right", "", "a large blue star")
 SEEDS = (3, 1, 4)
-JOBS = [Job(prompt, seed) for prompt, seed in zip(PROMPTS, SEEDS, strict=True)]
+JOBS = [ClipRequest(prompt, seed) for prompt, seed in zip(PROMPTS, SEEDS, strict=True)]
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
@@ -30,7 +31,7 @@ WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
-@pytest.mark.parametrize("sampler", [*SAMPLERS, *NOISY_SAMPLERS, "unipc"])
+@pytest.mark.parametrize("sampler", [*SAMPLERS, *STOCHASTIC_SAMPLERS, "unipc"])
 def test_a_seed_is_the_same_clip_alone_or_in_a_batch(pipeline: VideoPipeline, sampler: str, guidance: float) -> None:
     config = replace(pipeline.defaults, sampler=sampler, guidance=guidance)
     together = pipeline.sample(JOBS, config)
@@ -66,14 +67,14 @@ def test_clips_of_several_sizes_and_lengths_share_a_pack_and_are_what_they_are_a
     config = replace(pipeline.defaults, **changes)  # type: ignore[arg-type]
     extents = [("48x32", 9), ("32x80", 1), ("16x16", 29), ("48x32", 9)]
     jobs = [
-        Job(PROMPTS[i % len(PROMPTS)], 7 + i, own=replace(config, size=size, frames=frames))
+        ClipRequest(PROMPTS[i % len(PROMPTS)], 7 + i, config=replace(config, size=size, frames=frames))
         for i, (size, frames) in enumerate(extents)
     ]
     together = pipeline.sample(jobs, config)
     for job, latent in zip(jobs, together, strict=True):
-        assert job.own is not None
-        (alone,) = pipeline.sample([job._replace(own=None)], job.own)
-        assert latent.shape == pipeline.latent_shape(job.own)
+        assert job.config is not None
+        (alone,) = pipeline.sample([job._replace(config=None)], job.config)
+        assert latent.shape == pipeline.latent_shape(job.config)
         torch.testing.assert_close(latent, alone, atol=2e-4, rtol=0)  # only the order of sums differs
 
 
@@ -142,25 +143,33 @@ def test_pixels_are_rounded_and_clipped() -> None:
 # --- guidance
 
 
-def test_guidance_outside_its_interval_is_the_prompt_alone(pipeline: VideoPipeline) -> None:
-    asked: list[float] = []
+def predict_one_for_prompts_and_zero_for_negatives(tokens: Tensor, sigma: Tensor, rows: Sequence[int]) -> list[Tensor]:
+    return [torch.full((4, 2), 1.0 - row // 2) for row in rows]
 
-    def cond(x: Tensor, sigma: Tensor) -> Tensor:
-        return torch.ones_like(x)
 
-    def uncond(x: Tensor, sigma: Tensor) -> Tensor:
-        asked.append(float(sigma))
-        return torch.zeros_like(x)
+def test_guidance_outside_its_interval_evaluates_the_prompt_alone() -> None:
+    rows_asked: list[tuple[float, list[int]]] = []
 
-    def ask(x: Tensor, sigma: Tensor, branches: int) -> tuple[Tensor, ...]:
-        return tuple(answer(x, sigma) for answer in (cond, uncond)[:branches])
+    def predict(tokens: Tensor, sigma: Tensor, rows: Sequence[int]) -> list[Tensor]:
+        rows_asked.append((float(sigma), list(rows)))
+        return predict_one_for_prompts_and_zero_for_negatives(tokens, sigma, rows)
 
     config = SampleConfig(guidance=5.0, guidance_interval=(0.25, 0.75), cfg_zero=False)
-    field = pipeline.guided(ask, config, (4,))
-    sigmas, x = (1.0, 0.75, 0.5, 0.25, 0.1), torch.zeros(4, 2)
-    answers = {sigma: field(x, torch.tensor(sigma)).mean().item() for sigma in sigmas}
-    assert answers == {1.0: 1.0, 0.75: 5.0, 0.5: 5.0, 0.25: 5.0, 0.1: 1.0}
-    assert asked == [0.75, 0.5, 0.25]
+    velocity = with_guidance(predict, [config, config], (4, 4))
+    sigmas, x = (1.0, 0.75, 0.5, 0.25, 0.125), torch.zeros(8, 2)
+    means = {sigma: velocity(x, torch.tensor(sigma)).mean().item() for sigma in sigmas}
+    assert means == {1.0: 1.0, 0.75: 5.0, 0.5: 5.0, 0.25: 5.0, 0.125: 1.0}
+    assert [sigma for sigma, rows in rows_asked if rows == [0, 1, 2, 3]] == [0.75, 0.5, 0.25]
+    assert [sigma for sigma, rows in rows_asked if rows == [0, 1]] == [1.0, 0.125]
+
+
+def test_clips_of_a_pack_have_guidance_of_their_own_and_the_second_expert_another() -> None:
+    weak = SampleConfig(guidance=1.0, guidance_2=3.0, cfg_zero=False)
+    strong = SampleConfig(guidance=5.0, cfg_zero=False)
+    velocity = with_guidance(predict_one_for_prompts_and_zero_for_negatives, [weak, strong], (4, 4), boundary=0.5)
+    for sigma, scales in ((0.9, [1.0, 5.0]), (0.5, [1.0, 5.0]), (0.4, [3.0, 5.0])):
+        clips = velocity(torch.zeros(8, 2), torch.tensor(sigma)).split(4)
+        assert [clip.mean().item() for clip in clips] == scales
 
 
 def test_guidance_strengthens_what_the_prompt_adds(pipeline: VideoPipeline) -> None:

@@ -12,7 +12,7 @@ from peft import LoraConfig
 from tests.sweeps import QUICK as SMALL
 from tests.test_cli import QUICK, refused
 from videogen.cli.main import sample
-from videogen.cli.provenance import check_made, digests, provenance
+from videogen.cli.provenance import check_recorded_files, digests, provenance
 from videogen.cli.sample_arguments import SampleArgs
 from videogen.data.files import content_id, file_digest
 from videogen.data.video_io import read_settings, read_video, write_video
@@ -127,12 +127,12 @@ def test_other_files_beside_a_checkpoint_are_known_so_too(name: str, checkpoint:
     args = SampleArgs(model=checkpoint, **{name: (path,) if name == "gguf" else path})  # type: ignore[arg-type]
     made = provenance(args)
     assert made[f"{name}_sha256"] == [content_id(path)]
-    check_made(clip, made, args, [])
+    check_recorded_files(clip, made, args, [])
     path.write_bytes(b"two")
     flag = f"--{name.replace('_', '-')}"
     with pytest.raises(ValueError, match=f"give the same with {flag}$"):
-        check_made(clip, made, args, ["--model", str(checkpoint)])
-    check_made(clip, made, args, [flag, str(path)])
+        check_recorded_files(clip, made, args, ["--model", str(checkpoint)])
+    check_recorded_files(clip, made, args, [flag, str(path)])
     path.unlink()
     with pytest.raises(ValueError, match=f"there is no file {path}; give another with {flag}$"):
         digests(args)
@@ -141,7 +141,7 @@ def test_other_files_beside_a_checkpoint_are_known_so_too(name: str, checkpoint:
 def test_a_clip_from_before_digests_is_made_again_as_it_was(checkpoint: Path, style: Path, tmp_path: Path) -> None:
     args = SampleArgs(model=checkpoint, lora=(str(style),))
     before = {key: value for key, value in provenance(args).items() if key != "lora_sha256"}
-    check_made(tmp_path / "clip.mp4", before, args, [])
+    check_recorded_files(tmp_path / "clip.mp4", before, args, [])
 
 
 def test_from_keeps_the_precision_and_says_which_device_it_was(

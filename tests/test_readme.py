@@ -17,7 +17,7 @@ from videogen.cli.sample_arguments import SampleArgs
 from videogen.config.parsing import load_toml, to_mapping
 from videogen.config.sample import MINI, SampleConfig
 from videogen.config.train import TrainConfig
-from videogen.models.checkpoint_config import read_defaults
+from videogen.models.checkpoint_config import read_checkpoint_info
 from videogen.models.hub import checkpoint_id
 
 ROOT = Path(__file__).parents[1]
@@ -61,7 +61,7 @@ def test_every_file_that_the_readme_names_exists() -> None:
 def test_the_default_checkpoint_is_the_one_that_was_measured() -> None:
     """Weights, settings and tables are committed together, or the tables speak of another checkpoint."""
     measured = json.loads((ROOT / "assets" / "bench" / "mini.json").read_text(encoding="utf-8"))
-    defaults = to_mapping(read_defaults(MINI))
+    defaults = to_mapping(read_checkpoint_info(MINI).defaults)
     assert measured["checkpoint"]["sha256"] == checkpoint_id(MINI)["sha256"]
     assert measured["settings"] == defaults
     recommended = json.loads((ROOT / "assets" / "bench" / "settings.json").read_text(encoding="utf-8"))["chosen"]

@@ -20,10 +20,10 @@ from videogen.models.vae import VideoVAE
 from videogen.packing.noise import per_clip
 from videogen.packing.packs import Grid, PackedVideo, Scaling, pack, pack_texts, recut
 from videogen.packing.patch_schedule import Patch
-from videogen.sampling.pipeline import Job, VideoPipeline
+from videogen.sampling.pipeline import ClipRequest, VideoPipeline
 from videogen.sweep.axes import read_axes
 from videogen.sweep.plan import Run
-from videogen.sweep.shared_calls import Packer
+from videogen.sweep.shared_calls import BatchedRuns
 
 FINE, COARSE = (1, 2, 2), (1, 4, 4)
 TRAINED: Grid = (5, 4, 4)
@@ -151,7 +151,7 @@ def small(vae: VideoVAE, text_encoder: BertModel, tokenizer: PreTrainedTokenizer
 
 
 def make(pipeline: VideoPipeline, **changes: object) -> Tensor:
-    return pipeline.sample([Job("a red circle", 0)], replace(pipeline.defaults, **changes))[0]  # type: ignore[arg-type]
+    return pipeline.sample([ClipRequest("a red circle", 0)], replace(pipeline.defaults, **changes))[0]  # type: ignore[arg-type]
 
 
 def test_the_trained_size_is_that_of_the_checkpoints_defaults(small: VideoPipeline) -> None:
@@ -172,13 +172,13 @@ def test_a_sweep_tells_the_scalings_apart(small: VideoPipeline) -> None:
     assert axes[0].places == tuple((kind,) for kind in POSITION_SCALINGS)
     larger = replace(small.defaults, size="64x32", frames=9)
     runs = [Run("a red circle", 0, replace(larger, position_scaling=kind)) for kind in ("none", "ntk")]
-    packer = Packer(small)
+    packer = BatchedRuns(small)
     assert [len(one) for one in packer.packs(runs)] == [1, 1]
     for run in runs:
-        latent = packer.make([run])[0].latent
+        latent = packer.denoise([run])[0].latent
         assert latent is not None
         torch.testing.assert_close(
-            latent, small.sample([Job(run.prompt, 0)], run.config)[0], atol=2e-4, rtol=0
+            latent, small.sample([ClipRequest(run.prompt, 0)], run.config)[0], atol=2e-4, rtol=0
         )  # as alone, up to the order of sums
 
 

@@ -15,7 +15,7 @@ from tests.test_cli import refused
 from videogen.cli.main import sample
 from videogen.cli.sample import parse_args
 from videogen.cli.sweep import make_plan
-from videogen.sampling.solvers import NOISY_SAMPLERS
+from videogen.sampling.solvers import STOCHASTIC_SAMPLERS
 from videogen.sweep.axes import combinations, read_axes
 from videogen.sweep.plan import FRESH_NOISE, Run
 from videogen.sweep.report import best_command
@@ -202,7 +202,7 @@ def test_the_reference_has_more_steps_and_the_same_guidance() -> None:
 
 def test_a_sampler_that_draws_more_noise_is_its_own_reference() -> None:
     """What many of its steps end on is not what the path without that noise ends on."""
-    assert NOISY_SAMPLERS.keys() == FRESH_NOISE
+    assert STOCHASTIC_SAMPLERS.keys() == FRESH_NOISE
     plan = plan_of(["sampler=euler,dpmpp_2m_sde"], reference_steps=8)
     assert [ref.config.sampler for ref in plan.references(plan.runs())] == ["dpmpp_2m", "dpmpp_2m_sde"]
     assert plan.describe_reference().endswith("; of dpmpp_2m_sde, itself in as many steps")

@@ -76,7 +76,7 @@ def test_best_toml_is_a_config_that_sample_reads(shown: tuple[Path, Plan, list[R
     config = load_toml(SampleConfig, best)
     assert config in {run.config for run in plan.runs()}
     assert "# The rule: The " in best.read_text(encoding="utf-8")
-    assert parse_args(["x", "--model", str(checkpoint), "--config", str(best)]).sample == config
+    assert parse_args(["x", "--model", str(checkpoint), "--config", str(best)])[0].sample == config
     assert len(rows) == 3 * 2 * 2 * 2 * 2
 
 

@@ -340,6 +340,6 @@ def test_16_bits_a_pixel_become_8(tmp_path: Path) -> None:
 
 
 def test_importing_loads_no_heavy_library() -> None:
-    program = "import sys, videogen.video_io; print({'torch', 'decord', 'av', 'imageio'} & set(sys.modules))"
+    program = "import sys, videogen.data.video_io; print({'torch', 'decord', 'av', 'imageio'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"

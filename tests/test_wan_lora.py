@@ -17,7 +17,7 @@ from tests.test_wan_pipeline import PROMPT, SETTINGS, assert_same_latents, image
 from tests.test_wan_pipeline import without_ftfy as without_ftfy
 from tests.wan_folders import save
 from videogen.cli.main import sample
-from videogen.sampling.pipeline import Job, VideoPipeline
+from videogen.sampling.pipeline import ClipRequest, VideoPipeline
 
 ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
 EVERYWHERE = [
@@ -70,7 +70,7 @@ def open_both(wan: Folder) -> tuple[VideoPipeline, WanPipeline]:
 
 
 def make(ours: VideoPipeline) -> Tensor:
-    return ours.sample([Job(PROMPT, 5)], SETTINGS)[0]
+    return ours.sample([ClipRequest(PROMPT, 5)], SETTINGS)[0]
 
 
 @pytest.mark.parametrize("which", [0, 1], ids=["attention", "every kind of layer"])
@@ -158,7 +158,7 @@ def test_a_lora_for_text_models_loads_into_one_that_sees_images(loras: list[Path
     for one in (ours, theirs):
         one.load_lora_weights(str(loras[0]))
     images = images_for("I2V 2.1")
-    (made,) = ours.sample([Job(PROMPT, 5, images)], SETTINGS)
+    (made,) = ours.sample([ClipRequest(PROMPT, 5, images)], SETTINGS)
     assert_same_latents(made, latents_of(theirs, SETTINGS, images))
 
 

@@ -23,14 +23,14 @@ from tests.wan_folders import KINDS, make_parts, save
 from videogen.cli.main import sample
 from videogen.config.parsing import to_mapping
 from videogen.config.sample import SampleConfig
-from videogen.models.checkpoint_config import NO_IMAGE, SAMPLER_OF, read_defaults
+from videogen.models.checkpoint_config import NO_IMAGE, SAMPLER_OF, read_checkpoint_info
 from videogen.models.text_encoder import clean_as_wan, embed_prompts, load_text
 from videogen.packing.packs import pad_texts
 from videogen.sampling.image_prompts import Images, open_images
-from videogen.sampling.pipeline import Job, VideoPipeline
-from videogen.sampling.solvers import DIFFUSERS
+from videogen.sampling.pipeline import ClipRequest, VideoPipeline
+from videogen.sampling.solvers import DIFFUSERS_SAMPLERS
 from videogen.sweep.plan import Run
-from videogen.sweep.shared_calls import Packer
+from videogen.sweep.shared_calls import BatchedRuns
 
 PROMPT, NEGATIVE = "a cat and  dog walk &amp; rain\n in the caf&eacute;", "blurry, worst quality"
 SETTINGS = SampleConfig(
@@ -146,7 +146,7 @@ def test_every_setting_means_what_it_does_there(
     config = replace(SETTINGS, **changes)  # type: ignore[arg-type]
     folder, theirs = folders[kind]
     theirs.scheduler = type(theirs.scheduler).from_config(theirs.scheduler.config, flow_shift=config.shift)
-    (ours,) = VideoPipeline.from_pretrained(folder).sample([Job(PROMPT, 5, images_for(kind))], config)
+    (ours,) = VideoPipeline.from_pretrained(folder).sample([ClipRequest(PROMPT, 5, images_for(kind))], config)
     assert_same_latents(ours, latents_of(theirs, config, images_for(kind)))
 
 
@@ -160,7 +160,7 @@ def test_the_folder_s_own_scheduler_is_run(options: dict[str, object], tmp_path:
     theirs.scheduler = type(theirs.scheduler).from_config(theirs.scheduler.config, **options)
     theirs.save_pretrained(str(tmp_path))
     config = replace(SETTINGS, steps=9)
-    (ours,) = VideoPipeline.from_pretrained(tmp_path).sample([Job(PROMPT, 5)], config)
+    (ours,) = VideoPipeline.from_pretrained(tmp_path).sample([ClipRequest(PROMPT, 5)], config)
     assert_same_latents(ours, latents_of(theirs, config))
     plain = latents_of(make_parts("T2V 2.1"), config)
     assert (ours - plain).abs().max() > 1e-3
@@ -168,10 +168,10 @@ def test_the_folder_s_own_scheduler_is_run(options: dict[str, object], tmp_path:
 
 def test_an_euler_scheduler_is_run_too(tmp_path: Path) -> None:
     theirs = save("T2V 2.1", tmp_path, scheduler="euler", shift=7.0)
-    defaults = read_defaults(tmp_path)
+    defaults = read_checkpoint_info(tmp_path).defaults
     assert (defaults.sampler, defaults.shift) == ("flow_euler", 7.0)
     config = replace(SETTINGS, sampler=defaults.sampler, shift=defaults.shift)
-    (ours,) = VideoPipeline.from_pretrained(tmp_path).sample([Job(PROMPT, 5)], config)
+    (ours,) = VideoPipeline.from_pretrained(tmp_path).sample([ClipRequest(PROMPT, 5)], config)
     assert_same_latents(ours, latents_of(theirs, config))
 
 
@@ -179,7 +179,7 @@ def test_timesteps_are_whole_and_it_shows(folders: dict[str, tuple[Path, Diffusi
     ours = VideoPipeline.from_pretrained(folders["T2V 2.1"][0])
     told: list[float] = []
     hook = ours.transformer.register_forward_pre_hook(lambda _, args: told.extend((1000 * args[1].values).tolist()))
-    ours.sample([Job(PROMPT, 5)], SETTINGS)
+    ours.sample([ClipRequest(PROMPT, 5)], SETTINGS)
     hook.remove()
     theirs = folders["T2V 2.1"][1].scheduler
     theirs = type(theirs).from_config(theirs.config, flow_shift=SETTINGS.shift)
@@ -193,7 +193,7 @@ def test_each_expert_answers_on_its_side_of_the_boundary(folders: dict[str, tupl
     heard: list[tuple[int, float]] = []
     for i, expert in enumerate(ours.experts):
         expert.register_forward_pre_hook(lambda _, args, i=i: heard.append((i, 1000 * args[1].values.max().item())))
-    ours.sample([Job(PROMPT, 5)], replace(SETTINGS, steps=9))
+    ours.sample([ClipRequest(PROMPT, 5)], replace(SETTINGS, steps=9))
     assert {i for i, _ in heard} == {0, 1}
     assert all((t >= 875) == (i == 0) for i, t in heard)
 
@@ -224,7 +224,7 @@ def test_a_prompt_is_cleaned_and_read_as_there(text: str, folders: dict[str, tup
 
 
 def test_a_folder_brings_the_settings_of_its_model(folders: dict[str, tuple[Path, DiffusionPipeline]]) -> None:
-    defaults = {kind: read_defaults(folder) for kind, (folder, _) in folders.items()}
+    defaults = {kind: read_checkpoint_info(folder).defaults for kind, (folder, _) in folders.items()}
     assert all(one.sampler == "unipc" and one.shift == 3.0 and not one.cfg_zero for one in defaults.values())
     common = ("832x480", 81, 16.0)
     for kind, one in defaults.items():
@@ -237,7 +237,7 @@ def test_a_folder_brings_the_settings_of_its_model(folders: dict[str, tuple[Path
 
 
 def test_names_of_schedulers_are_those_of_the_samplers() -> None:
-    known = {name: sampler for sampler, (name, _) in DIFFUSERS.items()}
+    known = {name: sampler for sampler, (name, _) in DIFFUSERS_SAMPLERS.items()}
     assert {name: sampler for name, (sampler, _) in SAMPLER_OF.items()} == known
 
 
@@ -286,7 +286,7 @@ def test_a_model_that_begins_with_an_image_is_asked_for_one_before_it_is_loaded(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr("videogen.cli.sample.load", lambda args: pytest.fail("the model was loaded"))
+    monkeypatch.setattr("videogen.cli.sample.load", lambda *args: pytest.fail("the model was loaded"))
     words = [PROMPT, "--model", str(folders["I2V 2.1"][0]), "--size", "64x32", "--frames", "5"]
     for more in ([], ["--sweep", "steps=1,2"]):
         assert sample([*words, *more]) == 2
@@ -340,13 +340,13 @@ def test_a_folder_saved_here_opens_there_and_makes_the_same(
     assert {name: type(part) for name, part in opened.components.items()} == {
         name: type(part) for name, part in theirs.components.items()
     }
-    (made,) = ours.sample([Job(PROMPT, 5, images_for(kind))], settings)
+    (made,) = ours.sample([ClipRequest(PROMPT, 5, images_for(kind))], settings)
     wanted = latents_of(opened, settings, images_for(kind))
     assert_same_latents(made, wanted)
     assert (wanted - latents_of(theirs, settings, images_for(kind))).abs().max() > 1e-3
     again = VideoPipeline.from_pretrained(tmp_path)
     assert again.defaults == settings
-    assert torch.equal(again.sample([Job(PROMPT, 5, images_for(kind))], settings)[0], made)
+    assert torch.equal(again.sample([ClipRequest(PROMPT, 5, images_for(kind))], settings)[0], made)
     VideoPipeline.load(tmp_path)
 
 
@@ -360,7 +360,7 @@ def test_a_model_made_here_of_wan_s_parts_opens_there(
     made.save_pretrained(tmp_path)
     assert json.loads((tmp_path / "model_index.json").read_text())["_class_name"] == "WanPipeline"
     theirs = WanPipeline.from_pretrained(str(tmp_path))
-    assert_same_latents(made.sample([Job(PROMPT, 5)], SETTINGS)[0], latents_of(theirs, SETTINGS))
+    assert_same_latents(made.sample([ClipRequest(PROMPT, 5)], SETTINGS)[0], latents_of(theirs, SETTINGS))
 
 
 def test_what_diffusers_could_not_run_stays_a_folder_of_ours(
@@ -378,6 +378,6 @@ def test_a_sweep_makes_the_clips_of_two_experts(folders: dict[str, tuple[Path, D
     ours = VideoPipeline.from_pretrained(folders["T2V A14B"][0])
     configs = [replace(SETTINGS, guidance_2=guidance) for guidance in (None, 1.0, 2.0)]
     runs = [Run(PROMPT, 5, config) for config in configs]
-    for run, made in zip(runs, Packer(ours).make(runs), strict=True):
+    for run, made in zip(runs, BatchedRuns(ours).denoise(runs), strict=True):
         assert made.latent is not None, made.error
-        assert_same_latents(made.latent, ours.sample([Job(PROMPT, 5)], run.config)[0])
+        assert_same_latents(made.latent, ours.sample([ClipRequest(PROMPT, 5)], run.config)[0])

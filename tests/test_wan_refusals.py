@@ -14,11 +14,11 @@ from tests.test_wan_pipeline import PROMPT, SETTINGS, draw_image
 from tests.test_wan_pipeline import folders as folders
 from tests.test_wan_pipeline import without_ftfy as without_ftfy
 from videogen.cli.main import sample
-from videogen.models.checkpoint_config import read_defaults
+from videogen.models.checkpoint_config import read_checkpoint_info
 from videogen.sampling.image_prompts import Images
-from videogen.sampling.pipeline import Job, VideoPipeline
+from videogen.sampling.pipeline import ClipRequest, VideoPipeline
 from videogen.sweep.plan import Run
-from videogen.sweep.shared_calls import Packer
+from videogen.sweep.shared_calls import BatchedRuns
 
 
 @pytest.mark.parametrize(
@@ -34,7 +34,7 @@ def test_an_image_of_the_wrong_kind_is_refused(
     kind: str, images: Images | None, message: str, folders: dict[str, tuple[Path, DiffusionPipeline]]
 ) -> None:
     with pytest.raises(ValueError, match=message):
-        VideoPipeline.from_pretrained(folders[kind][0]).sample([Job(PROMPT, 5, images)], SETTINGS)
+        VideoPipeline.from_pretrained(folders[kind][0]).sample([ClipRequest(PROMPT, 5, images)], SETTINGS)
 
 
 @pytest.mark.parametrize(
@@ -54,7 +54,7 @@ def test_an_image_that_cannot_be_is_said_before_anything_is_loaded(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr("videogen.cli.sample.load", lambda args: pytest.fail("the model was loaded"))
+    monkeypatch.setattr("videogen.cli.sample.load", lambda *args: pytest.fail("the model was loaded"))
     draw_image(0).save(tmp_path / "whole.png")
     (tmp_path / "cut.png").write_bytes((tmp_path / "whole.png").read_bytes()[:60])
     flags = zip(("--image", "--last-image"), (str(tmp_path / f"{name}.png") for name in names), strict=False)
@@ -66,13 +66,15 @@ def test_an_image_that_cannot_be_is_said_before_anything_is_loaded(
 def test_a_sweep_of_a_model_that_begins_with_an_image_says_so(
     folders: dict[str, tuple[Path, DiffusionPipeline]],
 ) -> None:
-    (made,) = Packer(VideoPipeline.from_pretrained(folders["I2V A14B"][0])).make([Run(PROMPT, 5, SETTINGS)])
+    (made,) = BatchedRuns(VideoPipeline.from_pretrained(folders["I2V A14B"][0])).denoise([Run(PROMPT, 5, SETTINGS)])
     assert made.error == "this model begins with an image; give one for every clip (--image)"
 
 
 def test_a_size_off_the_stride_is_refused(folders: dict[str, tuple[Path, DiffusionPipeline]]) -> None:
     with pytest.raises(ValueError, match="multiples of 32, got 48x32; try 32x32 or 64x32"):
-        VideoPipeline.from_pretrained(folders["TI2V 5B"][0]).sample([Job(PROMPT, 5)], replace(SETTINGS, size="48x32"))
+        VideoPipeline.from_pretrained(folders["TI2V 5B"][0]).sample(
+            [ClipRequest(PROMPT, 5)], replace(SETTINGS, size="48x32")
+        )
     assert sample([PROMPT, "--model", str(folders["TI2V 5B"][0]), "--size", "48x32", "--dry-run"]) == 2
 
 
@@ -90,7 +92,7 @@ def test_a_folder_of_another_family_is_refused_with_what_it_is(
     own = Path(shutil.copytree(folders["T2V 2.1"][0], tmp_path / "own"))
     index = json.loads((own / "model_index.json").read_text()) | {key: value}
     (own / "model_index.json").write_text(json.dumps(index))
-    for way in (VideoPipeline.load, VideoPipeline.from_pretrained, read_defaults):
+    for way in (VideoPipeline.load, VideoPipeline.from_pretrained, read_checkpoint_info):
         with pytest.raises(ValueError, match=message):
             way(own)
 
@@ -110,4 +112,4 @@ def test_an_unknown_scheduler_is_refused(folders: dict[str, tuple[Path, Diffusio
     path = own / "scheduler" / "scheduler_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"_class_name": "DDIMScheduler"}))
     with pytest.raises(ValueError, match="the scheduler is a DDIMScheduler; what runs here is one of UniPC"):
-        read_defaults(own)
+        read_checkpoint_info(own)

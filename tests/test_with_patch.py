@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tests.conftest import CHANNELS, draw_texts, fit, tiny_dit, tiny_recipe
 from videogen.config.train import DataConfig, DitConfig, TrainConfig
-from videogen.models.checkpoint_config import known_patches
+from videogen.models.checkpoint_config import read_checkpoint_info
 from videogen.models.dit import VideoDiT
 from videogen.packing.noise import NoiseLevels, per_clip, shared_level
 from videogen.packing.packs import PackedVideo, pack
@@ -93,7 +93,7 @@ def test_a_checkpoint_of_one_patch_size_is_trained_in_two(recipe: TrainConfig) -
     assert math.isfinite(found["loss_1x4x4"])
     assert fit(recipe)
     folder = recipe.run.dir / "checkpoint"
-    assert known_patches(folder) == [(1, 2, 2), COARSE]
+    assert list(read_checkpoint_info(folder).patches) == [(1, 2, 2), COARSE]
     trained = dict(VideoDiT.from_pretrained(folder, subfolder="transformer").named_parameters())
     assert trained.keys() == before.keys()
     new = [name for name in before if name.startswith("extra_patches.1x4x4.")]

@@ -1,30 +1,47 @@
-"""Ctrl-C and SIGTERM as a wish that a loop asks for, so that it stops between two steps and saves.
+"""Ctrl-C and SIGTERM as a request that a loop checks between two steps, so that it saves before it stops.
 
 signals  ->  StopRequest.signal, None until one came
 """
 
 from __future__ import annotations
 
+import logging
 import signal
+import threading
 from types import FrameType
+
+logger = logging.getLogger(__name__)
 
 
 class StopRequest:
-    """Ctrl-C and SIGTERM ask the loop to save and stop; a second Ctrl-C stops at once.
+    """Turns Ctrl-C and SIGTERM into a request to stop, within a `with` block; a second Ctrl-C stops at once.
 
-    A SIGTERM that follows is no second wish: torchrun sends one to all that had the terminal's Ctrl-C already.
+    A SIGTERM that follows is no second request: torchrun sends one to all that had the terminal's Ctrl-C already.
+    Outside of the main thread, where Python delivers no signals, none is ever requested.
     """
 
-    def __init__(self) -> None:
-        self.signal: int | None = None
-        self.before = {sig: signal.signal(sig, self._ask) for sig in (signal.SIGINT, signal.SIGTERM)}
+    def __init__(self, message: str = "") -> None:
+        self.message = message
+        self.signal: int | None = None  # the first that came
 
-    def _ask(self, number: int, frame: FrameType | None) -> None:
+    def __enter__(self) -> StopRequest:
+        is_main = threading.current_thread() is threading.main_thread()
+        signals = (signal.SIGINT, signal.SIGTERM) if is_main else ()
+        self._handlers_before = {number: signal.signal(number, self._request) for number in signals}
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self._handlers_before.items():
+            signal.signal(number, handler)
+
+    def check(self) -> None:
+        """Raise a KeyboardInterrupt if a stop was requested."""
+        if self.signal is not None:
+            raise KeyboardInterrupt
+
+    def _request(self, number: int, frame: FrameType | None) -> None:
         if self.signal is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
+        if self.signal is None and self.message:
+            logger.warning(self.message)
         self.signal = self.signal or number
-
-    def restore(self) -> None:
-        """Give the signals back to whoever had them."""
-        for number, handler in self.before.items():
-            signal.signal(number, handler)

@@ -21,11 +21,11 @@ import numpy as np
 import torch
 
 from tests.bench.judged import BENCH, Made, batches, judge_clips, make, write_result
-from videogen.cli.judge import FIRST_SEED, case_of, draw
+from videogen.cli.judge import FIRST_SEED, case_of, render_case
 from videogen.config.sample import MINI
 from videogen.config.train import DataConfig, DitConfig, OptimConfig, RunConfig, TrainConfig
 from videogen.data.video_io import write_video
-from videogen.models.checkpoint_config import known_patches, read_defaults
+from videogen.models.checkpoint_config import read_checkpoint_info
 from videogen.models.hub import checkpoint_id
 from videogen.packing.patch_schedule import last_patch, patch_name
 from videogen.sampling.pipeline import VideoPipeline
@@ -108,7 +108,7 @@ def write_folders(root: Path, num: int) -> None:
 
 def recipe(root: Path, way: str, model: Path, *, steps: int, budget: int) -> TrainConfig:
     """What both trainings share: everything but the folder. Packs of one budget and equal steps are equal tokens."""
-    defaults, known = read_defaults(model), known_patches(model)
+    defaults, known = read_checkpoint_info(model).defaults, list(read_checkpoint_info(model).patches)
     finished = last_patch(defaults, known)
     return TrainConfig(
         stage="dit",
@@ -156,7 +156,7 @@ def compare(root: Path, model: Path, *, num_clips: int, num_held: int, steps: in
     """Write, train twice, sample, judge."""
     write_folders(root, num_clips)
     scenes = sorted(islice(off_centre(FIRST_SEED), num_held), key=lambda scene: (scene.width, scene.height))
-    own = [Made(case_of(scene), 0, torch.from_numpy(draw(case_of(scene)).copy())) for scene in scenes]
+    own = [Made(case_of(scene), 0, torch.from_numpy(render_case(case_of(scene)).copy())) for scene in scenes]
     rows = [rates(own, "the world's own", "native")]
     for way in WAYS:
         pipeline = train(recipe(root, way, model, steps=steps, budget=budget))

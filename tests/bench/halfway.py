@@ -17,17 +17,17 @@ from einops import rearrange
 from torch import Tensor
 
 from tests.bench.judged import BENCH, Made, Scores, cases_of, judge_clips, pack_size, scores_of, write_result
-from videogen.cli.judge import draw
+from videogen.cli.judge import render_case
 from videogen.config.parsing import to_mapping
 from videogen.config.sample import MINI
 from videogen.models.hub import checkpoint_id, find_checkpoint
 from videogen.packing.noise import interpolate
 from videogen.packing.packs import pack, unpack
 from videogen.packing.patch_schedule import cut_by
-from videogen.sampling.brownian import NoisePath
-from videogen.sampling.image_prompts import Given
+from videogen.sampling.brownian import BrownianPath
+from videogen.sampling.denoiser import Denoiser, with_guidance
 from videogen.sampling.pipeline import VideoPipeline
-from videogen.sampling.solvers import NOISY_SAMPLERS, SAMPLERS, sigma_schedule
+from videogen.sampling.solvers import SAMPLERS, STOCHASTIC_SAMPLERS, sigma_schedule
 from videogen.toybox.judge.scores import Case
 
 LEVELS = (1.0, 0.95, 0.9, 0.8, 0.6)
@@ -40,23 +40,24 @@ def finish(pipeline: VideoPipeline, cases: Sequence[Case], level: float) -> list
     Returns frames (t, h, w, 3) uint8 a clip.
     """
     config, seeds = pipeline.defaults, list(range(len(cases)))
-    frames = (torch.from_numpy(draw(case)).float() / 127.5 - 1 for case in cases)
+    frames = (torch.from_numpy(render_case(case)).float() / 127.5 - 1 for case in cases)
     latents = [pipeline.vae.encode(rearrange(clip, "t h w c -> 1 c t h w"))[0] for clip in frames]
     noise = pipeline.noise(seeds, [config] * len(seeds))
     start = interpolate(pack(latents, noise.patch).tokens, noise.tokens, torch.tensor(level))
-    context = pipeline.read([*(case.prompt for case in cases), *[config.negative] * len(cases)])
-    ask = pipeline.ask(noise, context, Given(), lambda: None, cut_by(config, pipeline.transformer.patches))
-    field = pipeline.guided(ask, config, noise.lengths)
+    text = pipeline.encode_prompts([*(case.prompt for case in cases), *[config.negative] * len(cases)])
+    patch_at = cut_by(config, pipeline.transformer.patches)
+    denoiser = Denoiser(pipeline.experts, pipeline.boundary, pack=noise, text=text, patch_at=patch_at)
+    velocity = with_guidance(denoiser, [config] * len(cases), noise.lengths)
     sigmas = level * sigma_schedule(config.steps, shift=config.shift)
-    if config.sampler in NOISY_SAMPLERS:
-        paths = [NoisePath(latents[0].shape, seed) for seed in seeds]
+    if config.sampler in STOCHASTIC_SAMPLERS:
+        paths = [BrownianPath(latents[0].shape, seed) for seed in seeds]
 
         def fresh(before: Tensor, after: Tensor) -> Tensor:
-            return pack([path.between(float(before), float(after)) for path in paths], noise.patch).tokens
+            return pack([path.increment(float(before), float(after)) for path in paths], noise.patch).tokens
 
-        tokens = NOISY_SAMPLERS[config.sampler](field, start, sigmas, fresh)
+        tokens = STOCHASTIC_SAMPLERS[config.sampler](velocity, start, sigmas, fresh)
     else:
-        tokens = SAMPLERS[config.sampler](field, start, sigmas)
+        tokens = SAMPLERS[config.sampler](velocity, start, sigmas)
     return [torch.cat(list(pipeline.frames(latent))) for latent in unpack(noise._replace(tokens=tokens))]
 
 

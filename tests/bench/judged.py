@@ -17,9 +17,9 @@ from typing import NamedTuple, TypedDict, cast
 import torch
 from torch import Tensor
 
-from videogen.cli.judge import FIRST_SEED, as_plain, case_of
+from videogen.cli.judge import FIRST_SEED, case_of, count_as_json
 from videogen.config.sample import SampleConfig, resolve_frames
-from videogen.sampling.pipeline import Job, VideoPipeline
+from videogen.sampling.pipeline import ClipRequest, VideoPipeline
 from videogen.toybox import draw_scene
 from videogen.toybox.judge.scores import Case, Judged, tally
 from videogen.toybox.judge.workers import Clip, crew, look
@@ -76,7 +76,7 @@ def batches(
 def make(pipeline: VideoPipeline, jobs: Sequence[tuple[Case, int]], config: SampleConfig) -> tuple[list[Made], float]:
     """The clips of one pack, and the seconds that a clip took to denoise."""
     began = time.perf_counter()
-    latents = pipeline.sample([Job(case.prompt, seed) for case, seed in jobs], config)
+    latents = pipeline.sample([ClipRequest(case.prompt, seed) for case, seed in jobs], config)
     seconds = (time.perf_counter() - began) / len(jobs)
     clips = [torch.cat(list(pipeline.frames(latent))) for latent in latents]
     return [Made(case, seed, clip) for (case, seed), clip in zip(jobs, clips, strict=True)], seconds
@@ -90,7 +90,7 @@ def judge_clips(made: Sequence[Made]) -> list[Judged]:
 
 def scores_of(judged: Sequence[Judged]) -> Scores:
     """Each clause, and all of them: how many clips are right, with the 95% interval."""
-    return {name: cast("Score", as_plain(one)) for name, one in tally(judged).items()}
+    return {name: cast("Score", count_as_json(one)) for name, one in tally(judged).items()}
 
 
 def write_result(path: Path, result: Mapping[str, object]) -> None:

@@ -57,7 +57,7 @@ def shares() -> dict[str, float]:
     code = "import time; t = time.perf_counter(); import videogen.sampling.pipeline; print(time.perf_counter() - t)"
     imports = float(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout)
     from videogen.data.video_io import write_video
-    from videogen.sampling.pipeline import Job, VideoPipeline
+    from videogen.sampling.pipeline import ClipRequest, VideoPipeline
 
     began = time.perf_counter()
     pipeline = VideoPipeline.load(ROOT / "assets" / "mini")
@@ -65,9 +65,9 @@ def shares() -> dict[str, float]:
     config = pipeline.defaults
     rows: dict[str, list[float]] = {"text": [], "dit": [], "vae": [], "encode": []}
     for _ in range(5):
-        rows["text"].append(seconds(lambda: (pipeline.read([PROMPT]), pipeline.read([""]))))
+        rows["text"].append(seconds(lambda: (pipeline.encode_prompts([PROMPT]), pipeline.encode_prompts([""]))))
         began = time.perf_counter()
-        (latent,) = pipeline.sample([Job(PROMPT, 0)], config)
+        (latent,) = pipeline.sample([ClipRequest(PROMPT, 0)], config)
         rows["dit"].append(time.perf_counter() - began - rows["text"][-1])
         began = time.perf_counter()
         frames = torch.cat(list(pipeline.frames(latent)))
@@ -95,7 +95,7 @@ def dit_speed(rounds: int = 15) -> dict[str, float]:
     noise = torch.randn(pipeline.latent_shape(pipeline.defaults))
     video = pack([noise], dit.base_patch)
     n, d, f = len(video.tokens), dit.config["num_attention_heads"] * dit.head_size, dit.config["ffn_dim"]
-    context = pipeline.read([PROMPT])
+    context = pipeline.encode_prompts([PROMPT])
     flop = dit_flop(dict(dit.config), n, context.keys.rows.shape[1])
     x, square, wide, narrow = torch.randn(n, d), torch.randn(d, d), torch.randn(d, f), torch.randn(f, d)
     hidden = torch.randn(n, f)

@@ -32,11 +32,11 @@ from rich.progress import Progress
 from tests.bench import readme
 from tests.bench.judged import BENCH, ROOT, Made, judge_clips, make, pack_size, write_result
 from tests.bench.patches import psnr
-from videogen.cli.judge import JudgeArgs, as_plain, draw, list_cases, rebuild
+from videogen.cli.judge import JudgeArgs, count_as_json, list_cases, reconstruct, render_case
 from videogen.config.parsing import to_mapping
 from videogen.config.sample import MINI, SampleConfig
 from videogen.data.files import save_text
-from videogen.models.checkpoint_config import read_defaults
+from videogen.models.checkpoint_config import read_checkpoint_info
 from videogen.models.hub import checkpoint_id, find_checkpoint
 from videogen.sampling.low_memory import check_device
 from videogen.sampling.pipeline import VideoPipeline
@@ -166,7 +166,7 @@ def sampled(pipeline: VideoPipeline, config: SampleConfig) -> Maker:
 
 def drawn(jobs: Sequence[tuple[Case, int]]) -> list[tuple[Made, dict[str, float]]]:
     """The world's own clips."""
-    return [(Made(case, seed, torch.from_numpy(draw(case))), {}) for case, seed in jobs]
+    return [(Made(case, seed, torch.from_numpy(render_case(case))), {}) for case, seed in jobs]
 
 
 def rebuilt(pipeline: VideoPipeline) -> Maker:
@@ -175,8 +175,8 @@ def rebuilt(pipeline: VideoPipeline) -> Maker:
     def run(jobs: Sequence[tuple[Case, int]]) -> list[tuple[Made, dict[str, float]]]:
         found: list[tuple[Made, dict[str, float]]] = []
         for case, seed in jobs:
-            before = draw(case)
-            after = rebuild(before, pipeline.vae)
+            before = render_case(case)
+            after = reconstruct(before, pipeline.vae)
             assert case.scene is not None, f"{case.prompt!r} has no scene"
             decibels = psnr(torch.from_numpy(after), torch.from_numpy(before))
             facts = {"psnr_db": decibels, "foreground_iou": foreground_iou(after, before, case.scene)}
@@ -322,7 +322,7 @@ def floors_of(verdicts: Verdicts, vae: Mapping[str, float]) -> list[dict[str, ob
     for aim in AIMS:
         counts = {way: count_aim(aim, of_way) for way, of_way in verdicts[aim.captions].items()}
         share = counts[DEFAULT].share if counts[DEFAULT].num else None
-        measured = {way: as_plain(number) for way, number in counts.items()}
+        measured = {way: count_as_json(number) for way, number in counts.items()}
         met = None if share is None else share >= aim.least
         found.append({"name": aim.name, "least": aim.least, "value": share, "met": met, "measured": measured})
     return found
@@ -343,7 +343,7 @@ def result_of(parts: Sequence[Part], rows: Mapping[Key, Row]) -> dict[str, objec
         "seconds_a_clip": seconds,
         "floors": floors_of(verdicts, vae),
         "scores": {
-            name: {way: {clause: as_plain(number) for clause, number in count(ways[way]).items()} for way in ways}
+            name: {way: {clause: count_as_json(number) for clause, number in count(ways[way]).items()} for way in ways}
             for name, ways in verdicts.items()
         },
     }
@@ -359,7 +359,7 @@ def measure(model: Path, path: Path, *, num_clips: int, num_seeds: int, device: 
     rows = read_rows(path, about)
     bench = Bench(model, num_clips, num_seeds, device)
     add_rows(bench, path, rows)
-    settings = to_mapping(read_defaults(model))
+    settings = to_mapping(read_checkpoint_info(model).defaults)
     return {**about, "settings": settings, "cores": CORES, **result_of(parts_here(bench), rows)}
 
 

@@ -67,7 +67,7 @@ def kept(source: Shape, target: Shape) -> float:
 
 
 def native(source: Shape, max_cells: int) -> Shape:
-    """As videogen.data does: shrunk to the room there is, to whole patches, and to 1 + 4k frames."""
+    """As videogen.data.folder does: shrunk to the room there is, to whole patches, and to 1 + 4k frames."""
     width, height = fit_size(source.width, source.height, cell=CELL, max_cells=max_cells)
     return Shape(width, height, 1 + (source.frames - 1) // STRIDE * STRIDE)
 

@@ -19,7 +19,7 @@ from typing import NamedTuple
 import torch
 
 from tests.bench.judged import BENCH, Made, Scores, batches, cases_of, judge_clips, make, scores_of, write_result
-from videogen.cli.judge import draw
+from videogen.cli.judge import render_case
 from videogen.config.sample import MINI, POSITION_SCALINGS, SampleConfig, resolve_frames
 from videogen.models.hub import checkpoint_id, find_checkpoint
 from videogen.sampling.pipeline import VideoPipeline
@@ -73,7 +73,7 @@ def measure(
         config = scaled(pipeline.defaults, area, duration, stride=stride, time_stride=pipeline.vae.time_stride)
         cases = cases_of(config, num_clips)
         about = area, duration, config.size, config.frames
-        own = judge_clips([Made(case, 0, torch.from_numpy(draw(case).copy())) for case in cases])
+        own = judge_clips([Made(case, 0, torch.from_numpy(render_case(case).copy())) for case in cases])
         rows.append(Row(*about, "the world's own", scores_of(own)))
         for kind in ways(area, duration):
             told = replace(config, position_scaling=kind)

@@ -36,7 +36,7 @@ from tests.wan_folders import make_parts  # noqa: E402
 from videogen.config.sample import MINI, SampleConfig  # noqa: E402
 from videogen.data.video_io import write_video  # noqa: E402
 from videogen.models.block_cache import BlockCache  # noqa: E402
-from videogen.sampling.pipeline import Job, VideoPipeline  # noqa: E402
+from videogen.sampling.pipeline import ClipRequest, VideoPipeline  # noqa: E402
 
 
 class Case(NamedTuple):
@@ -100,7 +100,7 @@ def ask_theirs(theirs: WanPipeline, config: SampleConfig, *, output: str = "late
 
 def ask_ours(ours: VideoPipeline, config: SampleConfig) -> Tensor:
     """Our latents (c, t, h, w)."""
-    return ours.sample([Job(PROMPT, 0)], config)[0]
+    return ours.sample([ClipRequest(PROMPT, 0)], config)[0]
 
 
 def seconds(work: Callable[[], object]) -> float:
@@ -194,14 +194,14 @@ def approximate(rounds: int) -> dict[str, dict[str, float]]:
     """Each cache against none: share of the blocks that ran, time, alternating, and PSNR of the frames in dB."""
     ours = VideoPipeline.load(MINI)
     plain = replace(ours.defaults, steps=50)
-    jobs = [Job(prompt, seed) for seed, prompt in enumerate(PROMPTS)]
+    jobs = [ClipRequest(prompt, seed) for seed, prompt in enumerate(PROMPTS)]
     configs = {"none": plain} | {f"{k} {v}": replace(plain, **some) for some in REUSE for k, v in some.items()}
     times, clips, shares = dict[str, list[float]](), dict[str, Tensor](), dict[str, float]()
     for _ in range(rounds + 1):
         for name, config in configs.items():
             cache = BlockCache(config) if name != "none" else None
             began = time.perf_counter()
-            latents = ours.sample(jobs, config, cache=cache)
+            latents = ours.sample(jobs, config, block_cache=cache)
             times.setdefault(name, []).append(time.perf_counter() - began)
             clips[name] = torch.stack([torch.cat(list(ours.frames(latent))) for latent in latents]).float()
             shares[name] = 1.0 if cache is None else cache.share

@@ -18,8 +18,10 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from videogen.models import attention, dit_blocks, rope
+from videogen.models.dit import TextContext
 from videogen.packing.packs import Layout, PackedText
-from videogen.sampling import pipeline
+from videogen.sampling import denoiser, pipeline
+from videogen.sampling.denoiser import Denoiser
 from videogen.sampling.pipeline import VideoPipeline
 
 Ways = Mapping[str, Callable[[], AbstractContextManager[object]]]
@@ -52,13 +54,10 @@ def gate_in_steps(x: Tensor, update: Tensor, gate: Tensor, index: Tensor) -> Ten
 
 def reading_each_step(ours: VideoPipeline) -> AbstractContextManager[object]:
     """Keys and values of the texts computed again at every step."""
-    velocity = ours.velocity
+    def encode_again(self: Denoiser, rows: tuple[int, ...]) -> TextContext:
+        return ours.encode_prompts([(PROMPT, NEGATIVE)[row] for row in rows])
 
-    def anew(video: object, context: object, *rest: object) -> Callable[[Tensor, Tensor], Tensor]:
-        texts = [PROMPT, NEGATIVE] if len(context.keys.rows) == 2 else [PROMPT]  # type: ignore[attr-defined]
-        return lambda x, sigma: velocity(video, ours.read(texts), *rest)(x, sigma)  # type: ignore[arg-type]
-
-    return mock.patch.object(ours, "velocity", anew)
+    return mock.patch.object(Denoiser, "_take_text", encode_again)
 
 
 def tricks_off(ours: VideoPipeline) -> dict[str, Callable[[], AbstractContextManager[object]]]:
@@ -66,7 +65,7 @@ def tricks_off(ours: VideoPipeline) -> dict[str, Callable[[], AbstractContextMan
     return {
         "nothing": nullcontext,
         "one row for all of the padding": lambda: mock.patch.object(pipeline, "pad_texts", pad_in_full),
-        "both prompts in one call": lambda: mock.patch.object(pipeline, "TOKENS_AT_ONCE", 0),
+        "both prompts in one call": lambda: mock.patch.object(denoiser, "TOKENS_PER_CALL", 0),
         "texts read once": lambda: reading_each_step(ours),
         "turning by complex numbers": lambda: mock.patch.object(dit_blocks, "rotate", rotate_in_parts),
         "norm, scale and shift in one": lambda: mock.patch.object(dit_blocks, "modulate", modulate_in_steps),

@@ -1,9 +1,10 @@
-"""The judge command: clips of a checkpoint, of a folder or of the world itself, held against what their captions say.
+"""The judge command: compare clips of a checkpoint, of a folder or of the world itself with what their captions say.
 
 argv  ->  cases (prompt, clauses)  ->  clips  ->  a table of clauses, scores.json, report.html
 
-Beside every score stand its ceilings, the same scenes drawn by the world itself and those after a VAE, and its floor,
-the same clips under the captions of others. A small network tells how far each set is from other clips of the world.
+Every score comes with its ceilings, the same scenes drawn by the world itself and those after a VAE, and with its
+floor, the same clips under the captions of others. A small network measures how far each set is from other clips of
+the world.
 """
 
 from __future__ import annotations
@@ -21,13 +22,13 @@ import numpy as np
 import tyro
 
 from videogen.cli.arguments import parse, peek
-from videogen.cli.sample import TOKENS_AT_ONCE
+from videogen.cli.sample import TOKENS_PER_PACK
 from videogen.config.sample import SampleConfig, resolve_frames
-from videogen.config.sizes import check_size
+from videogen.config.sizes import TIME_STRIDE
 from videogen.data.files import save_text
-from videogen.models.checkpoint_config import pixel_stride, read_defaults
-from videogen.models.hub import called, checkpoint_id, find_checkpoint, look_up
-from videogen.sampling.cost import TIME_STRIDE, count_tokens
+from videogen.models.checkpoint_config import CheckpointInfo, read_checkpoint_info
+from videogen.models.hub import checkpoint_id, checkpoint_name, find_checkpoint, look_up_checkpoint
+from videogen.packing.bin_packing import group_by_budget
 from videogen.toybox import Scene, caption, draw_scene, render
 from videogen.toybox.judge import parse as read_caption
 from videogen.toybox.judge.prompts import read_cases
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
     from videogen.toybox.judge.features import Distance
 
 logger = logging.getLogger(__name__)
-FIRST_SEED = 10**9  # folders for training draw theirs from all of 64 bits: none of these will be among them
+FIRST_SEED = 10**9  # folders for training draw theirs from all of 64 bits, so that none of these is among them
 Columns = dict[str, dict[str, Count]]
 Item = TypeVar("Item")
 DESCRIPTION = "Judge clips by their frames alone: which clauses of its caption does each fulfil?"
@@ -96,81 +97,85 @@ class JudgeArgs:
             raise ValueError("--new-words are sentences about clips, and an image has none; leave out --frames 1")
 
 
-def run_judge(argv: Sequence[str]) -> int:
-    """Make or read the clips, judge them, print and write."""
-    args = parse_args(argv)
-    pipeline, vae = load(args)
-    cases = list_cases(args)
+def run(argv: Sequence[str]) -> int:
+    """Make or read the clips, judge them, print and write the scores."""
+    args, info = parse_args(argv)
+    pipeline, vae = load(args, info)
+    cases = list_cases(args, info)
     shown: list[tuple[Judged, np.ndarray]] = []
     columns: Columns = {}
     frames: dict[str, list[np.ndarray]] = {}
-    for name, clips, num in sources(args, cases, pipeline, vae):
-        column = [(one, clip.frames) for one, clip in with_bar(look_each(clips, num), num, name)]
+    for name, clips, num in sources(args, info, cases, pipeline, vae):
+        column = [(verdict, clip.frames) for verdict, clip in with_bar(look_each(clips, num), num, name)]
         if not column:
             raise ValueError(f"none of the {num} clips can be read")
-        columns[name], frames[name] = tally([one for one, _ in column]), [clip for _, clip in column]
-        shown = shown or column  # what was asked for comes first; the others are there to compare
-    judged = [one for one, _ in shown]
-    if others := shuffled(judged):
-        columns["shuffled captions"] = others
-    # Clips by captions of one's own are not meant to be as the world's are.
+        columns[name], frames[name] = tally([verdict for verdict, _ in column]), [clip for _, clip in column]
+        shown = shown or column  # the first source is what was asked for; the others are there to compare
+    judged = [verdict for verdict, _ in shown]
+    if floor := shuffled(judged):
+        columns["shuffled captions"] = floor
+    # Clips by a user's own captions are not meant to be distributed as the world's are.
     distances = {} if args.captions is not None else measure_distances(frames, new=args.held_out)
     publish(args, columns, average(judged), distances, shown)
     return 0
 
 
-def parse_args(argv: Sequence[str]) -> JudgeArgs:
-    """Flags over a checkpoint's own settings."""
-    # The target's settings are the defaults of its flags; it may stand anywhere but behind --vae.
+def parse_args(argv: Sequence[str]) -> tuple[JudgeArgs, CheckpointInfo | None]:
+    """Parse flags over the judged checkpoint's own settings; None for what is no checkpoint."""
+    # The target's settings are the defaults of the flags; it may stand anywhere but behind --vae.
     words = [word for before, word in pairwise(["", *argv]) if before != "--vae"]
-    model = next((found for word in words if (found := look_up(word)) is not None and is_checkpoint(found)), None)
-    base = JudgeArgs() if model is None else JudgeArgs(sample=read_defaults(model))
+    folders = (folder for word in words if (folder := look_up_checkpoint(word)) is not None)
+    target = next((folder for folder in folders if is_checkpoint(folder)), None)
+    info = read_checkpoint_info(target) if target is not None else None
+    base = JudgeArgs() if info is None else JudgeArgs(sample=info.defaults)
     if peek(argv, "--frames") is not None:
         base = replace(base, sample=replace(base.sample, seconds=None))
     args = parse(JudgeArgs, argv, default=base, prog="videogen judge", description=DESCRIPTION)
     named = {"target": args.target, "vae": args.vae}
     args = replace(args, **{name: find_checkpoint(path) for name, path in named.items() if path is not None})
-    model = args.target if args.target is not None and is_checkpoint(args.target) else None
+    if args.target is None or not is_checkpoint(args.target):
+        info = None
+    elif info is None or args.target != info.folder:
+        info = read_checkpoint_info(args.target)
     if args.target is not None and not args.target.is_dir():
         raise ValueError(f"{args.target} is no folder; give a checkpoint, or a folder of clips with metadata.csv")
-    if args.target is not None and model is None and (args.captions or args.held_out or args.new_words):
+    if args.target is not None and info is None and (args.captions or args.held_out or args.new_words):
         raise ValueError("a folder has captions of its own; leave out --captions, --held-out and --new-words")
     if args.vae is not None and not (args.vae / "vae" / "config.json").is_file():
         raise ValueError(f"--vae {args.vae} is not a checkpoint folder with a VAE: it has no vae/config.json")
-    if args.all_sizes and model is not None:
+    if args.all_sizes and info is not None:
         raise ValueError("--all-sizes is for the world's own clips; a checkpoint makes them of one --size and --frames")
     if args.target is None and args.captions is not None:
         raise ValueError("--captions are for a checkpoint to make clips of; name its folder")
     shape = {name: getattr(args.sample, name) for name in ("size", "frames", "seconds", "fps")}
-    if model is None and args.sample != replace(SampleConfig(), **shape):
+    if info is None and args.sample != replace(SampleConfig(), **shape):
         raise ValueError("steps, guidance and the like are how a checkpoint makes clips; name its folder as well")
     for path, suffix in ((args.out, ".json"), (args.report, ".html")):
         if path is not None and path.suffix != suffix:
             raise ValueError(f"{path} must end in {suffix}")
-    if model is not None:
-        check_size(args.sample.width, args.sample.height, pixel_stride(model))
-    return args
+    if info is not None:
+        info.latent_grid(args.sample)
+    return args, info
 
 
 def is_checkpoint(folder: Path) -> bool:
-    """Whether a folder holds a model rather than clips."""
+    """True if a folder holds a model rather than clips."""
     return (folder / "model_index.json").is_file()
 
 
-def load(args: JudgeArgs) -> tuple[VideoPipeline | None, VideoVAE | WanVAE | None]:
-    """The checkpoint that is judged, and the VAE that the world's own clips go through."""
-    if args.device != "cpu":  # torch, which knows, takes a second to import
+def load(args: JudgeArgs, info: CheckpointInfo | None) -> tuple[VideoPipeline | None, VideoVAE | WanVAE | None]:
+    """Load the checkpoint that is judged, and the VAE that the world's own clips go through."""
+    if args.device != "cpu":  # only then is torch asked, which takes a second to import
         from videogen.sampling.low_memory import check_device
 
         check_device(args.device)
-    if args.target is None or not is_checkpoint(args.target):
-        pipeline = None
-    else:
+    pipeline = None
+    if info is not None:
         import torch
 
         from videogen.sampling.pipeline import VideoPipeline
 
-        pipeline = VideoPipeline.load(args.target, dtype=getattr(torch, args.dtype)).to(args.device)
+        pipeline = VideoPipeline.load(info.folder, dtype=getattr(torch, args.dtype)).to(args.device)
     if args.vae is None:
         return pipeline, None if pipeline is None else pipeline.vae
     from videogen.models.checkpoint import load_vae
@@ -181,14 +186,14 @@ def load(args: JudgeArgs) -> tuple[VideoPipeline | None, VideoVAE | WanVAE | Non
 # --- cases
 
 
-def list_cases(args: JudgeArgs) -> list[Case]:
-    """The prompts and what they say."""
+def list_cases(args: JudgeArgs, info: CheckpointInfo | None) -> list[Case]:
+    """List the prompts and what they claim; none for a folder of clips, which has its own."""
     if args.captions is not None:
         if not (cases := list(islice(read_cases(args.captions), args.clips))):
             raise ValueError(f"{args.captions} has no captions; write one a line")
         return cases
-    if args.target is not None and not is_checkpoint(args.target):
-        return []  # a folder has its own
+    if args.target is not None and info is None:
+        return []
     length = resolve_frames(args.sample, TIME_STRIDE)
     sizes = FRAME_SIZES if args.all_sizes else ((args.sample.width, args.sample.height),)
     lengths = LENGTHS if args.all_sizes else (length,)
@@ -199,7 +204,7 @@ def list_cases(args: JudgeArgs) -> list[Case]:
 
 
 def case_of(scene: Scene, *, new_words: bool = False) -> Case:
-    """A scene and its caption."""
+    """Pair a scene with its caption."""
     text = caption(scene, scene.seed, new=new_words)
     return Case(text, read_caption(text), scene)
 
@@ -208,47 +213,52 @@ def case_of(scene: Scene, *, new_words: bool = False) -> Case:
 
 
 def sources(
-    args: JudgeArgs, cases: Sequence[Case], pipeline: VideoPipeline | None, vae: VideoVAE | WanVAE | None
+    args: JudgeArgs,
+    info: CheckpointInfo | None,
+    cases: Sequence[Case],
+    pipeline: VideoPipeline | None,
+    vae: VideoVAE | WanVAE | None,
 ) -> Iterator[tuple[str, Iterator[Clip], int]]:
-    """What is judged, by name: the clips asked for first, then the world's own and those after the VAE."""
+    """Yield what is judged, by name: the clips asked for first, then the world's own and those after the VAE."""
     scenes = [case for case in cases if case.scene is not None]
-    if args.target is not None and is_checkpoint(args.target):
+    if info is not None:
         assert pipeline is not None
-        yield "clips", sample(args, cases, pipeline), len(cases) * args.seeds
+        yield "clips", sample_clips(args, info, cases, pipeline), len(cases) * args.seeds
     elif args.target is not None:
-        found = list(clips_in(args.target, args.clips))
-        yield "clips", iter_folder(args.target, found), len(found)
+        files = captioned_files(args.target, args.clips)
+        yield "clips", read_clips(files), len(files)
     if scenes and (args.ceilings or args.target is None):
-        yield "the world's own", (Clip(one, 0, draw(one)) for one in scenes), len(scenes)
+        yield "the world's own", (Clip(case, 0, render_case(case)) for case in scenes), len(scenes)
         if vae is not None:
-            yield "after the VAE", (Clip(one, 0, rebuild(draw(one), vae)) for one in scenes), len(scenes)
+            clips = (Clip(case, 0, reconstruct(render_case(case), vae)) for case in scenes)
+            yield "after the VAE", clips, len(scenes)
 
 
-def draw(case: Case) -> np.ndarray:
-    """The world's own clip of a case."""
+def render_case(case: Case) -> np.ndarray:
+    """Render the world's own clip of a case."""
     assert case.scene is not None, f"{case.prompt!r} has no scene"
     return render(case.scene)
 
 
-def sample(args: JudgeArgs, cases: Sequence[Case], pipeline: VideoPipeline) -> Iterator[Clip]:
-    """A checkpoint's clips, made side by side in packs."""
+def sample_clips(
+    args: JudgeArgs, info: CheckpointInfo, cases: Sequence[Case], pipeline: VideoPipeline
+) -> Iterator[Clip]:
+    """Make a checkpoint's clips side by side in packs."""
     import torch
 
-    from videogen.sampling.pipeline import Job
+    from videogen.sampling.pipeline import ClipRequest
 
     # Noise depends on the seed alone: were the first of each prompt the same, chance would strike all at once.
     jobs = [(case, seed) for seed, case in enumerate(case for case in cases for _ in range(args.seeds))]
-    assert args.target is not None
-    size = max(1, TOKENS_AT_ONCE // count_tokens(args.sample, pixel_stride(args.target)))
-    for start in range(0, len(jobs), size):
-        batch = jobs[start : start + size]
-        latents = pipeline.sample([Job(case.prompt, seed) for case, seed in batch], args.sample)
+    num_tokens = info.num_tokens(args.sample)
+    for batch in group_by_budget(jobs, lambda _: num_tokens, TOKENS_PER_PACK):
+        latents = pipeline.sample([ClipRequest(case.prompt, seed) for case, seed in batch], args.sample)
         for (case, seed), latent in zip(batch, latents, strict=True):
             yield Clip(case, seed, torch.cat(list(pipeline.frames(latent))).numpy())
 
 
-def rebuild(frames: np.ndarray, vae: VideoVAE | WanVAE) -> np.ndarray:
-    """A clip after the VAE."""
+def reconstruct(frames: np.ndarray, vae: VideoVAE | WanVAE) -> np.ndarray:
+    """Encode and decode a clip by the VAE."""
     import torch
     from einops import rearrange
 
@@ -259,8 +269,8 @@ def rebuild(frames: np.ndarray, vae: VideoVAE | WanVAE) -> np.ndarray:
         return to_uint8(vae.decode(vae.encode(clip.to(vae.device, vae.dtype)))[0]).numpy()
 
 
-def clips_in(folder: Path, num: int) -> Iterator[tuple[Path, Case]]:
-    """The files of a folder that a caption of the world's goes with; how many others there are is said."""
+def captioned_files(folder: Path, num: int) -> list[tuple[Path, Case]]:
+    """List the files of a folder whose captions are in the world's words, and report how many others there are."""
     from videogen.data.captions import read_captions
 
     captions = read_captions(folder)
@@ -268,24 +278,24 @@ def clips_in(folder: Path, num: int) -> Iterator[tuple[Path, Case]]:
         raise ValueError(f"{folder} has no captions: a metadata.csv with file_name and text says what its clips show")
     if num < len(captions):
         logger.warning("the first %d of %d clips are judged; --clips says how many", num, len(captions))
-    found, unread = list[tuple[Path, Case]](), list[str]()
+    files, errors = list[tuple[Path, Case]](), list[str]()
     for name, text in islice(captions.items(), num):
         try:
-            found.append((folder / name, Case(text, read_caption(text))))
+            files.append((folder / name, Case(text, read_caption(text))))
         except ValueError as error:
-            unread.append(str(error))
-    if unread:
-        logger.warning("%d of %d clips are left out: %s", len(unread), len(found) + len(unread), unread[0])
-    if not found:
-        raise ValueError(f"no caption of {folder} can be read: {unread[0]}")
-    yield from found
+            errors.append(str(error))
+    if errors:
+        logger.warning("%d of %d clips are left out: %s", len(errors), len(files) + len(errors), errors[0])
+    if not files:
+        raise ValueError(f"no caption of {folder} can be read: {errors[0]}")
+    return files
 
 
-def iter_folder(folder: Path, found: Sequence[tuple[Path, Case]]) -> Iterator[Clip]:
-    """The clips of a folder; one that cannot be read is named and left out."""
+def read_clips(files: Sequence[tuple[Path, Case]]) -> Iterator[Clip]:
+    """Read the clips of a folder; one that cannot be read is named and left out."""
     from videogen.data.video_io import read_video
 
-    for path, case in found:
+    for path, case in files:
         try:
             frames = read_video(path).numpy()
         except (ValueError, OSError) as error:
@@ -295,24 +305,24 @@ def iter_folder(folder: Path, found: Sequence[tuple[Path, Case]]) -> Iterator[Cl
 
 
 def measure_distances(frames: Mapping[str, Sequence[np.ndarray]], *, new: bool) -> dict[str, Distance]:
-    """How far each set of clips is from others of the world, of the sizes and lengths of the first."""
+    """Measure how far each set of clips is from others of the world, of the sizes and lengths of the first."""
     from videogen.toybox.judge.features import LEAST_CLIPS, WEIGHTS, draw_others, load_reader, mmd, read_features
 
     if not WEIGHTS.is_file():
         logger.warning("no distance to the world: the network's weights are not there, %s", WEIGHTS)
         return {}
-    enough = {name: clips for name, clips in frames.items() if len(clips) >= LEAST_CLIPS}
-    if len(enough) < len(frames):
+    large_sets = {name: clips for name, clips in frames.items() if len(clips) >= LEAST_CLIPS}
+    if len(large_sets) < len(frames):
         logger.warning("no distance to the world: a set needs %d clips", LEAST_CLIPS)
-    if not enough:
+    if not large_sets:
         return {}
     reader = load_reader(WEIGHTS)
-    others = read_features(list(draw_others(next(iter(enough.values())), new=new)), reader)
-    return {name: mmd(read_features(clips, reader), others) for name, clips in enough.items()}
+    others = read_features(list(draw_others(next(iter(large_sets.values())), new=new)), reader)
+    return {name: mmd(read_features(clips, reader), others) for name, clips in large_sets.items()}
 
 
 def with_bar(judged: Iterator[Item], num: int, name: str) -> Iterator[Item]:
-    """The same clips, counted on stderr."""
+    """Pass the clips on, counting them on stderr."""
     from rich.console import Console
     from rich.progress import track
 
@@ -329,14 +339,16 @@ def publish(
     distances: Mapping[str, Distance],
     judged: Sequence[tuple[Judged, np.ndarray]],
 ) -> None:
-    """Print the table and write the files asked for."""
-    name = called(args.target) if args.target else "the world's own clips"
+    """Print the table and write the files that were asked for."""
+    name = checkpoint_name(args.target) if args.target else "the world's own clips"
     result = {
         "judged": name,
         **({"checkpoint": checkpoint_id(args.target)} if args.target and is_checkpoint(args.target) else {}),
-        "scores": {column: {row: as_plain(one) for row, one in table.items()} for column, table in columns.items()},
+        "scores": {
+            column: {row: count_as_json(count) for row, count in table.items()} for column, table in columns.items()
+        },
         "measures": means,
-        "distances": {name: {"mmd": one.value, "interval": one.interval} for name, one in distances.items()},
+        "distances": {name: {"mmd": mmd.value, "interval": mmd.interval} for name, mmd in distances.items()},
     }
     if args.out is not None:
         write(args.out, json.dumps(result, indent=2) + "\n")
@@ -349,24 +361,24 @@ def publish(
 
 
 def write(path: Path, text: str) -> None:
-    """A text file, in a folder that is made for it."""
+    """Write a text file, creating its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     save_text(path, text)
 
 
-def as_plain(one: Count) -> dict[str, object]:
-    """A count for JSON."""
+def count_as_json(count: Count) -> dict[str, object]:
+    """Convert a count to JSON values."""
     return {
-        "right": one.right,
-        "clips": one.num,
-        "effective_clips": round(one.effective, 1),
-        "share": round(one.share, 4),
-        "interval": [round(x, 4) for x in one.interval],
+        "right": count.right,
+        "clips": count.num,
+        "effective_clips": round(count.effective, 1),
+        "share": round(count.share, 4),
+        "interval": [round(x, 4) for x in count.interval],
     }
 
 
 def print_table(columns: Columns, measures: Sequence[tuple[str, str]]) -> None:
-    """A row a clause, a column a source, and the measures below."""
+    """Print a row a clause, a column a source, and the measures below."""
     from rich.console import Console
     from rich.table import Table
 
@@ -374,7 +386,7 @@ def print_table(columns: Columns, measures: Sequence[tuple[str, str]]) -> None:
     for row in dict.fromkeys(row for column in columns.values() for row in column):
         num = next(column[row].num for column in columns.values() if row in column)
         table.add_row(row, *(percent(column.get(row)) for column in columns.values()), str(num))
-    # A pipe is no narrower than the table: it would be cut.
+    # In a pipe rich would assume 80 columns and cut the table.
     console = Console(width=None if sys.stdout.isatty() else 140)
     console.print(table)
     for meaning, value in measures:

@@ -1,4 +1,4 @@
-"""The command line: videogen sample | train | toybox | judge | bench, and the scripts sample.py and train.py.
+"""videogen: text to video of any length, size and aspect ratio, on spacetime patches.
 
 Exit status: 0 done; 1 failure; 2 wrong input, one sentence on stderr; 130 after Ctrl-C, with nothing half-written.
 Imports that cost time (torch, diffusers) stand where they are used, so that --help answers at once.
@@ -6,38 +6,50 @@ Imports that cost time (torch, diffusers) stand where they are used, so that --h
 
 from __future__ import annotations
 
+import runpy
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import tyro
 
-from videogen.cli.arguments import guard, offline, parse, quiet_quantisers
-from videogen.cli.toybox import _toybox
-from videogen.cli.train import _train
+from videogen import __version__
+from videogen.cli.arguments import guard, parse, set_offline, silence_quantisers
+from videogen.cli.toybox import ToyboxArgs, run_toybox
+from videogen.cli.train import run_train
 from videogen.config.parsing import nearest
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def _sample(argv: Sequence[str]) -> int:
-    offline()
-    quiet_quantisers()
+def sample(argv: Sequence[str] | None = None) -> int:
+    """Run sample.py and `videogen sample`."""
+    return guard(run_sample, argv)
+
+
+def run_sample(argv: Sequence[str]) -> int:
+    """Make clips from prompts, or compare settings in a sweep."""
+    set_offline()
+    silence_quantisers()
     from videogen.cli.sample import parse_args, run
 
-    args = parse_args(argv)
+    args, info = parse_args(argv)
     if args.sweep or args.search:
         from videogen.cli.sweep import run_sweep
 
-        return run_sweep(args)
-    return run(args)
+        return run_sweep(args, info)
+    return run(args, info)
 
 
-def sample(argv: Sequence[str] | None = None) -> int:
-    """sample.py and `videogen sample`."""
-    return guard(_sample, argv)
+def run_judge(argv: Sequence[str]) -> int:
+    """Judge clips by what their captions say."""
+    set_offline()
+    silence_quantisers()
+    from videogen.cli.judge import run
+
+    return run(argv)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,9 +76,8 @@ class BenchArgs:
     """Which measurement."""
 
 
-def _bench(argv: Sequence[str]) -> int:
-    import runpy
-
+def run_bench(argv: Sequence[str]) -> int:
+    """Run a measurement of tests/bench as a script."""
     args = parse(BenchArgs, argv[:1], prog="videogen bench", description=BenchArgs.__doc__)
     script = ROOT / "tests" / "bench" / f"{args.name}.py"
     if not script.is_file():
@@ -76,31 +87,51 @@ def _bench(argv: Sequence[str]) -> int:
     return 0
 
 
-def _judge(argv: Sequence[str]) -> int:
-    offline()
-    quiet_quantisers()
-    from videogen.cli.judge import run_judge
-
-    return run_judge(argv)
-
-
-COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
-    "sample": _sample,
-    "train": _train,
-    "toybox": _toybox,
-    "judge": _judge,
-    "bench": _bench,
+COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
+    "sample": (run_sample, "make clips from prompts, or compare settings in a sweep"),
+    "train": (run_train, "train a VAE or a transformer from a recipe"),
+    "toybox": (run_toybox, "write a folder of captioned clips from a world whose truth is known"),
+    "judge": (run_judge, "score clips or a checkpoint by what their captions say"),
+    "bench": (run_bench, "run a measurement behind the README's numbers"),
 }
+HELP = f"""{(__doc__ or "").splitlines()[0]}
+
+{"".join(f"  videogen {name:8}{summary}{chr(10)}" for name, (_, summary) in COMMANDS.items())}
+  videogen COMMAND --help        the flags of a command
+  videogen --version
+  videogen --tyro-print-completion bash|zsh|tcsh        a completion script for the shell"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """`videogen COMMAND ...`."""
+    """Run `videogen COMMAND ...`."""
     words = list(sys.argv[1:] if argv is None else argv)
     if not words or words[0] in ("-h", "--help"):
-        print(__doc__.split("\n\n")[0] if __doc__ else "")
-        print("\n".join(f"  videogen {name} --help" for name in COMMANDS))
+        print(HELP)
         return 0 if words else 2
+    if words[0] == "--version":
+        print(f"videogen {__version__}")
+        return 0
+    if words[0].startswith("--tyro-"):
+        return print_completion(words)
     if words[0] not in COMMANDS:
         print(f"error: unknown command {words[0]!r}{nearest(words[0], COMMANDS)}", file=sys.stderr)
         return 2
-    return guard(COMMANDS[words[0]], words[1:])
+    return guard(COMMANDS[words[0]][0], words[1:])
+
+
+def print_completion(words: Sequence[str]) -> int:
+    """Let tyro write a completion script for all commands and their flags."""
+    from videogen.cli.judge import JudgeArgs
+    from videogen.cli.sample_arguments import SampleArgs
+    from videogen.config.train import TrainConfig
+
+    def of(kind: type, name: str) -> object:
+        return Annotated[kind, tyro.conf.subcommand(name, description=COMMANDS[name][1])]
+
+    kinds = (SampleArgs, TrainConfig, ToyboxArgs, JudgeArgs, BenchArgs)
+    commands = [of(kind, name) for kind, name in zip(kinds, COMMANDS, strict=True)]
+    union = commands[0]
+    for command in commands[1:]:
+        union = union | command  # type: ignore[operator]
+    tyro.cli(union, args=list(words), prog="videogen")  # type: ignore[call-overload]
+    return 0

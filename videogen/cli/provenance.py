@@ -1,6 +1,6 @@
-"""What a clip was made of: recorded in its file, taken up again by --from, and compared.
+"""Record what a clip was made of, read it from a clip for --from, and compare the two.
 
-SampleArgs, Order  ->  prompt, seed, settings, checkpoint, files beside it, versions  ->  SampleArgs
+SampleArgs, SampleJob  ->  prompt, seed, settings, checkpoint, further files, versions  ->  SampleArgs
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import cast
 from videogen import __version__
 from videogen.cli.arguments import peek
 from videogen.cli.sample_arguments import SampleArgs
-from videogen.cli.sample_jobs import Order
+from videogen.cli.sample_jobs import SampleJob
 from videogen.config.parsing import from_mapping, to_mapping
 from videogen.config.sample import SampleConfig
 from videogen.data.files import content_id
@@ -24,30 +24,30 @@ from videogen.data.video_io import read_settings
 from videogen.models.hub import checkpoint_id
 from videogen.sampling.lora_files import read_lora
 
-DIGEST = "_sha256"  # behind a flag's name: what its files are known by
+DIGEST = "_sha256"  # behind a flag's name: the hashes of its files
 
 
-def settings_of(order: Order, about: Mapping[str, object]) -> dict[str, object]:
-    """Everything that decides a clip, for its metadata; about is what provenance says of its command."""
-    return {"prompt": order.prompt, "seed": order.seed, **to_mapping(order.config), **about}
+def settings_of(job: SampleJob, about: Mapping[str, object]) -> dict[str, object]:
+    """Collect everything that decides a clip, for its metadata; about is the `provenance` of its command."""
+    return {"prompt": job.prompt, "seed": job.seed, **to_mapping(job.config), **about}
 
 
 def provenance(args: SampleArgs) -> dict[str, object]:
-    """What else decides the bytes of every clip of a command: files by what is in them, too."""
+    """Collect what else decides the bytes of every clip of a command; files are identified by their content too."""
     versions = {"videogen": __version__, **{name: version(name) for name in ("torch", "diffusers")}}
     images = {"image": args.image, "last_image": args.last_image}
-    beside: dict[str, object] = {name: str(path) for name, path in images.items() if path is not None}
-    beside |= {"lora": list(args.lora)} if args.lora else {}
-    beside |= {"quantise": args.quantise} if args.quantise != "none" else {}
-    beside |= {"gguf": [str(path) for path in args.gguf]} if args.gguf else {}
-    found = {"checkpoint": checkpoint_id(args.model), "device": args.device, "dtype": args.dtype, "versions": versions}
-    return found | beside | digests(args)
+    flags: dict[str, object] = {name: str(path) for name, path in images.items() if path is not None}
+    flags |= {"lora": list(args.lora)} if args.lora else {}
+    flags |= {"quantise": args.quantise} if args.quantise != "none" else {}
+    flags |= {"gguf": [str(path) for path in args.gguf]} if args.gguf else {}
+    about = {"checkpoint": checkpoint_id(args.model), "device": args.device, "dtype": args.dtype, "versions": versions}
+    return about | flags | digests(args)
 
 
 def digests(args: SampleArgs) -> dict[str, list[str]]:
-    """What the files beside a command's checkpoint are known by, for each flag that names some."""
+    """Hash the files that a command names besides its checkpoint, for each flag that names some."""
     files = {
-        "lora": [read_lora(word).path for word in args.lora],
+        "lora": [read_lora(text).path for text in args.lora],
         "gguf": list(args.gguf),
         "image": [args.image] if args.image else [],
         "last_image": [args.last_image] if args.last_image else [],
@@ -60,38 +60,44 @@ def digests(args: SampleArgs) -> dict[str, list[str]]:
 
 
 def flag_of(name: str) -> str:
-    """last_image -> --last-image."""
+    """Name the flag of a field: last_image -> --last-image."""
     return f"--{name.replace('_', '-')}"
 
 
 def is_latent(path: str | Path) -> bool:
-    """Whether a file holds a latent, by its name."""
+    """True if a file holds a latent, by its name."""
     return Path(path).suffix == ".safetensors"
 
 
-def read_made(path: Path) -> dict[str, object]:
-    """The settings that a clip or a latent of this program carries; a ValueError where there are none."""
+def read_recorded_settings(path: Path) -> dict[str, object]:
+    """Read the settings that a clip or a latent of this program carries; a ValueError where it carries none."""
     settings = latent_settings(path) if is_latent(path) else read_settings(path)
     if "prompt" not in settings or "seed" not in settings:
         raise ValueError(f"{path} does not say its prompt and seed; it was not written by sample.py")
     return settings
 
 
-def as_made(base: SampleArgs, settings: Mapping[str, object]) -> SampleArgs:
-    """The arguments that make a clip of these settings again."""
+def apply_recorded_settings(base: SampleArgs, settings: Mapping[str, object]) -> SampleArgs:
+    """Replace arguments by those that make a clip of recorded settings again."""
     known = {item.name for item in fields(SampleConfig)}
     stored = {key: value for key, value in settings.items() if key in known}
-    base = replace(base, sample=from_mapping(SampleConfig, to_mapping(base.sample) | stored))
-    base = replace(base, prompt=(str(settings["prompt"]),), seed=int(str(settings["seed"])))
-    beside = {name: Path(str(settings[name])) for name in ("image", "last_image") if name in settings}
+    images = {name: Path(str(settings[name])) for name in ("image", "last_image") if name in settings}
     files = {name: tuple(map(str, cast("list[object]", settings.get(name, [])))) for name in ("lora", "gguf")}
-    base = replace(base, **beside, lora=files["lora"], gguf=tuple(map(Path, files["gguf"])))
     precision = {name: settings[name] for name in ("dtype", "quantise") if name in settings}
-    return replace(base, **precision)  # type: ignore[arg-type]
+    return replace(
+        base,
+        prompt=(str(settings["prompt"]),),
+        seed=int(str(settings["seed"])),
+        sample=from_mapping(SampleConfig, to_mapping(base.sample) | stored),
+        lora=files["lora"],
+        gguf=tuple(map(Path, files["gguf"])),
+        **images,
+        **precision,  # type: ignore[arg-type]
+    )
 
 
-def check_made(path: Path, settings: Mapping[str, object], args: SampleArgs, argv: Sequence[str]) -> None:
-    """Refuse to make a clip again of another checkpoint or other files; where a flag asks for them, only say so."""
+def check_recorded_files(path: Path, settings: Mapping[str, object], args: SampleArgs, argv: Sequence[str]) -> None:
+    """Refuse another checkpoint or other files than a clip was made of; where a flag names them, only note it."""
     was, now = settings.get("checkpoint"), checkpoint_id(args.model)
     if not is_same(was, now):
         if peek(argv, "--model") is None:
@@ -101,14 +107,14 @@ def check_made(path: Path, settings: Mapping[str, object], args: SampleArgs, arg
         print(f"note: {path} was made by checkpoint {was}, not {now}", file=sys.stderr)
     if (was := settings.get("device", args.device)) != args.device:
         print(f"note: {path} was made on {was}, and {args.device} rounds otherwise; --device {was}", file=sys.stderr)
-    for key, held in digests(args).items():
+    for key, current in digests(args).items():
         name = key.removesuffix(DIGEST)
         was, flag = settings.get(key), flag_of(name)
-        if was is None or was == held:  # None: there was none, or an earlier version did not look
+        if was is None or was == current:  # None: the clip had no such file, or an earlier version recorded no hash
             continue
         if peek(argv, flag) is None:
             raise ValueError(
-                f"{path} was made with {name} {settings[name]} of {was}, and what lies there now is {held}; "
+                f"{path} was made with {name} {settings[name]} of {was}, and what lies there now is {current}; "
                 f"give the same with {flag}"
             )
-        print(f"note: {path} was made with {name} {settings[name]} of {was}, not {held}", file=sys.stderr)
+        print(f"note: {path} was made with {name} {settings[name]} of {was}, not {current}", file=sys.stderr)

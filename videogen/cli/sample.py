@@ -1,6 +1,6 @@
 """The sample command: prompts and flags in, MP4s out, each carrying the settings that made it.
 
-argv  ->  SampleArgs  ->  [Order(prompt, seed, SampleConfig, path)]  ->  files
+argv  ->  SampleArgs, CheckpointInfo  ->  [SampleJob(prompt, seed, SampleConfig, path)]  ->  files
 """
 
 from __future__ import annotations
@@ -16,59 +16,68 @@ from typing import TYPE_CHECKING
 
 from videogen.cli.arguments import parse, peek
 from videogen.cli.dry_run import count_bytes, describe
-from videogen.cli.provenance import as_made, check_made, is_latent, provenance, read_made, settings_of
+from videogen.cli.provenance import (
+    apply_recorded_settings,
+    check_recorded_files,
+    is_latent,
+    provenance,
+    read_recorded_settings,
+    settings_of,
+)
 from videogen.cli.sample_arguments import SampleArgs
-from videogen.cli.sample_jobs import Order, list_orders, place
+from videogen.cli.sample_jobs import SampleJob, list_rows, plan_jobs
 from videogen.config.parsing import load_toml
 from videogen.config.sample import MINI, SampleConfig
 from videogen.data.saved_latents import check_latent, latent_settings, read_latent, save_latent
 from videogen.data.video_io import write_video
-from videogen.models.checkpoint_config import pixel_stride, read_defaults
+from videogen.models.checkpoint_config import CheckpointInfo, read_checkpoint_info
 from videogen.models.hub import find_checkpoint
-from videogen.sampling.cost import count_tokens, num_evaluations
+from videogen.packing.bin_packing import group_by_budget
+from videogen.sampling.cost import num_evaluations
 
 if TYPE_CHECKING:
-    from videogen.models.vae import VideoVAE
-    from videogen.models.wan_vae import WanVAE
+    from videogen.models.streaming import Autoencoder
     from videogen.sampling.pipeline import VideoPipeline
 
-TOKENS_AT_ONCE = 8192  # clips that differ in size and length alone are packed together up to this many tokens
+TOKENS_PER_PACK = 8192  # of clips that differ in size and length alone
 DESCRIPTION = "Make clips from prompts. Each file carries all its settings; --from makes the same clip again."
 
 
-def run(args: SampleArgs) -> int:
-    """Load, make, print the paths."""
-    orders = place(list_orders(args), args)
+def run(args: SampleArgs, info: CheckpointInfo) -> int:
+    """Load the checkpoint, make the clips and print their paths."""
+    jobs = plan_jobs(list_rows(args, info), args, info)
     if args.dry_run:
-        weights = count_bytes(args)
-        for order in orders:
-            print(describe(order, args, weights))
+        weights = count_bytes(args, info)
+        for job in jobs:
+            print(describe(job, args, info, weights))
         return 0
-    began, kept = time.monotonic(), find_latents(orders, args)
-    pipeline = load(args) if len(kept) < len(orders) else None
+    start, latents = time.monotonic(), find_latents(jobs, args)
+    to_denoise = [job for job in jobs if job not in latents]
+    pipeline = load(args, info) if to_denoise else None
     vae = pipeline.vae if pipeline is not None else load_decoder(args)
-    loaded = time.monotonic() - began
-    missing = [order for order in orders if order not in kept]
-    made = make(pipeline, missing, args) if pipeline is not None else []
-    for order, seconds in chain(decode_latents(vae, kept, args), made):
-        result = {"path": str(order.path), "seconds": round(seconds, 2), "prompt": order.prompt, "seed": order.seed}
-        took = f"({seconds:.1f} s, after {loaded:.1f} s of loading)"
-        print(json.dumps(result) if args.json else f"{order.path}  {took}", flush=True)
+    loading_seconds = time.monotonic() - start
+    clips = make_clips(pipeline, to_denoise, args, info) if pipeline is not None else []
+    for job, seconds in chain(decode_latents(vae, latents, args), clips):
+        row = {"path": str(job.path), "seconds": round(seconds, 2), "prompt": job.prompt, "seed": job.seed}
+        line = f"{job.path}  ({seconds:.1f} s, after {loading_seconds:.1f} s of loading)"
+        print(json.dumps(row) if args.json else line, flush=True)
     return 0
 
 
-def parse_args(argv: Sequence[str]) -> SampleArgs:
-    """Flags over --from over --config over the checkpoint's own defaults."""
+def parse_args(argv: Sequence[str]) -> tuple[SampleArgs, CheckpointInfo]:
+    """Parse flags over --from over --config over the checkpoint's own defaults."""
     model = find_checkpoint(peek(argv, "--model") or MINI)
     if not model.is_dir():
         hint = "or leave --model out" if model != MINI else "the default one is in assets/mini of a checkout"
         raise ValueError(f"no checkpoint folder {model}; give one with model_index.json, {hint}")
-    base = SampleArgs(model=model, sample=read_defaults(model))
+    info = read_checkpoint_info(model)
+    base = SampleArgs(model=model, sample=info.defaults)
     if path := peek(argv, "--config"):
         base = replace(base, sample=load_toml(SampleConfig, Path(path), over=base.sample))
-    made = None
+    recorded = None
     if (path := peek(argv, "--from")) is not None:
-        base = as_made(base, made := read_made(Path(path)))
+        recorded = read_recorded_settings(Path(path))
+        base = apply_recorded_settings(base, recorded)
     if peek(argv, "--frames") is not None:
         if peek(argv, "--seconds") is not None:
             raise ValueError("give --frames or --seconds, not both")
@@ -77,51 +86,52 @@ def parse_args(argv: Sequence[str]) -> SampleArgs:
     if "--sweep" in argv and not args.sweep:
         raise ValueError("--sweep needs what to compare: --sweep steps=4,8,16, or a grid.toml")
     args = replace(args, model=find_checkpoint(args.model))
-    if path is not None and made is not None:
-        check_made(Path(path), made, args, argv)
-    return args
+    if args.model != model:
+        info = read_checkpoint_info(args.model)
+    if path is not None and recorded is not None:
+        check_recorded_files(Path(path), recorded, args, argv)
+    return args, info
 
 
-def find_latents(orders: Sequence[Order], args: SampleArgs) -> dict[Order, Path]:
-    """The clips whose latents are there already, from --from or an earlier try; a wrong one is refused."""
-    found: dict[Order, Path] = {}
-    for order in orders:
-        beside = order.path.with_suffix(".safetensors")
+def find_latents(jobs: Sequence[SampleJob], args: SampleArgs) -> dict[SampleJob, Path]:
+    """Find the clips whose latents exist, from --from or an earlier try; a latent of other settings is refused."""
+    latents: dict[SampleJob, Path] = {}
+    for job in jobs:
+        saved = job.path.with_suffix(".safetensors")
         if args.from_clip is not None and is_latent(args.from_clip):
-            found[order] = args.from_clip
-        elif args.save_latents and not args.overwrite and beside.exists():
-            found[order] = beside
-    about = provenance(args) if found else {}
-    for order, path in found.items():
-        check_latent(path, settings_of(order, about))
-    return found
+            latents[job] = args.from_clip
+        elif args.save_latents and not args.overwrite and saved.exists():
+            latents[job] = saved
+    about = provenance(args) if latents else {}
+    for job, path in latents.items():
+        check_latent(path, settings_of(job, about))
+    return latents
 
 
 def decode_latents(
-    vae: VideoVAE | WanVAE, kept: Mapping[Order, Path], args: SampleArgs
-) -> Iterator[tuple[Order, float]]:
-    """Make clips of latents, each with the settings that it was denoised with."""
+    vae: Autoencoder, latents: Mapping[SampleJob, Path], args: SampleArgs
+) -> Iterator[tuple[SampleJob, float]]:
+    """Decode saved latents into clips, each with the settings that it was denoised with."""
     import torch
 
     from videogen.models.streaming import decode
 
     device = torch.device(args.device)
-    for order, path in kept.items():
-        began = time.monotonic()
-        if order.path.exists() and not args.overwrite and args.save_latents:  # whole, and as asked: place has looked
-            yield order, 0.0
+    for job, path in latents.items():
+        start = time.monotonic()
+        if job.path.exists() and not args.overwrite and args.save_latents:  # whole, and as asked: plan_jobs has checked
+            yield job, 0.0
             continue
-        latent, settings = read_latent(path), latent_settings(path) | {"fps": order.config.fps}
-        if args.save_latents and not (beside := order.path.with_suffix(".safetensors")).exists():
-            save_latent(beside, latent, settings)
-        write_video(
-            order.path, decode(vae, latent, device), fps=order.config.fps, settings=settings, overwrite=args.overwrite
-        )
-        yield order, time.monotonic() - began
+        latent, settings = read_latent(path), latent_settings(path) | {"fps": job.config.fps}
+        if args.save_latents and not (saved := job.path.with_suffix(".safetensors")).exists():
+            save_latent(saved, latent, settings)
+        frames = decode(vae, latent, device)
+        write_video(job.path, frames, fps=job.config.fps, settings=settings, overwrite=args.overwrite)
+        yield job, time.monotonic() - start
 
 
-def load_decoder(args: SampleArgs) -> VideoVAE | WanVAE:
-    """The VAE alone."""
+def load_decoder(args: SampleArgs) -> Autoencoder:
+    """Load the VAE alone."""
     import torch
 
     from videogen.models.checkpoint import load_vae
@@ -131,15 +141,15 @@ def load_decoder(args: SampleArgs) -> VideoVAE | WanVAE:
     return load_vae(args.model, dtype=getattr(torch, args.dtype)).to(args.device)  # type: ignore[call-overload]
 
 
-def load(args: SampleArgs) -> VideoPipeline:
-    """The pipeline, on its device and in its precision."""
+def load(args: SampleArgs, info: CheckpointInfo) -> VideoPipeline:
+    """Load the pipeline on its device and in its precision."""
     import torch
 
-    from videogen.sampling.low_memory import check_device, load_small, offload
+    from videogen.sampling.low_memory import check_device, load_pipeline, offload
 
     check_device(args.device)
     dtype = getattr(torch, args.dtype)
-    pipeline = load_small(args.model, dtype=dtype, quantise=args.quantise, gguf=args.gguf, loras=args.lora)
+    pipeline = load_pipeline(info, dtype=dtype, quantise=args.quantise, gguf=args.gguf, loras=args.lora)
     if args.offload == "none":
         pipeline.to(args.device)
     else:
@@ -150,61 +160,47 @@ def load(args: SampleArgs) -> VideoPipeline:
     return pipeline
 
 
-def make(pipeline: VideoPipeline, orders: Sequence[Order], args: SampleArgs) -> Iterator[tuple[Order, float]]:
-    """Make the clips, side by side in packs of any sizes and lengths where all other settings are equal.
+def make_clips(
+    pipeline: VideoPipeline, jobs: Sequence[SampleJob], args: SampleArgs, info: CheckpointInfo
+) -> Iterator[tuple[SampleJob, float]]:
+    """Make clips side by side in packs of any sizes and lengths, where all other settings are equal.
 
-    Yields each with its share of the time, by its tokens.
+    Yields each with its share of the seconds, by its tokens.
     """
     from videogen.sampling.image_prompts import open_images
-    from videogen.sampling.pipeline import Job
+    from videogen.sampling.pipeline import ClipRequest
 
     images, about = open_images(args.image, args.last_image), provenance(args)
-    stride = pixel_stride(args.model)
-    for _, group in groupby(orders, key=lambda order: what_is_shared(order.config, mixed=not images)):
-        for batch in in_packs(list(group), stride):
-            began, config = time.monotonic(), batch[0].config
-            with progress(num_evaluations(config), f"{len(batch)} clip{'s' if len(batch) > 1 else ''}") as tick:
-                jobs = [Job(order.prompt, order.seed, images, order.config) for order in batch]
-                latents = pipeline.sample(jobs, config, tick)
-            tokens = [count_tokens(order.config, stride) for order in batch]
-            share = (time.monotonic() - began) / sum(tokens)
-            for order, latent in zip(batch, latents if args.save_latents else [], strict=False):
-                save_latent(order.path.with_suffix(".safetensors"), latent, settings_of(order, about))
-            for order, latent, num in zip(batch, latents, tokens, strict=True):
-                began, config = time.monotonic(), order.config
-                settings = settings_of(order, about)
-                write_video(
-                    order.path, pipeline.frames(latent), fps=config.fps, settings=settings, overwrite=args.overwrite
-                )
-                yield order, share * num + time.monotonic() - began
+    for _, group in groupby(jobs, key=lambda job: shared_settings(job.config, mixed=not images)):
+        for batch in group_by_budget(group, lambda job: info.num_tokens(job.config), TOKENS_PER_PACK):
+            start, config = time.monotonic(), batch[0].config
+            label = f"{len(batch)} clip{'s' if len(batch) > 1 else ''}"
+            with progress(num_evaluations(config), label) as on_evaluation:
+                requests = [ClipRequest(job.prompt, job.seed, images, job.config) for job in batch]
+                latents = pipeline.sample(requests, config, on_evaluation)
+            tokens = [info.num_tokens(job.config) for job in batch]
+            seconds_per_token = (time.monotonic() - start) / sum(tokens)
+            for job, latent in zip(batch, latents if args.save_latents else [], strict=False):
+                save_latent(job.path.with_suffix(".safetensors"), latent, settings_of(job, about))
+            for job, latent, num in zip(batch, latents, tokens, strict=True):
+                start, frames, settings = time.monotonic(), pipeline.frames(latent), settings_of(job, about)
+                write_video(job.path, frames, fps=job.config.fps, settings=settings, overwrite=args.overwrite)
+                yield job, seconds_per_token * num + time.monotonic() - start
 
 
-def what_is_shared(config: SampleConfig, *, mixed: bool) -> SampleConfig:
-    """The settings that clips of one pack have in common: all but size and length, or those as well."""
-    alike = {"size": SampleConfig.size, "frames": SampleConfig.frames, "seconds": None, "fps": SampleConfig.fps}
-    return replace(config, **alike) if mixed else config  # type: ignore[arg-type]
-
-
-def in_packs(orders: Sequence[Order], stride: int) -> Iterator[list[Order]]:
-    """Orders in their own order, as many together as TOKENS_AT_ONCE holds, and at least one."""
-    batch, room = list[Order](), TOKENS_AT_ONCE
-    for order in orders:
-        tokens = count_tokens(order.config, stride)
-        if batch and tokens > room:
-            yield batch
-            batch, room = [], TOKENS_AT_ONCE
-        batch.append(order)
-        room -= tokens
-    yield batch
+def shared_settings(config: SampleConfig, *, mixed: bool) -> SampleConfig:
+    """Blank out the settings that clips of one pack need not share: size and length, if they may be mixed."""
+    blank = {"size": SampleConfig.size, "frames": SampleConfig.frames, "seconds": None, "fps": SampleConfig.fps}
+    return replace(config, **blank) if mixed else config  # type: ignore[arg-type]
 
 
 @contextlib.contextmanager
-def progress(total: int, what: str) -> Iterator[Callable[[], None]]:
-    """A bar on stderr that counts network evaluations."""
+def progress(total: int, label: str) -> Iterator[Callable[[], None]]:
+    """Show a bar on stderr that counts network evaluations."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task(what, total=total)
+        task = bar.add_task(label, total=total)
         yield lambda: bar.advance(task)

@@ -37,7 +37,8 @@ class ToyboxArgs:
             raise ValueError(f"--size must be even and at least 16x16, got {self.size}")
 
 
-def _toybox(argv: Sequence[str]) -> int:
+def run_toybox(argv: Sequence[str]) -> int:
+    """Write the folder, counting clips on stderr."""
     args = parse(ToyboxArgs, argv, prog="videogen toybox", description=ToyboxArgs.__doc__)
     from rich.console import Console
     from rich.progress import Progress

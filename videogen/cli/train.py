@@ -10,17 +10,23 @@ from pathlib import Path
 
 import tyro
 
-from videogen.cli.arguments import guard, offline, parse, quiet_quantisers
+from videogen.cli.arguments import guard, parse, set_offline, silence_quantisers
 from videogen.config.parsing import load_toml
 from videogen.config.train import TrainConfig
 
+DESCRIPTION = (
+    "Train from a recipe. The same command again resumes; SIGTERM and Ctrl-C save first. --dry-run says what the "
+    "clips become: sizes, tokens, packs, steps an epoch, memory and time; --json says it for a program."
+)
+
 
 def train(argv: Sequence[str] | None = None) -> int:
-    """train.py and `videogen train`."""
-    return guard(_train, argv)
+    """Run train.py and `videogen train`."""
+    return guard(run_train, argv)
 
 
-def _train(argv: Sequence[str]) -> int:
+def run_train(argv: Sequence[str]) -> int:
+    """Train from a recipe, or with --dry-run describe what would be trained."""
     short = {"--data": "--data.folder", "--run": "--run.dir"}
     words = [short.get(flag, flag) + equals + rest for flag, equals, rest in (word.partition("=") for word in argv)]
     as_json, dry_run = ("--json" in words), ("--dry-run" in words)
@@ -28,12 +34,12 @@ def _train(argv: Sequence[str]) -> int:
     if not words or words[0].startswith("-"):
         if "--help" in words or "-h" in words:
             words = [word for word in words if word not in ("--help", "-h")]
-            tyro.cli(TrainConfig, args=["--help"], prog="train.py RECIPE.toml", description=train_help())
+            tyro.cli(TrainConfig, args=["--help"], prog="train.py RECIPE.toml", description=DESCRIPTION)
         raise ValueError("train.py needs a recipe: python train.py configs/RECIPE.toml [--data FOLDER] [--run DIR]")
     config = load_toml(TrainConfig, Path(words[0]))
-    config = parse(TrainConfig, words[1:], default=config, prog=f"train.py {words[0]}", description=train_help())
-    offline()
-    quiet_quantisers()
+    config = parse(TrainConfig, words[1:], default=config, prog=f"train.py {words[0]}", description=DESCRIPTION)
+    set_offline()
+    silence_quantisers()
     if dry_run:
         from videogen.training.dry_run import plan_folder, tell
 
@@ -55,11 +61,3 @@ def _train(argv: Sequence[str]) -> int:
     if not complete:
         print(f"stopped at step {trainer.step} of {config.run.steps}; the same command goes on", file=sys.stderr)
     return 0
-
-
-def train_help() -> str:
-    """What --help says of training."""
-    return (
-        "Train from a recipe. The same command again resumes; SIGTERM and Ctrl-C save first. --dry-run says what the "
-        "clips become: sizes, tokens, packs, steps an epoch, memory and time; --json says it for a program."
-    )

@@ -1,6 +1,6 @@
-"""Config dataclasses from plain values, as TOML and JSON have them, and back; a mistake is a sentence.
+"""Build config dataclasses from TOML, JSON and flags, and turn them back into plain values.
 
-mapping of str, numbers, lists, tables  <->  a frozen dataclass
+    mapping of str, numbers, lists, tables  <->  a frozen dataclass;  "4,8", "1:7:7"  ->  values
 """
 
 from __future__ import annotations
@@ -20,30 +20,30 @@ T = TypeVar("T")
 
 
 def nearest(name: str, allowed: Collection[str]) -> str:
-    """A hint at the allowed name that looks most like a wrong one: "; did you mean 'steps'?" or nothing."""
+    """Suggest the allowed name that is spelled most like a wrong one: "; did you mean 'steps'?" or nothing."""
     close = difflib.get_close_matches(name, list(allowed), n=1, cutoff=0.5)
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
 def from_mapping(cls: type[T], values: Mapping[str, object], where: str = "") -> T:
-    """Build a config dataclass from plain values; an unknown key is refused with the nearest right one."""
+    """Build a config dataclass from plain values; a ValueError for an unknown key suggests the nearest right one."""
     hints = typing.get_type_hints(cls)
-    made: dict[str, object] = {}
+    converted: dict[str, object] = {}
     for key, value in values.items():
         if key not in hints:
             raise ValueError(f"unknown key {where + key!r}{nearest(key, hints)}")
-        made[key] = _convert(hints[key], value, f"{where}{key}")
-    return cls(**made)
+        converted[key] = _convert(hints[key], value, f"{where}{key}")
+    return cls(**converted)
 
 
 def _convert(hint: object, value: object, name: str) -> object:
-    """One plain TOML or JSON value as the type that the field asks for."""
+    """Convert one plain TOML or JSON value to the type of a field; a ValueError names the field."""
     if dataclasses.is_dataclass(hint) and isinstance(hint, type):
         if not isinstance(value, Mapping):
             raise ValueError(f"{name} must be a table, got {value!r}")
         return from_mapping(hint, value, f"{name}.")
     origin, options = typing.get_origin(hint), typing.get_args(hint)
-    if type(None) in options and len(options) == 2:  # an option that may be left out
+    if type(None) in options and len(options) == 2:  # X | None
         hint = options[options[0] is type(None)]
         if value is None:
             return None
@@ -74,7 +74,7 @@ def _convert(hint: object, value: object, name: str) -> object:
 
 
 def to_mapping(config: object) -> dict[str, object]:
-    """A config as plain JSON values; from_mapping gives it back."""
+    """Convert a config to plain JSON values, from which from_mapping builds it again."""
     return {item.name: _plain(getattr(config, item.name)) for item in dataclasses.fields(config)}  # type: ignore[arg-type]
 
 
@@ -87,7 +87,7 @@ def _plain(value: object) -> object:
 
 
 def load_toml(cls: type[T], path: Path, *, over: T | None = None) -> T:
-    """Read a config file, over another config's values if one is given; an unknown key suggests the right one."""
+    """Read a config file, over the values of another config if one is given."""
     if not path.is_file():
         raise ValueError(f"no config file {path}; the recipes are in configs/")
     try:
@@ -95,7 +95,7 @@ def load_toml(cls: type[T], path: Path, *, over: T | None = None) -> T:
     except tomllib.TOMLDecodeError as error:
         raise ValueError(f"{path} is not valid TOML: {error}") from None
     try:
-        if over is not None:  # a length in frames is not held back by one in seconds from elsewhere
+        if over is not None:  # frames in the file override seconds from elsewhere, which would win in one config
             values = to_mapping(over) | ({"seconds": None} if "frames" in values else {}) | values
         return from_mapping(cls, values)
     except ValueError as error:
@@ -103,7 +103,7 @@ def load_toml(cls: type[T], path: Path, *, over: T | None = None) -> T:
 
 
 def dotted(config: Mapping[str, object], where: str = "") -> Iterator[tuple[str, object]]:
-    """Every value of a config by its dotted name."""
+    """Flatten a config's mapping into values by dotted names."""
     for key, value in config.items():
         if isinstance(value, Mapping):
             yield from dotted(value, f"{where}{key}.")
@@ -112,14 +112,14 @@ def dotted(config: Mapping[str, object], where: str = "") -> Iterator[tuple[str,
 
 
 def read_values(text: str) -> list[object]:
-    """ "4,8" -> [4, 8]; "1:7:7" -> seven numbers from 1 to 7; "[0,1],[0.2,0.8]" -> two lists; the rest are words."""
+    """Parse "4,8" to [4, 8], "1:7:7" to seven numbers from 1 to 7, "[0,1],[0.2,0.8]" to two lists, the rest to words."""
     with contextlib.suppress(json.JSONDecodeError):
         return list(json.loads(f"[{text}]"))
     return [value for word in text.split(",") for value in read_word(word.strip())]
 
 
 def read_word(word: str) -> list[object]:
-    """One value of a list, or the numbers of a range start:stop:count."""
+    """Parse one value of a list, or the numbers of a range start:stop:count."""
     number = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
     if span := re.fullmatch(rf"({number}):({number}):(\d+)", word):
         start, stop, count = float(span[1]), float(span[2]), int(span[3])

@@ -12,7 +12,7 @@ from pathlib import Path
 from videogen.config.sizes import parse_size, require_positive
 
 MINI = Path(__file__).resolve().parents[2] / "assets" / "mini"  # the default checkpoint, in a checkout
-POSITION_SCALINGS = ("none", "interpolate", "ntk", "riflex")  # see scaling.py
+POSITION_SCALINGS = ("none", "interpolate", "ntk", "riflex")  # see models/rope.py
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,9 +32,9 @@ class SampleConfig:
     sampler: str = "dpmpp_2m"
     """How the noise is removed: euler, heun, dpmpp_2m, dpmpp_2m_sde, or one of diffusers' (unipc, deis, ...)."""
     guidance: float = 4.0
-    """How strongly the prompt is followed; 1 asks once a step and ignores the negative prompt."""
+    """How strongly the prompt is followed; 1 evaluates the network once a step and ignores the negative prompt."""
     guidance_2: float | None = None
-    """The same for the second expert of Wan 2.2, which takes over at low noise; none is as guidance."""
+    """Guidance of the second expert of Wan 2.2, which takes over at low noise; none is the same as guidance."""
     guidance_interval: tuple[float, float] = (0.0, 1.0)
     """The noise levels between which guidance is on (Kynkäänniemi et al. 2024)."""
     cfg_zero: bool = True
@@ -44,13 +44,13 @@ class SampleConfig:
     shift: float = 2.0
     """Above 1, more of the steps are spent at high noise, where layout and motion are decided."""
     patch: str = ""
-    """Patch sizes from the noisy end on, with their shares of the steps, as 1x4x4:0.4,1x2x2; none is the base's."""
+    """Patch sizes from high noise to low, with their shares of the steps, as 1x4x4:0.4,1x2x2; none is the base size."""
     position_scaling: str = "none"
-    """Where a clip is longer or larger than the checkpoint's default size: none, interpolate, ntk, or riflex (time)."""
+    """RoPE of clips longer or larger than the checkpoint's default: none, interpolate, ntk, or riflex (time)."""
     first_block_cache: float = 0.0
-    """Approximate: reuse the last step's blocks where the first changes by less than this, such as 0.1; 0 is exact."""
+    """Approximate: reuse the blocks of the last step where the first changes by less than this, such as 0.1; 0 is exact."""
     mag_cache: float = 0.0
-    """Approximate: reuse the last step's blocks while the error expected stays below this, such as 0.1; 0 is exact."""
+    """Approximate: reuse the blocks of the last step while the expected error is below this, such as 0.1; 0 is exact."""
 
     def __post_init__(self) -> None:
         parse_size(self.size)
@@ -68,7 +68,7 @@ class SampleConfig:
             if not 0 <= (value := getattr(self, name)) < math.inf:
                 raise ValueError(f"{name} must be 0 or more, got {value:g}; 0 computes everything")
         if self.first_block_cache and self.mag_cache:
-            raise ValueError("first_block_cache and mag_cache are two ways to one end; set one of them to 0")
+            raise ValueError("first_block_cache and mag_cache exclude each other; set one of them to 0")
         low, high = self.guidance_interval
         if not 0 <= low <= high <= 1:
             raise ValueError(f"guidance_interval must be two rising noise levels in 0..1, got {low:g} and {high:g}")
@@ -76,17 +76,17 @@ class SampleConfig:
 
     @property
     def width(self) -> int:
-        """Pixels."""
+        """Width in pixels."""
         return parse_size(self.size)[0]
 
     @property
     def height(self) -> int:
-        """Pixels."""
+        """Height in pixels."""
         return parse_size(self.size)[1]
 
 
 def resolve_frames(config: SampleConfig, stride: int) -> int:
-    """The length in frames: as given, or the possible one nearest to the seconds asked for."""
+    """Compute the length in frames: as given, or the possible one nearest to the seconds asked for."""
     if config.seconds is None:
         return config.frames
     return 1 + stride * max(0, round((config.seconds * config.fps - 1) / stride))

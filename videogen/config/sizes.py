@@ -1,15 +1,15 @@
-"""Sizes, lengths and patches: read them from text, and refuse what a model's strides forbid."""
+"""Parse sizes and patches, and refuse sizes and lengths that a model's strides forbid."""
 
 from __future__ import annotations
 
 import math
 import re
 
-TIME_STRIDE, SPACE_STRIDE = 4, 8
+TIME_STRIDE, SPACE_STRIDE = 4, 8  # frames and pixels a latent cell of VideoVAE
 
 
 def parse_size(size: str) -> tuple[int, int]:
-    """ "64x48" -> (64, 48): width and height in pixels."""
+    """Parse "64x48" to (64, 48): width and height in pixels."""
     match = re.fullmatch(r"\s*(\d+)\s*[xX×]\s*(\d+)\s*", size)
     if match is None or 0 in (sides := (int(match[1]), int(match[2]))):
         raise ValueError(f"size must be WIDTHxHEIGHT in pixels, such as 64x64, got {size!r}")
@@ -17,7 +17,7 @@ def parse_size(size: str) -> tuple[int, int]:
 
 
 def parse_patch(name: str) -> tuple[int, int, int]:
-    """ "1x4x4" -> (1, 4, 4): frames, rows and columns of latent cells in one token."""
+    """Parse "1x4x4" to (1, 4, 4): frames, rows and columns of latent cells in one token."""
     match = re.fullmatch(r"\s*(\d+)x(\d+)x(\d+)\s*", name)
     if match is None or 0 in (sides := (int(match[1]), int(match[2]), int(match[3]))):
         raise ValueError(f"a patch must be TxHxW in latent cells, such as 1x4x4, got {name!r}")
@@ -25,9 +25,9 @@ def parse_patch(name: str) -> tuple[int, int, int]:
 
 
 def require_positive(config: object, *names: str) -> None:
-    """Refuse a value of 0 or less."""
+    """Refuse fields that are 0 or less, infinite or not a number."""
     for name in names:
-        if not 0 < (value := getattr(config, name)) < math.inf:  # nan is not above 0
+        if not 0 < (value := getattr(config, name)) < math.inf:
             raise ValueError(f"{name} must be above 0, got {value:g}")
 
 
@@ -39,7 +39,7 @@ def check_frames(frames: int, stride: int) -> None:
 
 
 def check_size(width: int, height: int, stride: int) -> None:
-    """Refuse a size off the stride, offering the two nearest that are not."""
+    """Refuse a size that is not a multiple of the stride, offering the two nearest that are."""
     if width % stride == 0 and height % stride == 0:
         return
     below = [max(stride, side - side % stride) for side in (width, height)]

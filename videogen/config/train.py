@@ -1,9 +1,8 @@
-"""The options of sampling and training, as frozen dataclasses read from TOML and overridden by flags.
+"""The options of training, as frozen dataclasses read from TOML and overridden by flags.
 
     configs/x.toml + flags  ->  TrainConfig
-    checkpoint defaults + flags  ->  SampleConfig
 
-Units stand in the names, the meaning under the field; a value that cannot be is refused when the object is made.
+Units are in the names, the meaning is under each field; an impossible value is refused when the object is made.
 """
 
 from __future__ import annotations
@@ -24,25 +23,25 @@ class DataConfig:
     folder: Path = Path("data")
     """A folder of videos: metadata.csv / .jsonl / .parquet with file_name and text, or a clip.txt beside clip.mp4."""
     toybox: int = 0
-    """Draw this many clips of the toybox instead of reading a folder."""
+    """Render this many clips of the toybox instead of reading a folder."""
     toybox_sizes: tuple[str, ...] = ()
-    """Sizes WxH of those clips, the first of them six times in ten; none takes all of the toybox's."""
+    """Sizes WxH of those clips, the first of them for six in ten; none takes all of the toybox's."""
     toybox_lengths: tuple[int, ...] = ()
-    """Their numbers of frames, likewise."""
+    """Numbers of frames of those clips, the first of them for six in ten; none takes all of the toybox's."""
     fps: float = 8.0
-    """Frames a second that the clips are read at."""
+    """Frame rate at which clips are read."""
     max_seconds: float = 4.2
-    """Longest clip; of a longer file, a stretch of this length is drawn anew each epoch."""
+    """Longest clip in seconds; of a longer file, each epoch reads another stretch of this length."""
     windows: int = 4
-    """Different stretches drawn from a file longer than max_seconds; the epochs take them in turn."""
+    """Number of stretches of a file longer than max_seconds; the epochs read them in turn."""
     max_tokens: int = 400
     """Most video tokens of one clip; a larger clip is scaled down, keeping its shape."""
     token_budget: int = 2560
     """Most video tokens in one step, all clips together."""
     repeats: int = 1
-    """How often a clip stands in one epoch: fills the steps of a small folder, each time with other noise."""
+    """How often each clip is trained in one epoch, each time with other noise: fills the packs of a small folder."""
     workers: int | None = None
-    """Processes that read clips ahead of the training; none has one a core where a GPU trains, and 0 on a CPU."""
+    """Processes that prefetch clips; none is one a core where a GPU trains, and 0 on a CPU."""
     val_clips: int = 64
     """Clips held out of training, for the validation loss."""
 
@@ -64,24 +63,24 @@ class DataConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class VaeConfig:
-    """The size of a new VideoVAE and the weights of its losses (reference: the table in videogen/vae_loss.py)."""
+    """The size of a new VideoVAE and the weights of its losses (see training/vae_loss.py)."""
 
     channels: int = 16
     """Latent channels."""
     width: int = 64
     """Channels of the finest convolutions; the coarser ones have 1.5 and 2 times as many."""
     linear_encoder: bool = False
-    """Encode by the linear transform alone, which is fixed before training: a DiT need not wait for the decoder."""
+    """Encode by the linear transform alone, which is fixed before training, so that a DiT can train with the decoder."""
     crop: int = 32
-    """Side of the square training crops in pixels, drawn around what is busy; 0 trains on whole clips."""
+    """Side of the square training crops in pixels, taken where most changes; 0 trains on whole clips."""
     crop_frames: int = 9
     """Length of the training crops."""
     batch_clips: int = 4
     """Clips read in one step."""
     crops: int = 4
-    """Crops from each of them; whole clips are taken once."""
+    """Crops of each clip; whole clips are taken once."""
     whole_share: float = 0.15
-    """Share of the run, at its end, that trains on whole clips, so that borders are learned too."""
+    """Share of the run, at its end, that trains on whole clips, so that their borders are learned too."""
     foreground: float = 3.0
     """Weight of the busiest pixels against the calmest."""
     pyramid: float = 0.5
@@ -116,11 +115,11 @@ class DitConfig:
     init: Path | None = None
     """Checkpoint folder to take the first weights from; none begins at random."""
     widen: bool = False
-    """Make the network of dit.init as wide as num_attention_heads and ffn_dim say; it begins by saying what it said."""
+    """Widen the network of dit.init to num_attention_heads and ffn_dim; its first predictions are those of dit.init."""
     lora_rank: int = 0
-    """Train a LoRA of this rank beside the weights of dit.init, which may be a folder of Wan's; 0 trains all."""
+    """Train a LoRA of this rank on the weights of dit.init, which may be a folder of Wan's; 0 trains all weights."""
     lora_layers: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0", "ffn.net.0.proj", "ffn.net.2")
-    """The layers that it stands beside, by the ends of their names."""
+    """The layers that the LoRA adapts, by the ends of their names."""
     num_layers: int = 8
     """Blocks."""
     num_attention_heads: int = 4
@@ -132,41 +131,42 @@ class DitConfig:
     patch_size: tuple[int, int, int] = (1, 2, 2)
     """Frames, rows and columns of latent cells in one token."""
     nearby: bool = False
-    """A depthwise 3x3 convolution over each frame's tokens before every feed-forward layer, which Wan has not."""
+    """Add a depthwise 3x3 convolution over each frame's tokens before every feed-forward layer, which Wan lacks."""
     patches: dict[str, float] = field(default_factory=dict)
     """More patch sizes and their shares of the steps, as 1x4x4 = 0.3; patch_size has the rest (FlexiDiT)."""
     patch_levels: dict[str, tuple[float, float]] = field(default_factory=dict)
-    """The least and the most noise that a patch size is trained for, as 1x4x4 = [0.7, 1]; otherwise all."""
+    """Lowest and highest noise level that a patch size is trained at, as 1x4x4 = [0.7, 1]; all by default."""
     patch_tokens: dict[str, int] = field(default_factory=dict)
-    """A patch size's own base_tokens, counted in its tokens; otherwise base_tokens in proportion to what one holds."""
+    """base_tokens of a patch size, counted in its tokens; by default base_tokens in proportion to its cells."""
     prediction: Literal["preconditioned", "clean", "velocity"] = "preconditioned"
-    """The network's answer: what a channel's variance leaves open, the clean value (Li & He 2025) or the velocity."""
+    """What the network predicts: what a channel's variance leaves open, the clean value (Li & He 2025), or the velocity."""
     caption_dropout: float = 0.1
     """Share of clips trained without their caption, for guidance."""
     base_tokens: int = 80
-    """Clip length, in tokens, up to which the noise levels are not shifted; four times as long shifts them by 2."""
+    """Clip length in tokens up to which noise levels are not shifted; four times as long shifts them by 2."""
     facts: float = 0.0
-    """Weight of also saying, half way up, what each token shows (drawn clips only): kind, colour, direction."""
+    """Weight of the auxiliary loss half way up the blocks: kind, colour and direction each token shows (toybox only)."""
     facts_until: float = 0.4
-    """Share of the run in which it counts (HASTE): early it shows what matters, late it would only bind."""
+    """Share of the run in which the auxiliary loss counts: late it would hold the network back (HASTE)."""
     gradient_checkpointing: bool = False
     """Compute the blocks twice instead of keeping their activations."""
     uniform_sigmas: float = 0.1
     """Share of clips whose noise level is uniform instead of logit-normal."""
     known: dict[str, float] = field(default_factory=lambda: {"nothing": 1.0})
-    """Mixture of what is already known: nothing, first_frame, extend, keyframes, per_frame, box (see known.py)."""
+    """Mixture of conditioning masks: nothing, first_frame, extend, keyframes, per_frame, box (see training/masks.py)."""
 
     def __post_init__(self) -> None:
         require_positive(self, "num_layers", "num_attention_heads", "attention_head_dim", "ffn_dim", "base_tokens")
         if self.lora_rank < 0 or (self.lora_rank and self.init is None):
-            said = "needs weights to stand beside; give dit.init, or set it to 0"
-            raise ValueError(f"dit.lora_rank = {self.lora_rank} {said}")
+            raise ValueError(f"dit.lora_rank = {self.lora_rank} needs weights to adapt; give dit.init, or set it to 0")
         if self.widen and self.init is None:
             raise ValueError("dit.widen makes the network of dit.init wider; give dit.init, or leave it out")
         more = [f"dit.{name}" for name in ("patches", "nearby", "facts", "widen") if getattr(self, name)]
         if self.lora_rank and more:
-            said = f"leave {', '.join(more)} out, or set dit.lora_rank to 0"
-            raise ValueError(f"a LoRA stands beside a model as it is; {said}")
+            raise ValueError(
+                f"dit.lora_rank trains an adapter on the unchanged model, so {', '.join(more)} cannot be set; "
+                "remove it, or set dit.lora_rank to 0"
+            )
         self._check_patches()
         if self.attention_head_dim % 2:
             raise ValueError(f"attention_head_dim must be even, got {self.attention_head_dim}")
@@ -229,11 +229,11 @@ class RunConfig:
     steps: int = 1000
     """Optimiser steps in all."""
     mixed_precision: Literal["no", "bf16"] = "no"
-    """bf16: matrix products in half the bits, on CUDA and on CPUs that have it (avx512_bf16); weights keep theirs."""
+    """bf16 computes matrix products in half the bits, on CUDA and CPUs with avx512_bf16; weights stay float32."""
     compile: bool = False
-    """Compile the DiT's blocks with torch.compile: for a GPU, where it pays after a minute."""
+    """Compile the DiT's blocks with torch.compile, which pays after a minute on a GPU."""
     minutes: float | None = None
-    """Wall-clock limit of this session: the run saves and stops, and the same command goes on."""
+    """Wall-clock limit of this call: the run saves and stops, and the same command resumes it."""
     save_every: int = 500
     """Steps between checkpoints."""
     val_every: int = 500
@@ -241,7 +241,7 @@ class RunConfig:
     sample_every: int = 1000
     """Steps between sample grids; 0 makes none."""
     sample_prompts: tuple[str, ...] = ()
-    """Prompts of the sample grids; their seeds are 0, 1, 2, ..."""
+    """Prompts of the sample grids, with seeds 0, 1, 2, ..."""
 
     def __post_init__(self) -> None:
         require_positive(self, "steps", "save_every", "val_every")

@@ -65,6 +65,7 @@ def rows_of_parquet(path: Path) -> Iterator[tuple[int, object]]:
     yield from enumerate(pyarrow.parquet.read_table(path).to_pylist(), start=1)
 
 
+ROW_READERS = {".csv": rows_of_csv, ".jsonl": rows_of_jsonl, ".parquet": rows_of_parquet}
 METADATA: dict[str, Callable[[Path], Iterator[tuple[int, object]]]] = {
     "metadata.csv": rows_of_csv,
     "metadata.jsonl": rows_of_jsonl,

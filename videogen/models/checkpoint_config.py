@@ -1,8 +1,9 @@
-"""What a folder of diffusers' Wan pipelines asks for and how one is written, from its JSON alone: nothing is loaded.
+"""Read what a checkpoint folder's JSON says, and convert a saved folder to diffusers' names; no weights are loaded.
 
-    model_index.json, scheduler/, transformer/ and vae/ configs  <->  settings, strides, classes here
+    model_index.json, transformer/, vae/ and scheduler/ configs  ->  CheckpointInfo
 
-Wan 2.1 and 2.2, text- and image-to-video (Wan Team 2025); the settings are those of its model cards.
+A folder is one of ours or one of diffusers' Wan pipelines: 2.1 and 2.2, text- and image-to-video (Wan Team 2025). The
+default settings of the latter are those of the model cards.
 """
 
 from __future__ import annotations
@@ -10,17 +11,18 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import cast
+from typing import NamedTuple, cast
 
 from videogen.config.parsing import from_mapping
 from videogen.config.sample import SampleConfig
 from videogen.data.video_decode import read_picture
-from videogen.packing.patch_schedule import Patch
+from videogen.packing.patch_schedule import Patch, latent_grid
 
-Index = Mapping[str, object]
-OURS = "VideoPipeline"
-THEIRS = ("WanPipeline", "WanImageToVideoPipeline")
-# A part, by the name of its class in model_index.json, and the class that runs it here.
+Json = Mapping[str, object]
+VIDEOGEN_PIPELINE = "VideoPipeline"
+WAN_PIPELINES = ("WanPipeline", "WanImageToVideoPipeline")
+# The class of a network by its name in model_index.json, and the module and class that run it here. Folders saved when
+# the modules lay elsewhere keep opening: only the class name is looked up.
 CLASSES = {
     "VideoDiT": ("videogen.models.dit", "VideoDiT"),
     "VideoVAE": ("videogen.models.vae", "VideoVAE"),
@@ -28,9 +30,10 @@ CLASSES = {
     "WanTransformer3DModel": ("videogen.models.dit", "VideoDiT"),
     "AutoencoderKLWan": ("videogen.models.wan_vae", "WanVAE"),
 }
-ABROAD = {"VideoDiT": ("diffusers", "WanTransformer3DModel"), "WanVAE": ("diffusers", "AutoencoderKLWan")}
-PARTS = ("transformer", "transformer_2", "vae")
-# A scheduler's class: our name for it, and what it calls the shift.
+DIFFUSERS_CLASSES = {"VideoDiT": "WanTransformer3DModel", "WanVAE": "AutoencoderKLWan"}
+CONFIG_KEYS_DIFFUSERS_LACKS = ("prediction", "extra_patch_sizes", "num_facts", "nearby")
+NETWORKS = ("transformer", "transformer_2", "vae")
+# The class of a scheduler, the sampler that runs it, and the key of its shift.
 SAMPLER_OF = {
     "UniPCMultistepScheduler": ("unipc", "flow_shift"),
     "DEISMultistepScheduler": ("deis", "flow_shift"),
@@ -39,12 +42,69 @@ SAMPLER_OF = {
     "FlowMatchHeunDiscreteScheduler": ("flow_heun", "shift"),
 }
 NO_IMAGE = "this model begins with an image; give one for every clip (--image)"
-PROMPTS_ALONE = "this model makes clips from prompts alone; leave the image out"
-BEYOND_WAN = ("prediction", "extra_patch_sizes", "num_facts", "nearby")  # config keys that diffusers does not know
+TEXT_ONLY = "this model makes clips from prompts alone; leave the image out"
+
+
+class CheckpointInfo(NamedTuple):
+    """What a checkpoint folder's JSON says: read once, handed down."""
+
+    folder: Path
+    components: Mapping[str, str]  # the class of each component by its name, those left empty not among them
+    dit_config: Json
+    vae_config: Json
+    patches: tuple[Patch, ...]  # the base first
+    time_stride: int  # frames a latent frame
+    space_stride: int  # pixels a side of a latent cell
+    needs_image: bool  # True if every clip begins with an image (image-to-video by more channels)
+    takes_image: bool
+    needs_last_image: bool
+    defaults: SampleConfig
+
+    @property
+    def num_experts(self) -> int:
+        """2 for Wan 2.2 A14B, whose second transformer takes over at low noise, else 1."""
+        return sum(part.startswith("transformer") for part in self.components)
+
+    @property
+    def pixel_stride(self) -> int:
+        """What width and height must be multiples of in the base patch."""
+        return self.space_stride * max(self.patches[0][1:])
+
+    def latent_grid(self, config: SampleConfig) -> tuple[int, int, int]:
+        """Compute (t, h, w) of a clip's latent; a ValueError where the strides or the patches forbid the clip."""
+        return latent_grid(config, self.patches, time_stride=self.time_stride, space_stride=self.space_stride)
+
+    def num_tokens(self, config: SampleConfig) -> int:
+        """Count the video tokens of a clip in the base patch."""
+        (t, h, w), (pt, ph, pw) = self.latent_grid(config), self.patches[0]
+        return (t // pt) * (h // ph) * (w // pw)
+
+
+def read_checkpoint_info(folder: Path) -> CheckpointInfo:
+    """Read a checkpoint folder's configs; a ValueError where it is of another family or not complete."""
+    if not (folder / "model_index.json").is_file():
+        raise ValueError(f"{folder} is not a checkpoint folder: it has no model_index.json")
+    index = read_json(folder / "model_index.json")
+    check_family(index, folder)
+    dit_config, vae_config = (read_json(folder / part / "config.json") for part in ("transformer", "vae"))
+    needs_image = has_image_channels(dit_config)
+    return CheckpointInfo(
+        folder=folder,
+        components=components_of(index),
+        dit_config=dit_config,
+        vae_config=vae_config,
+        patches=_patches_of(dit_config, folder),
+        time_stride=int(str(vae_config.get("scale_factor_temporal") or 4)),
+        space_stride=int(str(vae_config.get("scale_factor_spatial") or 8)),
+        needs_image=needs_image,
+        takes_image=needs_image or bool(index.get("expand_timesteps")),
+        needs_last_image=bool(dit_config.get("pos_embed_seq_len")),
+        defaults=from_mapping(SampleConfig, default_settings(index, folder)),
+    )
 
 
 def read_json(path: Path) -> dict[str, object]:
-    """A JSON object; a ValueError where the file is not there or does not hold one."""
+    """Read a JSON object; a ValueError where the file is missing or holds none."""
     if not path.is_file():
         raise ValueError(f"{path.parent} has no {path.name}; the checkpoint is not complete")
     try:
@@ -56,87 +116,92 @@ def read_json(path: Path) -> dict[str, object]:
     return values
 
 
-def class_of(index: Index, part: str) -> str | None:
-    """The class of a part of a pipeline, by its model_index.json; none where it is left empty."""
-    entry = index.get(part)
-    return entry[1] if isinstance(entry, list | tuple) and entry[0] is not None else None
+def components_of(index: Json) -> dict[str, str]:
+    """Look up the class of each component in a model_index.json, leaving out the empty ones."""
+    entries = {part: entry for part, entry in index.items() if isinstance(entry, list | tuple) and len(entry) == 2}
+    return {part: str(name) for part, (library, name) in entries.items() if library is not None}
 
 
-def check_family(index: Index, where: object) -> None:
-    """Refuse a pipeline of another family, saying what it is."""
+def check_family(index: Json, where: object) -> None:
+    """Refuse a pipeline of another family, naming it."""
     name = index.get("_class_name")
-    if name not in (OURS, *THEIRS):
-        raise ValueError(f"{where} holds a {name}; what runs here is a {OURS}, {THEIRS[0]} or {THEIRS[1]}")
-    for part in PARTS:
-        if (kind := class_of(index, part)) is not None and kind not in CLASSES:
+    if name not in (VIDEOGEN_PIPELINE, *WAN_PIPELINES):
+        known = f"{VIDEOGEN_PIPELINE}, {' or '.join(WAN_PIPELINES)}"
+        raise ValueError(f"{where} holds a {name}; what runs here is a {known}")
+    for part, kind in components_of(index).items():
+        if part in NETWORKS and kind not in CLASSES:
             raise ValueError(f"{where}: {part} is a {kind}; what runs here is one of {', '.join(CLASSES)}")
 
 
-def at_home(index: Index, folder: Path) -> dict[str, object]:
-    """A folder's model_index.json with our classes in place of diffusers', and its settings."""
+def with_videogen_classes(index: Json, folder: Path) -> dict[str, object]:
+    """Replace diffusers' classes in a model_index.json by those that run here, and add the default settings."""
     check_family(index, folder)
-    ours = {part: list(CLASSES[kind]) for part in PARTS if (kind := class_of(index, part)) is not None}
-    return {**index, **ours, "defaults": default_settings(folder)}
+    networks = {part: list(CLASSES[kind]) for part, kind in components_of(index).items() if part in NETWORKS}
+    return {**index, **networks, "defaults": default_settings(index, folder)}
 
 
-def go_abroad(folder: Path) -> None:
-    """Make a saved pipeline of Wan's parts one that diffusers opens; our settings stay, where it does not look."""
+def convert_to_diffusers(folder: Path) -> None:
+    """Rewrite a saved folder of Wan's networks so that diffusers opens it; its defaults stay as `_defaults`."""
     index = read_json(folder / "model_index.json")
-    looks = class_of(index, "image_encoder") is not None or _sees_images(folder)
-    for part in PARTS:
-        if (kind := class_of(index, part)) is not None:
-            index[part] = list(ABROAD[kind])
-            path = folder / part / "config.json"
-            config = read_json(path) | {"_class_name": ABROAD[kind][1]}
-            _write_json(path, {key: value for key, value in config.items() if key not in BEYOND_WAN})
-    index |= {"_class_name": THEIRS[looks], "_defaults": index.pop("defaults")}
-    if not looks:
+    components = components_of(index)
+    from_image = "image_encoder" in components or has_image_channels(read_json(folder / "transformer" / "config.json"))
+    for part in components.keys() & set(NETWORKS):
+        class_name = DIFFUSERS_CLASSES[components[part]]
+        index[part] = ["diffusers", class_name]
+        path = folder / part / "config.json"
+        config = {k: v for k, v in read_json(path).items() if k not in CONFIG_KEYS_DIFFUSERS_LACKS}
+        _write_json(path, config | {"_class_name": class_name})
+    index |= {"_class_name": WAN_PIPELINES[from_image], "_defaults": index.pop("defaults")}
+    if not from_image:
         index = {key: value for key, value in index.items() if key not in ("image_encoder", "image_processor")}
     _write_json(folder / "model_index.json", index)
 
 
-def default_settings(folder: Path) -> dict[str, object]:
-    """The settings of a checkpoint: its own, or of diffusers' Wan folders those that the model was made for."""
-    index = read_json(folder / "model_index.json")
-    check_family(index, folder)
+def default_settings(index: Json, folder: Path) -> dict[str, object]:
+    """Look up a checkpoint's default settings: those saved in it, or for a folder of diffusers the model card's."""
     stored = index.get("defaults") or index.get("_defaults")
-    if isinstance(stored, dict) or index["_class_name"] == OURS:
+    if isinstance(stored, dict) or index["_class_name"] == VIDEOGEN_PIPELINE:
         return stored if isinstance(stored, dict) else {}
     settings: dict[str, object] = {"size": "832x480", "frames": 81, "fps": 16.0, "steps": 50, "guidance": 5.0}
     if index.get("boundary_ratio") is not None:  # Wan 2.2 with two experts
-        apart = {"guidance": 3.5} if _sees_images(folder) else {"guidance": 4.0, "guidance_2": 3.0}
-        settings |= apart | {"steps": 40}
+        from_image = has_image_channels(read_json(folder / "transformer" / "config.json"))
+        settings |= {"steps": 40} | ({"guidance": 3.5} if from_image else {"guidance": 4.0, "guidance_2": 3.0})
     if index.get("expand_timesteps"):  # Wan 2.2 5B
         settings |= {"size": "1280x704", "frames": 121, "fps": 24.0}
     return settings | {"cfg_zero": False} | _scheduler_settings(folder)
 
 
-def check_images(folder: Path, first: Path | None, last: Path | None) -> None:
-    """Refuse images that are not there or for a model that reads none, and none for one that begins with one."""
+def check_images(info: CheckpointInfo, first: Path | None, last: Path | None) -> None:
+    """Refuse images that are missing, damaged or of no use to a model, and a model that is not given those it needs."""
     if last is not None and first is None:
         raise ValueError(f"the last image {last} goes with a first; give both")
-    if first is None and _sees_images(folder):
+    if first is None and info.needs_image:
         raise ValueError(NO_IMAGE)
-    begins = _sees_images(folder) or bool(read_json(folder / "model_index.json").get("expand_timesteps"))
-    if first is not None and not begins:
-        raise ValueError(PROMPTS_ALONE)
+    if first is not None and not info.takes_image:
+        raise ValueError(TEXT_ONLY)
     for path, flag in ((first, "--image"), (last, "--last-image")):
         if path is not None and not path.is_file():
             raise ValueError(f"there is no file {path}; give another with {flag}")
         if path is not None:
-            read_picture(path)  # a damaged one is said now
-    if last is not None and not _sees_images(folder):
+            read_picture(path)  # so that a damaged one is refused before anything is loaded
+    if last is not None and not info.needs_image:
         raise ValueError("this model begins with an image and cannot be told the last; leave --last-image out")
-    between = read_json(folder / "transformer" / "config.json").get("pos_embed_seq_len")
-    if first is not None and last is None and between:
+    if first is not None and last is None and info.needs_last_image:
         raise ValueError("this model makes what lies between two images; give --last-image too")
 
 
-def strides(folder: Path) -> tuple[int, int]:
-    """Frames to a latent frame, and pixels to the side of a latent cell, by the VAE's config."""
-    config = read_json(folder / "vae" / "config.json")
-    time, space = config.get("scale_factor_temporal") or 4, config.get("scale_factor_spatial") or 8
-    return int(str(time)), int(str(space))
+def has_image_channels(dit_config: Json) -> bool:
+    """True if a transformer has input channels for an image besides those of the noised latent."""
+    return dit_config.get("in_channels") != (dit_config.get("out_channels") or dit_config.get("in_channels"))
+
+
+def _patches_of(dit_config: Json, folder: Path) -> tuple[Patch, ...]:
+    sizes = [dit_config.get("patch_size"), *cast("list[object]", dit_config.get("extra_patch_sizes", []))]
+    if not all(isinstance(sides, list) and len(sides) == 3 for sides in sizes):
+        raise ValueError(
+            f"{folder / 'transformer'} has a config.json without patch_size; the checkpoint is not complete"
+        )
+    return tuple((int(t), int(h), int(w)) for t, h, w in cast("list[list[int]]", sizes))
 
 
 def _scheduler_settings(folder: Path) -> dict[str, object]:
@@ -148,34 +213,5 @@ def _scheduler_settings(folder: Path) -> dict[str, object]:
     return {"sampler": sampler, "shift": float(str(config.get(key, 1.0)))}
 
 
-def _sees_images(folder: Path) -> bool:
-    """Whether the transformer has channels for an image beside the noise."""
-    config = read_json(folder / "transformer" / "config.json")
-    return config.get("in_channels") != (config.get("out_channels") or config.get("in_channels"))
-
-
-def _write_json(path: Path, values: Index) -> None:
+def _write_json(path: Path, values: Json) -> None:
     path.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-
-
-def read_defaults(folder: Path) -> SampleConfig:
-    """A checkpoint's default settings, without loading it."""
-    if not (folder / "model_index.json").is_file():
-        raise ValueError(f"{folder} is not a checkpoint folder: it has no model_index.json")
-    return from_mapping(SampleConfig, default_settings(folder))
-
-
-def pixel_stride(model: Path) -> int:
-    """What width and height must be multiples of: the VAE's stride times the patch's side, from the configs."""
-    return strides(model)[1] * max(known_patches(model)[0][1:])
-
-
-def known_patches(folder: Path) -> list[Patch]:
-    """The patch sizes of a checkpoint folder's transformer, the base first, from its config alone."""
-    config = read_json(folder / "transformer" / "config.json")
-    found = [config.get("patch_size"), *cast("list[object]", config.get("extra_patch_sizes", []))]
-    if not all(isinstance(sides, list) and len(sides) == 3 for sides in found):
-        raise ValueError(
-            f"{folder / 'transformer'} has a config.json without patch_size; the checkpoint is not complete"
-        )
-    return [(int(t), int(h), int(w)) for t, h, w in cast("list[list[int]]", found)]

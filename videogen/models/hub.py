@@ -1,4 +1,4 @@
-"""Checkpoints by their ids on the Hugging Face Hub, as its local cache holds them: nothing is fetched.
+"""Find checkpoints by their ids on the Hugging Face Hub in its local cache: nothing is downloaded.
 
 owner/name or owner/name@revision  ->  the folder of a snapshot  ->  owner/name@commit
 """
@@ -16,37 +16,39 @@ SNAPSHOT = re.compile(r"models--(?P<owner>.+?)--(?P<name>.+)/snapshots/(?P<commi
 
 
 def find_checkpoint(name: str | PathLike[str], *, revision: str | None = None, cache_dir: str | None = None) -> Path:
-    """The folder of a checkpoint, named by its path or by its id; a ValueError where an id is not in the cache.
+    """Find a checkpoint folder by its path or its Hub id; a ValueError where an id is not in the cache.
 
-    A path that could not be an id is given back whether it is there or not: who reads it says what it lacks.
+    A path that could not be an id is returned whether it exists or not: its reader says what it lacks.
     """
-    if (folder := look_up(name, revision=revision, cache_dir=cache_dir)) is not None:
+    if (folder := look_up_checkpoint(name, revision=revision, cache_dir=cache_dir)) is not None:
         return folder
-    if (asked := ID.fullmatch(Path(name).as_posix())) is None:
+    if (match := ID.fullmatch(Path(name).as_posix())) is None:
         return Path(name)
-    revision = asked["revision"] or revision
-    command = f"hf download {asked['repo']}" + (f" --revision {revision}" if revision else "")
+    revision = match["revision"] or revision
+    command = f"hf download {match['repo']}" + (f" --revision {revision}" if revision else "")
     raise ValueError(
         f"{name} is neither a folder nor in the Hugging Face cache; give a checkpoint folder, or bring it: {command}"
     )
 
 
-def look_up(name: str | PathLike[str], *, revision: str | None = None, cache_dir: str | None = None) -> Path | None:
-    """A path that exists, or the folder of an id's snapshot in the cache (its usual place if none is given)."""
+def look_up_checkpoint(
+    name: str | PathLike[str], *, revision: str | None = None, cache_dir: str | None = None
+) -> Path | None:
+    """Look up an existing path, or the folder of an id's snapshot in the cache (its usual place by default)."""
     if Path(name).exists():
         return Path(name)
-    if (asked := ID.fullmatch(Path(name).as_posix())) is None:
+    if (match := ID.fullmatch(Path(name).as_posix())) is None:
         return None
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
     try:
         folder = snapshot_download(
-            asked["repo"],
-            revision=asked["revision"] or revision,
+            match["repo"],
+            revision=match["revision"] or revision,
             cache_dir=cache_dir,
             local_files_only=True,
-            allow_patterns="model_index.json",  # the rest is checked, and may be less than all of the repository
+            allow_patterns="model_index.json",  # the rest is checked later, and may be less than the whole repository
         )
     except (HFValidationError, LocalEntryNotFoundError):
         return None
@@ -54,21 +56,21 @@ def look_up(name: str | PathLike[str], *, revision: str | None = None, cache_dir
 
 
 def hub_id(folder: Path) -> str | None:
-    """The owner/name@commit that a folder is the snapshot of; None of any other folder."""
-    found = SNAPSHOT.fullmatch("/".join(folder.parts[-3:]))
-    return f"{found['owner']}/{found['name']}@{found['commit']}" if found else None
+    """Read owner/name@commit off the path of a snapshot; None for any other folder."""
+    match = SNAPSHOT.fullmatch("/".join(folder.parts[-3:]))
+    return f"{match['owner']}/{match['name']}@{match['commit']}" if match else None
 
 
-def called(folder: Path) -> str:
-    """How a command names a checkpoint: a snapshot that is found by its id and commit by these, any other by its path.
+def checkpoint_name(folder: Path) -> str:
+    """Name a checkpoint for a command line: a snapshot of the cache by id and commit, any other folder by its path.
 
     The commit keeps the command's meaning when the repository goes on.
     """
     name = hub_id(folder)
-    return name if name is not None and look_up(name) == folder else str(folder)
+    return name if name is not None and look_up_checkpoint(name) == folder else str(folder)
 
 
 def checkpoint_id(folder: Path) -> dict[str, str]:
-    """The name of a checkpoint folder and a hash of its configs and weights, to know it again."""
-    snapshot = hub_id(folder)  # whose folder's name is a commit
+    """Identify a checkpoint by its name and a hash of its configs and weights."""
+    snapshot = hub_id(folder)  # the folder of a snapshot is named after its commit
     return {"name": snapshot.partition("@")[0] if snapshot else folder.name, "sha256": content_id(folder)}

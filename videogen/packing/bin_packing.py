@@ -80,3 +80,16 @@ def fullest(lengths: Sequence[int], room: int) -> set[int]:
             chosen.add(place)
             total -= lengths[place]
     return chosen
+
+
+def group_by_budget(items: Iterable[Item], size: Callable[[Item], int], budget: int) -> Iterator[list[Item]]:
+    """Group neighbouring items, as many together as the budget of tokens holds, and at least one."""
+    group, room = list[Item](), budget
+    for item in items:
+        if group and size(item) > room:
+            yield group
+            group, room = [], budget
+        group.append(item)
+        room -= size(item)
+    if group:
+        yield group

@@ -13,8 +13,8 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from videogen.config.sample import SampleConfig
-from videogen.config.sizes import parse_patch
+from videogen.config.sample import SampleConfig, resolve_frames
+from videogen.config.sizes import check_frames, check_size, parse_patch
 
 Patch = tuple[int, int, int]
 Schedule = Sequence[tuple[Patch, float]]
@@ -117,3 +117,19 @@ def draft(config: SampleConfig, known: Sequence[Patch]) -> SampleConfig:
     cheaper = mean_share(quick, last) / mean_share(config, last)
     steps = min(DRAFT_STEPS, math.floor(DRAFT_COST * config.steps / cheaper))
     return replace(quick, steps=max(1, steps))
+
+
+def latent_grid(
+    config: SampleConfig, patches: Sequence[Patch], *, time_stride: int, space_stride: int
+) -> tuple[int, int, int]:
+    """Compute the size (t, h, w) of a clip's latent from its settings, the one check that a model can make the clip.
+
+    A ValueError names the two nearest sizes or lengths where the VAE's strides or the patches (the base first) forbid
+    those asked for.
+    """
+    frames, (pt, ph, pw) = resolve_frames(config, time_stride), coarsest(config, patches)
+    check_size(config.width, config.height, space_stride * max(ph, pw))
+    check_frames(frames, time_stride)
+    grid = 1 + (frames - 1) // time_stride, config.height // space_stride, config.width // space_stride
+    check_duration(grid[0], pt, time_stride)
+    return grid

@@ -1,4 +1,4 @@
-"""Reproducible Brownian noise for the solvers that draw noise on the way."""
+"""Brownian noise for the solvers that add noise on the way: the same for a seed, in few steps or in many."""
 
 from __future__ import annotations
 
@@ -11,47 +11,48 @@ from torch import Tensor
 from videogen.packing.noise import Shape
 
 
-class NoisePath:
-    """A clip's Brownian path over its signal-to-noise ratio: what is drawn on the way, in few steps or in many.
+class BrownianPath:
+    """A clip's Brownian path over its signal-to-noise ratio, from which every increment is computed when asked for.
 
     Noise that is renewed along log ratios adds up to differences of one path, so a seed keeps its layout whatever the
-    number of steps. A value is found by halving from ends that are drawn first, each half's middle from a seed of its
-    own (the virtual Brownian tree of Li et al. 2020, section 4), so none has to be kept.
+    number of steps. A value is found by bisection from the two ends, each midpoint sampled from a seed of its own (the
+    virtual Brownian tree of Li et al. 2020, section 4), so nothing is stored.
     """
 
-    DEPTH, END = 16, 10.0  # 2^16 places, evenly over log ratios of -10 to 10: 0.0003 each
+    DEPTH, END = 16, 10.0  # 2^16 grid points, evenly over log ratios of -10 to 10: 0.0003 apart
 
     def __init__(self, shape: Shape, seed: int) -> None:
         self.shape, self.seed = shape, seed
 
-    def between(self, before: float, after: float) -> Tensor:
-        """The noise (c, t, h, w), of deviation 1, of the way between two log ratios; before may be -inf."""
-        first = min(self._place(before), 2**self.DEPTH - 1)
-        last = max(self._place(after), first + 1)
-        started = 0.0 if first < 0 else self._ratio(first)
-        return (self._at(last) - (self._at(first) if started else 0.0)) / math.sqrt(self._ratio(last) - started)
+    def increment(self, before: float, after: float) -> Tensor:
+        """Compute the noise (c, t, h, w), of deviation 1, between two log ratios; before may be -inf."""
+        first = min(self._grid_point(before), 2**self.DEPTH - 1)
+        last = max(self._grid_point(after), first + 1)
+        start = 0.0 if first < 0 else self._ratio(first)
+        return (self._value(last) - (self._value(first) if start else 0.0)) / math.sqrt(self._ratio(last) - start)
 
-    def _place(self, log_ratio: float) -> int:
+    def _grid_point(self, log_ratio: float) -> int:
         share = (min(max(log_ratio, -self.END), self.END) + self.END) / (2 * self.END)
         return -1 if log_ratio == -math.inf else round(share * 2**self.DEPTH)
 
-    def _ratio(self, place: int) -> float:
-        return math.exp(2 * (2 * self.END * place / 2**self.DEPTH - self.END))
+    def _ratio(self, point: int) -> float:
+        return math.exp(2 * (2 * self.END * point / 2**self.DEPTH - self.END))
 
-    def _draw(self, place: int) -> Tensor:
-        digest = hashlib.blake2b(f"{self.seed} {place}".encode(), digest_size=8).digest()
+    def _normal(self, point: int) -> Tensor:
+        digest = hashlib.blake2b(f"{self.seed} {point}".encode(), digest_size=8).digest()
         return torch.randn(*self.shape, generator=torch.Generator().manual_seed(int.from_bytes(digest) >> 1))
 
-    def _at(self, place: int) -> Tensor:
+    def _value(self, point: int) -> Tensor:
         low, high = 0, 2**self.DEPTH
-        at_low = math.sqrt(self._ratio(low)) * self._draw(low)
-        at_high = at_low + math.sqrt(self._ratio(high) - self._ratio(low)) * self._draw(high)
-        while low < place < high:
+        at_low = math.sqrt(self._ratio(low)) * self._normal(low)
+        at_high = at_low + math.sqrt(self._ratio(high) - self._ratio(low)) * self._normal(high)
+        while low < point < high:
             middle = (low + high) // 2
-            a, m, b = (self._ratio(one) for one in (low, middle, high))
+            a, m, b = self._ratio(low), self._ratio(middle), self._ratio(high)
             at_middle = torch.lerp(at_low, at_high, (m - a) / (b - a))
-            at_middle += math.sqrt((m - a) * (b - m) / (b - a)) * self._draw(middle)
-            low, high, at_low, at_high = (
-                (low, middle, at_low, at_middle) if place <= middle else (middle, high, at_middle, at_high)
-            )
-        return at_low if place == low else at_high
+            at_middle += math.sqrt((m - a) * (b - m) / (b - a)) * self._normal(middle)
+            if point <= middle:
+                high, at_high = middle, at_middle
+            else:
+                low, at_low = middle, at_middle
+        return at_low if point == low else at_high

@@ -1,6 +1,6 @@
-"""What a clip will cost, from a checkpoint's config alone: nothing is loaded.
+"""Estimate what a clip or a training step will cost, from a checkpoint's configs alone: nothing is loaded.
 
-checkpoint folder, tokens, network evaluations, pixels, bytes of the weights  ->  GFLOP, GB, seconds on this machine
+CheckpointInfo, SampleConfig, bytes of the weights  ->  GFLOP, GB, seconds on this machine
 """
 
 from __future__ import annotations
@@ -9,38 +9,40 @@ import functools
 import json
 import math
 import time
+from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 from videogen.config.sample import SampleConfig, resolve_frames
+from videogen.models.checkpoint_config import CheckpointInfo
+from videogen.packing.patch_schedule import mean_share
 
-TIME_STRIDE = 4  # of every VAE here; vae.py is not imported before it is needed
 VAE_FLOP_PER_PIXEL = 65_000  # VideoVAE at width 64, decoding (2 x multiply-adds, counted over its convolutions)
-# Wan's, by the pixels of a latent cell: decoder width, and what 21 frames take a pixel as diffusers decodes them.
+# WanVAE's by the pixels of a latent cell: decoder width, and FLOP a pixel of 21 frames as diffusers decodes them.
 WAN_FLOP_PER_PIXEL = {8: (96, 8.56e6), 16: (256, 18.6e6)}
 
 
 class Cost(NamedTuple):
-    """An estimate, to plan by."""
+    """The estimated cost of a clip."""
 
     gflop: float
     memory_gb: float
 
     def seconds(self) -> float:
-        """How long this machine's CPU takes, at the speed of a large matrix product."""
+        """Estimate the seconds on this machine's CPU, at the speed of a large matrix product."""
         return clip_seconds(self.gflop * 1e9)
 
 
-def dit_flop(config: dict[str, int], tokens: int, text_tokens: int = 24) -> float:
-    """Floating point operations of one evaluation on one clip of so many tokens."""
+def dit_flop(config: Mapping[str, int], tokens: int, text_tokens: int = 24) -> float:
+    """Count the floating point operations of one evaluation of the transformer on one clip."""
     d = config["num_attention_heads"] * config["attention_head_dim"]
     linear = 2 * tokens * (6 * d * d + 2 * d * config["ffn_dim"])
     attention = 4 * tokens * d * (tokens + text_tokens)
     return config["num_layers"] * (linear + attention)
 
 
-def vae_flop(config: dict[str, int]) -> float:
-    """Floating point operations to decode one pixel of one frame."""
+def vae_flop(config: Mapping[str, int]) -> float:
+    """Count the floating point operations to decode one pixel of one frame."""
     if "base_dim" not in config:
         return VAE_FLOP_PER_PIXEL
     width, flop = WAN_FLOP_PER_PIXEL[config.get("scale_factor_spatial") or 8]
@@ -48,7 +50,7 @@ def vae_flop(config: dict[str, int]) -> float:
 
 
 def count_weights(path: Path) -> int:
-    """Values in a .safetensors file, from its header."""
+    """Count the values in a .safetensors file, from its header."""
     with path.open("rb") as file:
         header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
     return sum(math.prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")
@@ -57,7 +59,9 @@ def count_weights(path: Path) -> int:
 def training_memory(
     config: dict[str, int], tokens: int, weights: int, *, frozen: int = 0, averages: int = 2, recompute: bool
 ) -> float:
-    """GB that training takes with packs of so many tokens: weights, gradients, AdamW, averages and activations.
+    """Estimate the GB that training takes with packs of so many tokens.
+
+    They hold weights, gradients, AdamW's moments, averages of the weights, and activations.
 
     A block keeps 28 values a channel and 2 a feed-forward channel of every token for its gradient (counted over its
     saved tensors, float32); recomputing keeps only each block's input, and one block whole at a time.
@@ -70,7 +74,7 @@ def training_memory(
 
 @functools.cache
 def matmul_flops(seconds: float = 0.2) -> float:
-    """Floating point operations a second of a 1024 x 1024 product, measured now."""
+    """Measure the floating point operations a second of a 1024 x 1024 product."""
     import torch
 
     a = torch.randn(1024, 1024)
@@ -81,37 +85,36 @@ def matmul_flops(seconds: float = 0.2) -> float:
     return 2 * 1024**3 * num / (time.perf_counter() - began)
 
 
-def clip_flop(folder: Path, *, tokens: int, evaluations: int, pixels: int) -> float:
-    """Floating point operations of one clip with the checkpoint in a folder."""
-    config, vae = (_read(folder / part / "config.json") for part in ("transformer", "vae"))
-    return dit_flop(config, tokens) * evaluations + vae_flop(vae) * pixels
-
-
 def clip_seconds(flop: float) -> float:
-    """How long so many operations take on this CPU."""
+    """Estimate the seconds that so many operations take on this CPU."""
     return flop / (0.6 * matmul_flops())
 
 
-def estimate(folder: Path, *, tokens: int, evaluations: int, pixels: int, weights: int, bytes_a_value: int = 4) -> Cost:
-    """The cost of one clip with the checkpoint in a folder, whose loaded weights take so many bytes."""
-    config = _read(folder / "transformer" / "config.json")
-    d = config["num_attention_heads"] * config["attention_head_dim"]
-    flop = clip_flop(folder, tokens=tokens, evaluations=evaluations, pixels=pixels)
-    activations = bytes_a_value * (tokens * (12 * d + config["ffn_dim"]) + 3 * pixels)
-    return Cost(flop / 1e9, (weights + activations) / 1e9 + 0.6)
+def clip_flop(info: CheckpointInfo, config: SampleConfig) -> float:
+    """Count the floating point operations of one clip of a checkpoint."""
+    dit = dit_flop(cast("Mapping[str, int]", info.dit_config), mean_tokens(info, config)) * num_evaluations(config)
+    return dit + vae_flop(cast("Mapping[str, int]", info.vae_config)) * num_pixels(info, config)
 
 
-def _read(path: Path) -> dict[str, int]:
-    return json.loads(path.read_text(encoding="utf-8"))
+def estimate(info: CheckpointInfo, config: SampleConfig, *, weights: int, bytes_per_value: int = 4) -> Cost:
+    """Estimate the cost of one clip of a checkpoint whose loaded weights take so many bytes."""
+    dit = cast("Mapping[str, int]", info.dit_config)
+    d = dit["num_attention_heads"] * dit["attention_head_dim"]
+    activations = mean_tokens(info, config) * (12 * d + dit["ffn_dim"]) + 3 * num_pixels(info, config)
+    return Cost(clip_flop(info, config) / 1e9, (weights + bytes_per_value * activations) / 1e9 + 0.6)
+
+
+def mean_tokens(info: CheckpointInfo, config: SampleConfig) -> int:
+    """Average the video tokens of a clip over the steps, in which its patches may change."""
+    return round(info.num_tokens(config) * mean_share(config, info.patches[0]))
+
+
+def num_pixels(info: CheckpointInfo, config: SampleConfig) -> int:
+    """Count the pixels of a clip."""
+    return resolve_frames(config, info.time_stride) * config.width * config.height
 
 
 def num_evaluations(config: SampleConfig) -> int:
-    """Network evaluations of a run, for the bar: two a step under guidance, twice as many with heun."""
-    evaluations = 2 * config.steps - 1 if "heun" in config.sampler else config.steps  # heun's last step is euler's
+    """Count the network evaluations of a run: two a step under guidance, and with heun as many again."""
+    evaluations = 2 * config.steps - 1 if "heun" in config.sampler else config.steps  # Heun's last step is Euler's
     return evaluations * (2 if config.guidance != 1 else 1)
-
-
-def count_tokens(config: SampleConfig, stride: int) -> int:
-    """Video tokens of one clip at the base patch."""
-    frames = resolve_frames(config, TIME_STRIDE)
-    return (1 + (frames - 1) // TIME_STRIDE) * (config.height // stride) * (config.width // stride)

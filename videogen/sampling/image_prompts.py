@@ -1,8 +1,9 @@
 """Images as prompts, as Wan's image-to-video models take them.
 
-    first image, last image or none, size  ->  what stands beside the noise in each token, what is known, CLIP's rows
+    first image, last image or none, size  ->  ImageCondition (extra channels or clean tokens), CLIP's rows
 
-Wan 2.1 and 2.2 A14B see the frames as more channels, and 2.1 through CLIP as well; of 2.2 5B the first frame is known.
+Wan 2.1 and 2.2 A14B see the images as extra channels, and 2.1 through CLIP as well; for 2.2 5B the first latent frame
+is clean.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from torch import Tensor
 from videogen.data.video_decode import read_picture
 from videogen.models.wan_vae import WanVAE
 from videogen.packing.noise import NoiseLevels, shared_level
-from videogen.packing.packs import PackedText, PackedVideo, pack, pad_texts
+from videogen.packing.packs import Lengths, PackedText, PackedVideo, pack, pad_texts
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -33,7 +34,7 @@ class Images(NamedTuple):
 
 
 def open_images(first: Path | None, last: Path | None) -> Images | None:
-    """The images of a clip from their files, upright and in 8 bits; none where there is no first."""
+    """Open the images of a clip, upright and in 8 bits; None where there is no first."""
     from PIL import Image
 
     if first is None:
@@ -41,35 +42,44 @@ def open_images(first: Path | None, last: Path | None) -> Images | None:
     return Images(*(Image.fromarray(read_picture(path)[0]) for path in (first, last) if path is not None))
 
 
-class Given(NamedTuple):
-    """What the network is told of a pack beside its noise; without images, nothing."""
+class ImageCondition(NamedTuple):
+    """Image conditioning of a pack; all fields are None for text-to-video."""
 
-    beside: Tensor | None = None  # (n, c·pt·ph·pw) of more channels, behind the noised ones in each token
-    known: Tensor | None = None  # (n, c·pt·ph·pw) clean tokens
-    free: Tensor | None = None  # (n, 1) bool: those that are not known
+    extra_channels: Tensor | None = (
+        None  # (n, c·pt·ph·pw) mask and image latent, behind the noised values in each token
+    )
+    clean_tokens: Tensor | None = None  # (n, c·pt·ph·pw) tokens of the first frame (Wan 2.2 5B)
+    is_free: Tensor | None = None  # (n, 1) bool: False where a token is conditioning
 
-    def tell(self, video: PackedVideo) -> PackedVideo:
-        """The noised tokens as the network sees them."""
-        tokens = self.impose(video.tokens)
-        return video._replace(tokens=tokens if self.beside is None else torch.cat([tokens, self.beside], dim=1))
+    def condition(self, video: PackedVideo) -> PackedVideo:
+        """Add the conditioning to noised tokens, as the network expects them."""
+        tokens = self.restore_known(video.tokens)
+        extra = self.extra_channels
+        return video._replace(tokens=tokens if extra is None else torch.cat([tokens, extra], dim=1))
 
-    def impose(self, tokens: Tensor) -> Tensor:
-        """Known tokens in their places."""
-        return tokens if self.known is None or self.free is None else torch.where(self.free, tokens, self.known)
+    def restore_known(self, tokens: Tensor) -> Tensor:
+        """Put the clean tokens in their places."""
+        if self.clean_tokens is None or self.is_free is None:
+            return tokens
+        return torch.where(self.is_free, tokens, self.clean_tokens)
 
-    def levels(self, sigma: Tensor, num_tokens: int) -> NoiseLevels:
-        """The noise level of every token: sigma (1,), and 0 where it is known."""
-        if self.free is None:
+    def noise_levels(self, sigma: Tensor, num_tokens: int) -> NoiseLevels:
+        """Assign every token its noise level: sigma (1,), and 0 where it is conditioning."""
+        if self.is_free is None:
             return shared_level(sigma, num_tokens)
-        return NoiseLevels(torch.cat([sigma, torch.zeros_like(sigma)]), (~self.free[:, 0]).long())
+        return NoiseLevels(torch.cat([sigma, torch.zeros_like(sigma)]), (~self.is_free[:, 0]).long())
 
-    def twice(self) -> Given:
-        """The same for the pack and itself again behind it."""
-        return Given(*(None if part is None else torch.cat([part, part]) for part in self))
+    def take(self, clips: Sequence[int], lengths: Lengths) -> ImageCondition:
+        """Select the conditioning of clips of the pack, whose lengths are given, in any order and repetition."""
+        parts = [None if x is None else [x.split(lengths)[clip] for clip in clips] for x in self]
+        return ImageCondition(*(None if part is None else torch.cat(part) for part in parts))
+
+
+NO_CONDITION = ImageCondition()
 
 
 def to_pixels(image: Image, height: int, width: int) -> Tensor:
-    """An image as one frame (3, 1, h, w) in [-1, 1], scaled to the size as diffusers does it."""
+    """Convert an image to one frame (3, 1, h, w) in [-1, 1], resized as diffusers does it."""
     import numpy as np
     from PIL.Image import Resampling
 
@@ -77,64 +87,67 @@ def to_pixels(image: Image, height: int, width: int) -> Tensor:
     return rearrange(2 * (torch.from_numpy(np.array(resized)).float() / 255) - 1, "h w c -> c 1 h w")
 
 
-@torch.no_grad()
-def stand_beside(images: Images, vae: WanVAE, frames: int, height: int, width: int, device: torch.device) -> Tensor:
-    """The 4 + c channels of a clip whose ends are seen: which frames those are, and the latent of them on grey.
+def extra_channels_condition(
+    images: Sequence[Images], vae: WanVAE, video: PackedVideo, frames: int, height: int, width: int
+) -> ImageCondition:
+    """Encode the images of a pack's clips as extra channels (Wan 2.1, 2.2 A14B)."""
+    device = video.tokens.device
+    encoded = {id(clip): encode_ends(clip, vae, frames, height, width, device) for clip in images}  # once if shared
+    return ImageCondition(extra_channels=pack([encoded[id(clip)] for clip in images], video.patch).tokens.to(device))
 
-    The mask has a latent frame's 4 frames as channels; the first frame stands for 4.
+
+@torch.no_grad()
+def encode_ends(images: Images, vae: WanVAE, frames: int, height: int, width: int, device: torch.device) -> Tensor:
+    """Encode a clip of which only the given ends are seen, as (4 + c, t, h, w): which frames those are, and its latent.
+
+    The other frames are grey. The mask has a latent frame's 4 frames as channels; the first frame stands for 4.
     """
     ends = [to_pixels(image, height, width) for image in images if image is not None]
     if frames < len(ends):
         raise ValueError(f"frames must be more than 1 to begin and end with an image, got {frames}")
     grey = torch.zeros(3, frames - len(ends), height, width)
     clip = torch.cat([ends[0], grey, *ends[1:]], dim=1)
-    latent = vae.encode(clip[None].to(device, vae.dtype))[0].float()  # vae.device may not be where it computes
-    seen = torch.zeros(frames)
-    seen[0], seen[-1] = 1, 1 if len(ends) == 2 or frames == 1 else 0
-    stretched = torch.cat([seen[:1].expand(vae.time_stride - 1), seen])
+    latent = vae.encode(clip[None].to(device, vae.dtype))[0].float()  # with offloading vae.device is another one
+    is_seen = torch.zeros(frames)
+    is_seen[0], is_seen[-1] = 1, 1 if len(ends) == 2 or frames == 1 else 0
+    stretched = torch.cat([is_seen[:1].expand(vae.time_stride - 1), is_seen])
     mask = repeat(rearrange(stretched, "(t four) -> four t", four=vae.time_stride), "c t -> c t h w",
                   h=latent.shape[2], w=latent.shape[3])  # fmt: skip
     return torch.cat([mask.to(latent), latent])
 
 
+def clean_frame_condition(
+    images: Sequence[Images], vae: WanVAE, video: PackedVideo, shape: Sequence[int], height: int, width: int
+) -> ImageCondition:
+    """Encode the first images of a pack's clips as clean first latent frames (Wan 2.2 5B)."""
+    device = video.tokens.device
+    encoded = [encode_first_frame(clip, vae, shape, height, width, device) for clip in images]
+    clean, is_free = (pack([latents[i] for latents in encoded], video.patch).tokens for i in range(2))
+    return ImageCondition(clean_tokens=clean.to(device), is_free=is_free[:, :1].bool().to(device))
+
+
 @torch.no_grad()
-def know_first(
+def encode_first_frame(
     images: Images, vae: WanVAE, shape: Sequence[int], height: int, width: int, device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """A latent (c, t, h, w) whose first frame is the image's, and (1, t, h, w) where it is free."""
+    """Encode an image as the first frame of a latent (c, t, h, w), and mark with 1 what is free of it (1, t, h, w)."""
     if images.last is not None:
         raise ValueError("this model begins with an image and cannot be told the last; leave the last image out")
     pixels = to_pixels(images.first, height, width)[None]
-    known, free = torch.zeros(*shape), torch.ones(1, *shape[1:])
-    known[:, :1] = vae.encode(pixels.to(device, vae.dtype))[0].float().cpu()
-    free[:, 0] = 0
-    return known, free
+    clean, is_free = torch.zeros(*shape), torch.ones(1, *shape[1:])
+    clean[:, :1] = vae.encode(pixels.to(device, vae.dtype))[0].float().cpu()
+    is_free[:, 0] = 0
+    return clean, is_free
 
 
 @torch.no_grad()
-def view(
+def embed_images(
     images: Sequence[Images], processor: BaseImageProcessor, encoder: PreTrainedModel, device: torch.device
 ) -> PackedText:
-    """CLIP's rows of each clip's images, before its last layer."""
+    """Embed each clip's images by CLIP: its rows before the last layer."""
     rows = []
     for clip in images:
         pixels = processor(images=[image for image in clip if image is not None], return_tensors="pt").pixel_values
-        seen = encoder(pixel_values=pixels.to(device, encoder.dtype), output_hidden_states=True)
-        rows.append(rearrange(seen.hidden_states[-2], "b m d -> (b m) d"))
+        outputs = encoder(pixel_values=pixels.to(device, encoder.dtype), output_hidden_states=True)
+        rows.append(rearrange(outputs.hidden_states[-2], "b m d -> (b m) d"))
     return pad_texts(rows, 0)
-
-
-def give_beside(images: Sequence[Images], vae: WanVAE, video: PackedVideo, frames: int, h: int, w: int) -> Given:
-    """What image-to-video by more channels is told of a pack."""
-    device = video.tokens.device
-    made = {id(clip): stand_beside(clip, vae, frames, h, w, device) for clip in images}  # once where clips share them
-    return Given(beside=pack([made[id(clip)] for clip in images], video.patch).tokens.to(device))
-
-
-def give_known(
-    images: Sequence[Images], vae: WanVAE, video: PackedVideo, shape: Sequence[int], h: int, w: int
-) -> Given:
-    """What image-to-video by a known first frame is told of a pack."""
-    made = [know_first(clip, vae, shape, h, w, video.tokens.device) for clip in images]
-    known, free = (pack([part[i] for part in made], video.patch).tokens for i in range(2))
-    return Given(known=known.to(video.tokens.device), free=free[:, :1].bool().to(video.tokens.device))

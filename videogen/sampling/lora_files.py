@@ -1,4 +1,4 @@
-"""LoRA files as the command line names them.
+"""Read LoRA files as the command line names them.
 
 "low:style.safetensors=0.8"  ->  Lora(path, scale, expert)
 """
@@ -12,16 +12,16 @@ from typing import NamedTuple
 
 
 class Lora(NamedTuple):
-    """A LoRA's file or folder, how much of it, and of two experts that for high or low noise; empty: there is one."""
+    """A LoRA's file or folder, its scale, and which of two experts it is for: high or low noise, empty for one."""
 
     path: Path
     scale: float
     expert: str
 
 
-def read_lora(word: str) -> Lora:
-    """ "low:style.safetensors=0.8" -> a LoRA, all of it if no scale is said; a ValueError where it is not there."""
-    name, _, scale = word.rpartition("=") if re.search(r"=[-+.\d]+$", word) else (word, "", "1")
+def read_lora(text: str) -> Lora:
+    """Read "low:style.safetensors=0.8", the scale 1 by default; a ValueError where the file does not exist."""
+    name, _, scale = text.rpartition("=") if re.search(r"=[-+.\d]+$", text) else (text, "", "1")
     expert, _, path = name.partition(":") if name.startswith(("high:", "low:")) else ("", "", name)
     if not Path(path).exists():
         raise ValueError(f"there is no LoRA {path}; give a .safetensors file or its folder, =SCALE behind it")
@@ -29,7 +29,7 @@ def read_lora(word: str) -> Lora:
 
 
 def check_experts(loras: Sequence[Lora], *, two: bool) -> None:
-    """Refuse LoRAs that do not say which of two experts they are for, or say it of one."""
+    """Refuse LoRAs that do not name their expert where there are two, or that name one where there is one."""
     for path, _, expert in loras:
         if two and not expert:
             raise ValueError(f"this model has two experts: say --lora high:{path} or low:{path}, for high or low noise")

@@ -1,7 +1,7 @@
-"""Large models on small cards: parts that wait on the CPU, weights in fewer bits.
+"""Run large models on small cards: components that wait on the CPU, weights in fewer bits.
 
-    VideoPipeline  ->  the same, its parts moved to the device when they compute (--offload)
     checkpoint folder  ->  VideoPipeline with quantised transformers (--quantise, --gguf)
+    VideoPipeline  ->  the same, its components moved to the device when they compute (--offload)
     checkpoint folder  ->  the bytes that all this takes, before it is loaded (--dry-run)
 
 All of it is diffusers' own: ModelMixin's layerwise casting and quantisers, DiffusionPipeline's offloading.
@@ -27,15 +27,15 @@ from diffusers.quantizers.quantization_config import (
 )
 from torch import Tensor, nn
 
-from videogen.models.checkpoint import blank
-from videogen.models.checkpoint_config import class_of, read_json
+from videogen.models.checkpoint import meta_component
+from videogen.models.checkpoint_config import CheckpointInfo
 from videogen.models.dit import VideoDiT
 from videogen.sampling.cost import count_weights
 from videogen.sampling.lora_files import read_lora
 from videogen.sampling.pipeline import VideoPipeline
 
-EXPERTS = ("transformer", "transformer_2")
-OTHERS = ("vae", "text_encoder", "image_encoder")
+TRANSFORMERS = ("transformer", "transformer_2")
+OTHER_NETWORKS = ("vae", "text_encoder", "image_encoder")
 
 
 def _int8(dtype: torch.dtype) -> QuantizationConfigMixin:
@@ -48,61 +48,60 @@ def _nf4(dtype: torch.dtype) -> QuantizationConfigMixin:
     return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
 
 
-# Name: the package that it needs, and its config for a precision to compute in.
+# By name, the package that a quantiser needs, and its config for a precision to compute in.
 QUANTISERS: dict[str, tuple[str, Callable[[torch.dtype], QuantizationConfigMixin]]] = {
     "int8": ("torchao", _int8),
     "nf4": ("bitsandbytes", _nf4),
 }
-# What they make of a matrix (rows, columns), in bytes.
+# Bytes that a matrix (rows, columns) takes once it is quantised.
 BYTES_OF: dict[str, Callable[[Tensor], int]] = {
-    "int8": lambda weight: weight.numel() + 5 * len(weight),  # of a row, a scale in float32 and a zero point
-    "nf4": lambda weight: -(-weight.numel() // 2) + 4 * -(-weight.numel() // 64),  # of 64 values, a scale in float32
+    "int8": lambda weight: weight.numel() + 5 * len(weight),  # each row has a scale in float32 and a zero point
+    "nf4": lambda weight: -(-weight.numel() // 2) + 4 * -(-weight.numel() // 64),  # 64 values share a scale in float32
 }
 
 
-def load_small(
-    folder: Path,
+def load_pipeline(
+    info: CheckpointInfo,
     *,
     dtype: torch.dtype = torch.float32,
     quantise: str = "none",
     gguf: Sequence[Path] = (),
     loras: Sequence[str] = (),
 ) -> VideoPipeline:
-    """VideoPipeline.load with its transformers in fewer bits, and LoRAs beside them in dtype.
+    """Load a checkpoint with its transformers in fewer bits, and LoRAs on them in dtype.
 
     fp8 keeps their weights in eight bits and computes in dtype (layerwise casting); int8 is torchao's, nf4 is
-    bitsandbytes' and needs CUDA. Files of gguf stand for the transformers, that for high noise first.
+    bitsandbytes' and needs CUDA. Files of gguf replace the transformers, that for high noise first.
     """
-    parts = find_experts(folder, quantise, gguf)
+    parts = transformers_of(info, quantise, gguf)
     options: dict[str, object] = {
-        part: read_gguf(path, folder / part, dtype=dtype) for part, path in zip(parts, gguf, strict=False)
+        part: read_gguf(path, info.folder / part, dtype=dtype) for part, path in zip(parts, gguf, strict=False)
     }
     if quantise in QUANTISERS:
         package, make = QUANTISERS[quantise]
         require(package, f"--quantise {quantise}")
         options["quantization_config"] = PipelineQuantizationConfig(quant_mapping=dict.fromkeys(parts, make(dtype)))
-    pipeline = VideoPipeline.load(folder, dtype=dtype, options=options)
+    pipeline = VideoPipeline.load(info.folder, dtype=dtype, options=options)
     if loras:
         pipeline.add_loras(loras)
-    if quantise == "fp8":  # last: matrices that come later would be cast and not cast back
+    if quantise == "fp8":  # last, since matrices added later would be cast and not cast back
         for expert in pipeline.experts:
             expert.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=dtype)
     return pipeline
 
 
-def find_experts(folder: Path, quantise: str, gguf: Sequence[Path]) -> list[str]:
-    """The transformers of a checkpoint folder; a ValueError where the options do not go with them."""
-    index = read_json(folder / "model_index.json")
-    parts = [part for part in EXPERTS if class_of(index, part) is not None]
+def transformers_of(info: CheckpointInfo, quantise: str, gguf: Sequence[Path]) -> list[str]:
+    """List the transformers of a checkpoint; a ValueError where the options do not go with them."""
+    parts = [part for part in TRANSFORMERS if part in info.components]
     if gguf and quantise != "none":
         raise ValueError(f"the weights of a .gguf are quantised already; leave --quantise {quantise} out")
     if gguf and len(gguf) != len(parts):
-        raise ValueError(f"{folder} has {len(parts)} transformers, got {len(gguf)} .gguf files; give one for each")
+        raise ValueError(f"{info.folder} has {len(parts)} transformers, got {len(gguf)} .gguf files; give one for each")
     return parts
 
 
 def weight_bytes(
-    folder: Path,
+    info: CheckpointInfo,
     *,
     dtype: torch.dtype = torch.float32,
     quantise: str = "none",
@@ -110,60 +109,63 @@ def weight_bytes(
     loras: Sequence[str] = (),
     offload: str = "none",
 ) -> int:
-    """Bytes of the weights that lie where the networks compute, from configs and the headers of files.
+    """Count the bytes of the weights on the device where the networks compute, from configs and headers of files.
 
-    Nothing is loaded. Of what offload moves there, the largest counts: a part (model), or a layer of one (group).
+    Nothing is loaded. Of what offload moves there, the largest counts: a component (model) or a layer (group).
     """
-    index = read_json(folder / "model_index.json")
-    experts = [cast_as_loaded(blank(folder, part), dtype) for part in find_experts(folder, quantise, gguf)]
-    others = [cast_as_loaded(blank(folder, part), dtype) for part in OTHERS if class_of(index, part) is not None]
-    saved = [shrink(expert, quantise, dtype) for expert in experts]
-    sizes = [count_bytes(expert) - less for expert, less in zip(experts, saved, strict=True)]
-    sizes = [size - gguf_saves(path, dtype) for size, path in zip(sizes, gguf, strict=True)] if gguf else sizes
-    if offload == "group":  # a LoRA's layers are smaller than what they stand beside
-        return max(count_bytes(layer, deep=False) for part in (*experts, *others) for layer in part.modules())
+    transformers = transformers_of(info, quantise, gguf)
+    others = [part for part in OTHER_NETWORKS if part in info.components]
+    networks = {part: cast_as_loaded(meta_component(info.folder, part), dtype) for part in (*transformers, *others)}
+    sizes = []
+    for number, part in enumerate(transformers):
+        saved = bytes_saved_by_quantiser(networks[part], quantise, dtype)
+        saved += bytes_saved_by_gguf(gguf[number], dtype) if gguf else 0
+        sizes.append(count_bytes(networks[part]) - saved)
+    if offload == "group":  # a LoRA's layers are smaller than those that they are added to
+        return max(count_bytes(layer, deep=False) for network in networks.values() for layer in network.modules())
     for path, _, expert in map(read_lora, loras):
         files = [path] if path.is_file() else path.glob("*.safetensors")
         sizes[expert == "low"] += dtype.itemsize * sum(map(count_weights, files))
-    return (max if offload == "model" else sum)([*sizes, *map(count_bytes, others)])
+    return (max if offload == "model" else sum)([*sizes, *(count_bytes(networks[part]) for part in others)])
 
 
-def count_bytes(part: nn.Module, *, deep: bool = True) -> int:
-    """Bytes of a network's weights, or of a layer's own."""
-    return sum(weight.nbytes for weight in chain(part.parameters(deep), part.buffers(deep)))
+def count_bytes(network: nn.Module, *, deep: bool = True) -> int:
+    """Count the bytes of a network's weights, or of a layer's own."""
+    return sum(weight.nbytes for weight in chain(network.parameters(deep), network.buffers(deep)))
 
 
-def weights_of(part: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers, by name."""
-    return dict(chain(part.named_parameters(), part.named_buffers()))
+def weights_of(network: nn.Module) -> dict[str, Tensor]:
+    """Collect parameters and buffers by name."""
+    return dict(chain(network.named_parameters(), network.named_buffers()))
 
 
-def kept_whole(part: nn.Module) -> set[str]:
-    """What diffusers keeps in float32 whatever the precision: words of its parameters' names."""
-    return set(part._keep_in_fp32_modules or ()) if isinstance(part, ModelMixin) else set()
+def names_kept_in_fp32(network: nn.Module) -> set[str]:
+    """List the parts of parameter names that diffusers keeps in float32 whatever the precision."""
+    return set(network._keep_in_fp32_modules or ()) if isinstance(network, ModelMixin) else set()
 
 
-def cast_as_loaded(part: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """A part on the meta device in the precision that from_pretrained gives each of its weights."""
-    for name, weight in weights_of(part).items():
+def cast_as_loaded(network: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """Cast a network on the meta device to the precision that from_pretrained gives each of its weights."""
+    for name, weight in weights_of(network).items():
         if weight.is_floating_point():
-            weight.data = weight.data.to(torch.float32 if kept_whole(part) & {*name.split(".")} else dtype)
-    return part
+            weight.data = weight.data.to(torch.float32 if names_kept_in_fp32(network) & {*name.split(".")} else dtype)
+    return network
 
 
-def shrink(expert: nn.Module, quantise: str, dtype: torch.dtype) -> int:
-    """Bytes that a quantiser takes off a transformer; fp8 casts it, and what is left is counted as it is."""
+def bytes_saved_by_quantiser(transformer: nn.Module, quantise: str, dtype: torch.dtype) -> int:
+    """Count the bytes that a quantiser saves; fp8 casts the transformer, whose bytes then count as they are."""
     if quantise == "fp8":
-        cast("ModelMixin", expert).enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=dtype)
+        cast("ModelMixin", transformer).enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=dtype)
     if quantise not in BYTES_OF:
         return 0
-    layers = [layer for name, layer in expert.named_modules() if not kept_whole(expert) & {*name.split(".")}]
+    whole = names_kept_in_fp32(transformer)
+    layers = [layer for name, layer in transformer.named_modules() if not whole & {*name.split(".")}]
     matrices = [layer.weight for layer in layers if isinstance(layer, nn.Linear)]
     return sum(weight.nbytes - BYTES_OF[quantise](weight) for weight in matrices)
 
 
-def gguf_saves(path: Path, dtype: torch.dtype) -> int:
-    """Bytes that a file of a transformer takes off it: what is quantised there stays so, the rest is cast."""
+def bytes_saved_by_gguf(path: Path, dtype: torch.dtype) -> int:
+    """Count the bytes that a .gguf saves: what is quantised in it stays so, the rest is cast."""
     check_gguf(path)
     import gguf
 
@@ -176,9 +178,9 @@ def gguf_saves(path: Path, dtype: torch.dtype) -> int:
 
 
 def read_gguf(path: Path, config: Path, *, dtype: torch.dtype = torch.float32) -> VideoDiT:
-    """A transformer from a .gguf in Wan's or diffusers' names; the folder config says its size.
+    """Read a transformer from a .gguf in Wan's or diffusers' names, of the size that the folder config says.
 
-    diffusers reads it into its own class; layer for layer, quantised ones as they are, it moves into ours.
+    diffusers reads it into its own class; its layers, quantised ones as they are, then move into ours.
     """
     check_gguf(path)
     try:
@@ -202,14 +204,14 @@ def read_gguf(path: Path, config: Path, *, dtype: torch.dtype = torch.float32) -
 
 
 def check_gguf(path: Path) -> None:
-    """Refuse a .gguf that is not there or that nothing here can read."""
+    """Refuse a .gguf that does not exist, and any where its reader is not installed."""
     require("gguf", "--gguf")
     if not path.is_file() or path.suffix != ".gguf":
         raise ValueError(f"there is no .gguf file {path}; give one of a Wan transformer")
 
 
 def offload(pipeline: VideoPipeline, how: str, device: str) -> None:
-    """Keep the parts on the CPU: whole ones come to the device to compute (model), or layer by layer (group)."""
+    """Keep the networks on the CPU and move them to the device to compute: whole (model), or by layers (group)."""
     if how == "model":
         pipeline.enable_model_cpu_offload(device=device)
     else:
@@ -219,7 +221,7 @@ def offload(pipeline: VideoPipeline, how: str, device: str) -> None:
 
 
 def check_device(device: str) -> None:
-    """Refuse a device that this machine does not have."""
+    """Refuse a device that this machine lacks."""
     if device == "cuda" and not torch.cuda.is_available():
         raise ValueError("--device cuda needs a CUDA GPU and a CUDA build of torch, and finds none; use --device cpu")
     if device == "mps" and not torch.backends.mps.is_available():
@@ -227,7 +229,7 @@ def check_device(device: str) -> None:
 
 
 def require(package: str, flag: str) -> None:
-    """Refuse a flag whose package is missing."""
+    """Refuse a flag whose package is not installed."""
     if find_spec(package) is None:
         raise ValueError(
             f"{flag} needs {package}, which is not installed: pip install {package}, or leave the flag out"

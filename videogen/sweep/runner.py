@@ -1,24 +1,20 @@
-"""A sweep carried out: references, packs of runs, clips, measures, rows.
+"""Carry out a sweep: references, packs of runs, clips, measures, rows.
 
     pipeline, Plan, folder  ->  clips/<key>.mp4, references/<key>.mp4 and .safetensors, results.parquet, results.csv
 
-A row is on disk as soon as its clip is. The same call goes on where it stopped; runs that failed are tried again.
+A row is on disk as soon as its clip is. The same call continues where it stopped; runs that failed are tried again.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
-from types import FrameType
 from typing import NamedTuple
 
 import torch
@@ -30,6 +26,7 @@ from videogen.config.sample import SampleConfig
 from videogen.data.files import save_tensors
 from videogen.data.saved_latents import save_latent
 from videogen.data.video_io import write_video
+from videogen.interruption import StopRequest
 from videogen.models.block_cache import cache_of
 from videogen.models.hub import checkpoint_id
 from videogen.sampling.pipeline import VideoPipeline
@@ -37,7 +34,7 @@ from videogen.sweep.measures import Score, compare, judge, look_alone, score_id
 from videogen.sweep.plan import Plan, Run, hold
 from videogen.sweep.resource_usage import synchronise
 from videogen.sweep.results import Row, add_row, gather, unfinished
-from videogen.sweep.shared_calls import Made, Packer, reason_of
+from videogen.sweep.shared_calls import BatchedRuns, RunResult, reason_of
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +47,7 @@ class Team(NamedTuple):
     wait: Callable[[], object] = lambda: None
 
     def share(self, packs: Sequence[list[Run]]) -> Sequence[list[Run]]:
-        """This process's part: every num-th pack."""
+        """Take this process's part of the packs: every num-th."""
         return packs[self.rank :: self.num]
 
 
@@ -63,7 +60,7 @@ def sweep(
     overwrite: bool = False,
     on_row: Callable[[Row], None] = lambda row: None,
 ) -> list[Row]:
-    """Every run of a plan as a clip and a row; rows of earlier calls, by the same checkpoint and score, are kept."""
+    """Make every run of a plan a clip and a row; rows of earlier calls, by the same checkpoint and score, are kept."""
     about = checkpoint_of(pipeline) | dict(plan.about)
     plan = replace(plan, about=tuple((about | score_id(score)).items()))
     with hold(folder, plan, overwrite=overwrite):
@@ -72,13 +69,13 @@ def sweep(
 
 
 def checkpoint_of(pipeline: VideoPipeline) -> dict[str, object]:
-    """What the pipeline was loaded from, for clips and manifest; nothing where it was put together by hand."""
+    """Identify what the pipeline was loaded from, for clips and manifest; empty where it was put together by hand."""
     folder = Path(str(pipeline.config.get("_name_or_path") or ""))
     return {"checkpoint": checkpoint_id(folder)} if (folder / "model_index.json").is_file() else {}
 
 
 class Worker:
-    """Makes runs in a sweep's folder."""
+    """Makes clips and rows of runs in a sweep's folder."""
 
     def __init__(
         self,
@@ -91,109 +88,115 @@ class Worker:
         about: Mapping[str, object] | None = None,
         save_latents: bool = False,
         on_row: Callable[[Row], None] = lambda row: None,
-        tick: Callable[[], None] = lambda: None,
+        on_evaluation: Callable[[], None] = lambda: None,
     ) -> None:
         self.pipeline, self.plan, self.folder, self.score, self.team = pipeline, plan, folder, score, team
-        self.about, self.save_latents, self.on_row, self.tick = dict(about or {}), save_latents, on_row, tick
-        # A clip alone takes longer than one in a pack: where some must be, all are, or their seconds say nothing.
-        self.packer = Packer(pipeline, alone=any(cache_of(run.config) is not None for run in plan.runs()))
+        self.about, self.save_latents = dict(about or {}), save_latents
+        self.on_row, self.on_evaluation = on_row, on_evaluation
+        # A clip alone takes longer than one in a pack: where some must be alone, all are, so that seconds compare.
+        self.batch = BatchedRuns(pipeline, alone=any(cache_of(run.config) is not None for run in plan.runs()))
         self.reference_frames = lru_cache(maxsize=16)(self.decode_reference)
         for name in ("clips", "references"):
             (folder / name).mkdir(parents=True, exist_ok=True)
 
     def run(self, runs: Sequence[Run]) -> None:
-        """Make what has no row yet, and the references that it is measured against."""
+        """Make the runs that have no row yet, and the references that they are measured against.
+
+        Ctrl-C waits until the rows of the pack in work are written; a second one stops at once.
+        """
         left = unfinished(self.folder, self.plan, runs)
         self.team.wait()  # until all have seen the same rows
         missing = [ref for ref in self.plan.references(left) if not self.reference_path(ref.key).is_file()]
-        with patience() as check:
-            self.packer.read([*left, *missing])
-            for pack in self.team.share(self.packer.packs(missing)):
-                self.keep_references(pack)
-                check()
+        with StopRequest("finishing the rows that are being made; Ctrl-C again stops at once") as stop:
+            self.batch.encode_texts([*left, *missing])
+            for pack in self.team.share(self.batch.packs(missing)):
+                self.save_references(pack)
+                stop.check()
             self.team.wait()
-            for pack in self.team.share(self.packer.packs(left)):
-                for row in self.finish(pack, self.packer.make(pack, self.tick)):
+            for pack in self.team.share(self.batch.packs(left)):
+                for row in self.finish(pack, self.batch.denoise(pack, self.on_evaluation)):
                     add_row(self.folder, row, self.team.rank)
                     self.on_row(row)
-                check()
+                stop.check()
         self.team.wait()
 
-    def keep_references(self, pack: list[Run]) -> None:
-        """Make the references of a pack, latents to measure by and clips to look at."""
-        for run, made in zip(pack, self.packer.make(pack), strict=True):
-            if made.latent is None:
-                logger.warning("no reference for %s: %s", self.plan.command(run), made.error)
+    def save_references(self, pack: list[Run]) -> None:
+        """Make the references of a pack: latents to measure by, and clips to look at."""
+        for run, result in zip(pack, self.batch.denoise(pack), strict=True):
+            if result.latent is None:
+                logger.warning("no reference for %s: %s", self.plan.command(run), result.error)
                 continue
             settings = self.settings(run)
             path = self.reference_path(run.key)
-            frames = torch.cat(list(self.pipeline.frames(made.latent)))
+            frames = torch.cat(list(self.pipeline.frames(result.latent)))
             write_video(path.with_suffix(".mp4"), frames, fps=run.config.fps, settings=settings, overwrite=True)
-            save_tensors({"latent": made.latent}, path, {"settings": json.dumps(settings)})
+            save_tensors({"latent": result.latent}, path, {"settings": json.dumps(settings)})
 
     def reference_path(self, key: str) -> Path:
-        """Where a reference's latent lies."""
+        """Name the file of a reference's latent."""
         return self.folder / "references" / f"{key}.safetensors"
 
     def decode_reference(self, key: str) -> Tensor | None:
-        """A reference's frames; none where it could not be made."""
+        """Decode a reference into frames; None where it could not be made."""
         path = self.reference_path(key)
         return torch.cat(list(self.pipeline.frames(load_file(path)["latent"]))) if path.is_file() else None
 
     def settings(self, run: Run) -> dict[str, object]:
-        """Everything that decides a clip, for its metadata."""
+        """Collect everything that decides a clip, for its metadata."""
         return {"prompt": run.prompt, "seed": run.seed, **to_mapping(run.config), **self.about}
 
-    def finish(self, runs: Sequence[Run], made: Sequence[Made]) -> Iterator[Row]:
-        """Latents to clips and rows; a clip is written while the next is decoded and measured."""
+    def finish(self, runs: Sequence[Run], results: Sequence[RunResult]) -> Iterator[Row]:
+        """Turn latents into clips and rows; a clip is written while the next is decoded and measured."""
         waiting: tuple[Row, Future[str] | None] | None = None
         with ThreadPoolExecutor(1) as writer:
-            for run, one in zip(runs, made, strict=True):
-                begun = self.begin(run, one, writer)
+            for run, result in zip(runs, results, strict=True):
+                measured = self.decode_and_measure(run, result, writer)
                 if waiting:
                     yield complete(*waiting)
-                waiting = begun
+                waiting = measured
             if waiting:
                 yield complete(*waiting)
 
-    def begin(self, run: Run, made: Made, writer: ThreadPoolExecutor) -> tuple[Row, Future[str] | None]:
+    def decode_and_measure(
+        self, run: Run, result: RunResult, writer: ThreadPoolExecutor
+    ) -> tuple[Row, Future[str] | None]:
         """Decode a clip, hand it to the writer, and measure it meanwhile."""
-        row, written = self.new_row(run, made), None
+        row, written = self.new_row(run, result), None
         try:
-            if made.latent is None:
-                raise FloatingPointError(made.error)
+            if result.latent is None:
+                raise FloatingPointError(result.error)
             if self.save_latents:
-                save_latent(self.clip_path(run).with_suffix(".safetensors"), made.latent, self.settings(run))
+                save_latent(self.clip_path(run).with_suffix(".safetensors"), result.latent, self.settings(run))
             began = time.perf_counter()
-            frames = torch.cat(list(self.pipeline.frames(made.latent)))
-            synchronise(self.pipeline.computes_on)
+            frames = torch.cat(list(self.pipeline.frames(result.latent)))
+            synchronise(self.pipeline.compute_device)
             row["decode_seconds"] = seconds = time.perf_counter() - began
-            row["total_seconds"] = made.text_seconds + made.denoise_seconds + seconds
+            row["total_seconds"] = result.text_seconds + result.denoise_seconds + seconds
             written = writer.submit(self.write, run, frames)
             row |= look_alone(frames)
             reference = self.plan.reference(run)
-            solved = self.reference_frames(reference.key) if reference is not None else None
-            if reference is not None and solved is not None:
-                row |= compare(frames, solved) | {"reference": f"references/{reference.key}.mp4"}
-            row |= judge(self.score, frames, run.prompt, solved)
-        except Exception as error:  # of a plug too: whatever it is, the other runs go on
+            reference_frames = self.reference_frames(reference.key) if reference is not None else None
+            if reference is not None and reference_frames is not None:
+                row |= compare(frames, reference_frames) | {"reference": f"references/{reference.key}.mp4"}
+            row |= judge(self.score, frames, run.prompt, reference_frames)
+        except Exception as error:  # a user's score may raise anything, and the other runs go on
             row["error"] = reason_of(error)
         return row, written
 
     def clip_path(self, run: Run) -> Path:
-        """Where a run's clip lies."""
+        """Name the file of a run's clip."""
         return self.folder / "clips" / f"{run.key}.mp4"
 
     def write(self, run: Run, frames: Tensor) -> str:
-        """Write a clip; its path within the folder."""
+        """Write a clip and return its path within the folder."""
         path = self.clip_path(run)
         write_video(path, frames, fps=run.config.fps, settings=self.settings(run), overwrite=True)
         return f"clips/{path.name}"
 
-    def new_row(self, run: Run, made: Made) -> Row:
-        """A row as far as it is known before decoding."""
+    def new_row(self, run: Run, result: RunResult) -> Row:
+        """Fill a row with what is known before decoding."""
         settings = {k: json.dumps(v) if isinstance(v, list) else v for k, v in to_mapping(run.config).items()}
-        cost = {k: v for k, v in made._asdict().items() if k not in ("latent", "error")}
+        cost = {k: v for k, v in result._asdict().items() if k not in ("latent", "error")}
         empty = dict.fromkeys(("clip", "reference"))
         return {
             "key": run.key, "prompt": run.prompt, "seed": run.seed, **settings, **empty, "total_seconds": None, **cost,
@@ -202,7 +205,7 @@ class Worker:
 
 
 def complete(row: Row, written: Future[str] | None) -> Row:
-    """A row whose clip is written, or which says why not."""
+    """Wait for the clip of a row, and add its path or the error."""
     if written is None:
         return row
     if (error := written.exception()) is not None:
@@ -211,32 +214,6 @@ def complete(row: Row, written: Future[str] | None) -> Row:
 
 
 def config_of(row: Row) -> SampleConfig:
-    """The settings that a row stands for."""
+    """Read the settings of a row."""
     plain = {name: row[name] for name in to_mapping(SampleConfig())}
     return from_mapping(SampleConfig, plain | {"guidance_interval": json.loads(str(row["guidance_interval"]))})
-
-
-@contextmanager
-def patience() -> Iterator[Callable[[], None]]:
-    """Ctrl-C waits until the rows that are being made are written; a second one stops at once."""
-    asked = False
-
-    def note(_signal: int, _frame: FrameType | None) -> None:
-        nonlocal asked
-        if asked:
-            raise KeyboardInterrupt
-        asked = True
-        logger.warning("finishing the rows that are being made; Ctrl-C again stops at once")
-
-    def check() -> None:
-        if asked:
-            raise KeyboardInterrupt
-
-    if threading.current_thread() is not threading.main_thread():
-        yield check
-        return
-    before = signal.signal(signal.SIGINT, note)
-    try:
-        yield check
-    finally:
-        signal.signal(signal.SIGINT, before)

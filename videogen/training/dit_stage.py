@@ -24,7 +24,7 @@ from videogen.data.files import whole_folder
 from videogen.data.folder import epoch_order
 from videogen.data.prefetch import ahead, count_workers
 from videogen.data.video_io import write_video
-from videogen.models.checkpoint import quiet_libraries
+from videogen.models.checkpoint import disable_library_progress_bars
 from videogen.models.dit import VideoDiT
 from videogen.models.text_encoder import num_rows_of
 from videogen.models.vae import VideoVAE
@@ -64,7 +64,7 @@ class DitStage:
         config = replace(config, dit=located(config.dit))
         self.config, self.seed = config, config.run.seed
         check_mixture(config.dit.known)
-        quiet_libraries()
+        disable_library_progress_bars()
         self.vae, self.tokenizer, self.text_encoder, self.scheduler = frozen_parts(config.dit)
         self.model = self._new_model()
         self.folder = open_clips(config.data, self.model.base_patch, self.seed)

@@ -16,7 +16,7 @@ from typing import cast
 
 from videogen.config.sizes import parse_patch
 from videogen.config.train import DitConfig, TrainConfig
-from videogen.models.hub import look_up
+from videogen.models.hub import look_up_checkpoint
 from videogen.packing.patch_schedule import Patch
 from videogen.sampling.cost import dit_flop, matmul_flops, training_memory
 from videogen.training.frozen_models import count_frozen, located
@@ -90,7 +90,7 @@ class FolderPlan:
 def plan_folder(config: TrainConfig) -> FolderPlan:
     """Look at the clips of a recipe and pack the first epoch of them."""
     data, seed = config.data, config.run.seed
-    config = replace(config, dit=located(config.dit, lambda path: look_up(path) or path))
+    config = replace(config, dit=located(config.dit, lambda path: look_up_checkpoint(path) or path))
     network = network_config(config.dit) if config.stage == "dit" else None
     pt, ph, pw = network["patch_size"] if network else config.dit.patch_size  # type: ignore[misc]
     patch: Patch = (pt, ph, pw)

@@ -19,8 +19,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from videogen.config.sizes import SPACE_STRIDE
 from videogen.config.train import DitConfig
-from videogen.models.checkpoint import blank, check_weights, load_vae
-from videogen.models.checkpoint_config import class_of, read_json
+from videogen.models.checkpoint import check_weights, load_vae, meta_component
+from videogen.models.checkpoint_config import components_of, read_json
 from videogen.models.dit import VideoDiT
 from videogen.models.hub import find_checkpoint
 from videogen.models.text_encoder import load_text
@@ -50,10 +50,10 @@ def frozen_parts(dit: DitConfig) -> Frozen:
     vae = load_vae(dit.init).eval().requires_grad_(requires_grad=False)
     if vae.space_stride != SPACE_STRIDE:
         raise ValueError(f"{dit.init} has cells of {vae.space_stride} pixels; training takes models of {SPACE_STRIDE}")
-    index = read_json(dit.init / "model_index.json")
-    if class_of(index, "transformer_2") is not None:
+    components = components_of(read_json(dit.init / "model_index.json"))
+    if "transformer_2" in components:
         raise ValueError(f"{dit.init} has two transformers; training takes models of one, such as Wan 2.1")
-    name = class_of(index, "scheduler")
+    name = components.get("scheduler")
     scheduler = getattr(diffusers, name).from_pretrained(dit.init, subfolder="scheduler") if name else None
     return Frozen(vae, *load_text(dit.init), scheduler)
 
@@ -63,7 +63,7 @@ def count_frozen(dit: DitConfig) -> int:
     own = dit.init if dit.lora_rank else None
     found = [(own or dit.vae, "vae"), (own or dit.text, "text_encoder")]
     there = [(folder, part) for folder, part in found if (folder / part / "config.json").is_file()]
-    return sum(weight.numel() for folder, part in there for weight in blank(folder, part).parameters())
+    return sum(weight.numel() for folder, part in there for weight in meta_component(folder, part).parameters())
 
 
 def located(dit: DitConfig, find: Callable[[Path], Path] = find_checkpoint) -> DitConfig:

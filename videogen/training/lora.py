@@ -13,7 +13,7 @@ from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 
 from videogen.config.train import DitConfig
-from videogen.models.checkpoint import align
+from videogen.models.checkpoint import copy_weights_into_memory
 from videogen.models.dit import VideoDiT
 from videogen.sampling.pipeline import VideoPipeline
 
@@ -31,7 +31,7 @@ def adapt(model: VideoDiT, config: DitConfig, seed: int) -> VideoDiT:
     except ValueError as error:
         layers = ", ".join(config.lora_layers)
         raise ValueError(f"lora_layers must be names of the transformer's layers, got {layers}: {error}") from None
-    align(model)
+    copy_weights_into_memory(model)
     return model
 
 

@@ -249,24 +249,21 @@ class Trainer(Generic[Batch]):
         main = self.accelerator.is_main_process
         if main:
             write_config(self.config, self.run.dir)
-        stop, meter = StopRequest(), Meter(Log(self.run.dir) if main else None, self.accelerator.num_processes)
+        meter = Meter(Log(self.run.dir) if main else None, self.accelerator.num_processes)
         deadline = time.monotonic() + 60 * self.run.minutes if self.run.minutes is not None else math.inf
-        try:
-            with progress_bar(disable=not main) as bar:
-                task = bar.add_task(self.config.stage, total=self.run.steps, completed=self.step, said="")
-                for batch in self.batches():
-                    values = self.train_step(batch, self.step)
-                    self.step += 1
-                    if said := meter.add(self.step, values):
-                        bar.update(task, completed=self.step, said=said)
-                    late = time.monotonic() > deadline or stop.signal is not None
-                    leaving = self.step >= self.run.steps or self.any_process(late)
-                    if main:
-                        self.milestones(meter.log, leaving=leaving, interrupted=stop.signal is not None)
-                    if leaving:
-                        break
-        finally:
-            stop.restore()
+        with StopRequest() as stop, progress_bar(disable=not main) as bar:
+            task = bar.add_task(self.config.stage, total=self.run.steps, completed=self.step, said="")
+            for batch in self.batches():
+                values = self.train_step(batch, self.step)
+                self.step += 1
+                if said := meter.add(self.step, values):
+                    bar.update(task, completed=self.step, said=said)
+                late = time.monotonic() > deadline or stop.signal is not None
+                leaving = self.step >= self.run.steps or self.any_process(late)
+                if main:
+                    self.milestones(meter.log, leaving=leaving, interrupted=stop.signal is not None)
+                if leaving:
+                    break
         if stop.signal == signal.SIGINT:
             raise KeyboardInterrupt
         return self.step >= self.run.steps

@@ -1,4 +1,4 @@
-"""What a command asks for that cannot be: said before anything is loaded."""
+"""What a command asks for and cannot be made is refused before anything is loaded."""
 
 from __future__ import annotations
 
@@ -9,15 +9,17 @@ import pytest
 
 from tests.test_cli import QUICK, refused
 from videogen.cli.main import sample
+from videogen.cli.prompts import PromptRow
 from videogen.cli.sample_arguments import SampleArgs
-from videogen.cli.sample_jobs import place
+from videogen.cli.sample_jobs import plan_jobs
+from videogen.models.checkpoint_config import read_checkpoint_info
 
 
 @pytest.mark.parametrize("out", ["taken", "taken/clip.mp4", "taken/deeper/still"])
-def test_a_file_in_the_way_is_said_before_anything_is_loaded(
+def test_a_file_in_the_place_of_a_folder_is_refused_before_anything_is_loaded(
     out: str, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("videogen.cli.sample.load", lambda args: pytest.fail("the model was loaded"))
+    monkeypatch.setattr("videogen.cli.sample.load", lambda *args: pytest.fail("the model was loaded"))
     (tmp_path / "taken").write_text("mine", encoding="utf-8")
     words = ["x", "--out", str(tmp_path / out), "--model", str(checkpoint), *QUICK]
     refused(capsys, sample(words), "taken is a file; give --out a folder, or another name")
@@ -27,12 +29,12 @@ def test_a_file_in_the_way_is_said_before_anything_is_loaded(
 def test_every_clip_has_a_name_of_its_own(checkpoint: Path, tmp_path: Path) -> None:
     """The second "p" of seed 0 would have been called as "p 0" of seed 2 is."""
     args = SampleArgs(model=checkpoint, out=tmp_path)
-    rows = [("p", 0, args.sample), ("p", 0, args.sample), ("p 0", 2, args.sample), ("p", 0, args.sample)]
-    names = [order.path.name for order in place(rows, args)]
+    rows = [PromptRow(prompt, seed, args.sample) for prompt, seed in (("p", 0), ("p", 0), ("p 0", 2), ("p", 0))]
+    names = [job.path.name for job in plan_jobs(rows, args, read_checkpoint_info(checkpoint))]
     assert names == ["p-0.mp4", "p-0-2.mp4", "p-0-2-2.mp4", "p-0-3.mp4"]
 
 
-def test_seeds_that_are_said_twice_are_refused(
+def test_seeds_from_two_places_are_refused(
     checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["--model", str(checkpoint), *QUICK, "--seeds", "0,1"]
@@ -42,7 +44,7 @@ def test_seeds_that_are_said_twice_are_refused(
     refused(capsys, sample(["--prompts", str(table), *words]), "gives its rows seeds of their own")
 
 
-def test_a_config_without_patch_size_is_said(own_checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_config_without_patch_size_is_refused(own_checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = own_checkpoint / "transformer" / "config.json"
     config = json.loads(path.read_text(encoding="utf-8"))
     del config["patch_size"]

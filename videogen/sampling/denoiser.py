@@ -1,0 +1,121 @@
+"""The network as a velocity field on the tokens of one pack, and guidance on top of it.
+
+    experts, pack, text, image  ->  Denoiser(tokens, sigma, text rows)  ->  with_guidance  ->  velocity(tokens, sigma)
+
+Text row i < b is the prompt of clip i of the pack's b clips, row b + i its negative prompt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from videogen.config.sample import SampleConfig
+from videogen.models.block_cache import BlockCache
+from videogen.models.checkpoint_config import NO_IMAGE
+from videogen.models.dit import TextContext, VideoDiT
+from videogen.packing.noise import velocity_of
+from videogen.packing.packs import Lengths, PackedVideo, recut
+from videogen.packing.patch_schedule import Cut
+from videogen.sampling.guidance import apply_guidance, guidance_scale
+from videogen.sampling.image_prompts import NO_CONDITION, ImageCondition
+from videogen.sampling.solvers import Velocity
+
+TOKENS_PER_CALL = 2048
+"""Prompts and negative prompts share a call of the network up to so many tokens: beyond, one call is no faster than two
+and takes twice the memory."""
+Predict = Callable[[Tensor, Tensor, Sequence[int]], list[Tensor]]
+"""Tokens of a pack, noise level, text rows  ->  for each row i the velocity (n, c·pt·ph·pw) of clip i % b under it."""
+
+
+@dataclass(frozen=True)
+class Denoiser:
+    """The network as a velocity field: predict the velocity of the clips of one pack under some of its texts."""
+
+    experts: Sequence[VideoDiT]  # high noise first
+    boundary: float | None  # the noise level from which up the first expert answers (Wan 2.2)
+    pack: PackedVideo  # grids, patch and position scaling; its tokens are those of the noise
+    text: TextContext
+    patch_at: Cut
+    image: ImageCondition = NO_CONDITION
+    block_cache: BlockCache | None = None
+    on_evaluation: Callable[[], object] = lambda: None  # called once an evaluation of all clips
+    tokens_per_call: int | None = None  # TOKENS_PER_CALL by default
+    _texts: dict[tuple[int, ...], TextContext] = field(default_factory=dict, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        dit = self.experts[0]
+        if dit.config["in_channels"] > dit.out_channels and self.image.extra_channels is None:
+            raise ValueError(NO_IMAGE)
+
+    def __call__(self, tokens: Tensor, sigma: Tensor, rows: Sequence[int]) -> list[Tensor]:
+        """Predict the velocity of clip i % b under text row i for every row, prompts before negative prompts."""
+        num_clips, lengths = len(self.pack.grids), self.pack.lengths
+        calls = [tuple(rows)]
+        most = TOKENS_PER_CALL if self.tokens_per_call is None else self.tokens_per_call
+        if sum(lengths[row % num_clips] for row in rows) > most:
+            prompts, negatives = (tuple(row for row in rows if (row >= num_clips) == side) for side in (False, True))
+            calls = [call for call in (prompts, negatives) if call]
+        velocities = [velocity for call in calls for velocity in self._evaluate(tokens, sigma, call)]
+        for _ in range(0, len(rows), num_clips):
+            self.on_evaluation()
+        return velocities
+
+    def _evaluate(self, tokens: Tensor, sigma: Tensor, rows: tuple[int, ...]) -> tuple[Tensor, ...]:
+        """Call the network once."""
+        number = expert_at(sigma, self.boundary)
+        expert, first_block = self.experts[number], sum(len(dit.blocks) for dit in self.experts[:number])
+        text = self._take_text(rows)
+        text = text._replace(blocks=text.blocks[first_block:][: len(expert.blocks)])
+        clips, lengths = [row % len(self.pack.grids) for row in rows], self.pack.lengths
+        parts = tokens.split(lengths)
+        pack = self.pack._replace(
+            tokens=torch.cat([parts[clip] for clip in clips]), grids=tuple(self.pack.grids[clip] for clip in clips)
+        )
+        image = self.image.take(clips, lengths)
+        network_input = recut(image.condition(pack), self.patch_at(float(sigma)))
+        exact = sigma.float() if tokens.device.type == "mps" else sigma  # MPS has no float64
+        levels = image.noise_levels(exact.reshape(1).to(tokens.device), len(network_input.tokens))
+        keys = [(number, row) for row in rows]
+        around = self.block_cache.at(keys, float(sigma), len(expert.blocks)) if self.block_cache is not None else None
+        out = network_input._replace(tokens=expert(network_input, levels, text, around=around).float())
+        predicted = recut(out, self.pack.patch).tokens
+        if expert.config["prediction"] == "clean":
+            predicted = velocity_of(predicted, pack.tokens, sigma)
+        return predicted.split(pack.lengths)
+
+    def _take_text(self, rows: tuple[int, ...]) -> TextContext:
+        """Select text rows; the last two selections are kept, since a run asks for one or two in turn."""
+        if rows == tuple(range(len(self.text.keys.lengths))):
+            return self.text
+        if rows not in self._texts:
+            for oldest in list(self._texts)[:-1]:
+                del self._texts[oldest]
+            self._texts[rows] = self.text.take(rows)
+        return self._texts[rows]
+
+
+def expert_at(sigma: Tensor, boundary: float | None) -> int:
+    """Choose the expert at a noise level: from the boundary up the first."""
+    return 0 if boundary is None or 1000 * float(sigma) >= 1000 * boundary else 1
+
+
+def with_guidance(
+    predict: Predict, configs: Sequence[SampleConfig], lengths: Lengths, boundary: float | None = None
+) -> Velocity:
+    """Guide every clip of a pack by its own settings; where guidance is off, only the prompt is evaluated."""
+    num_clips = len(lengths)
+
+    def velocity(tokens: Tensor, sigma: Tensor) -> Tensor:
+        second_expert = expert_at(sigma, boundary) == 1
+        scales = [guidance_scale(config, float(sigma), second_expert=second_expert) for config in configs]
+        guided = [clip for clip, scale in enumerate(scales) if scale != 1]
+        velocities = predict(tokens, sigma, [*range(num_clips), *(num_clips + clip for clip in guided)])
+        for clip, uncond in zip(guided, velocities[num_clips:], strict=True):
+            velocities[clip] = apply_guidance(velocities[clip], uncond, scales[clip], cfg_zero=configs[clip].cfg_zero)
+        return torch.cat(velocities[:num_clips])
+
+    return velocity
