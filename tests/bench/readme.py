@@ -1,4 +1,4 @@
-"""Write the tables of README and model card from assets/bench: python tests/bench/readme.py. A test checks them."""
+"""Write the tables of README, guide and model card from assets/bench: python tests/bench/readme.py. A test checks them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-PAGES = (ROOT / "README.md", ROOT / "assets" / "mini" / "README.md")
+ASSETS = ROOT / "assets"
+PAGES = (ROOT / "README.md", *sorted((ASSETS / "guide").glob("*.md")), ASSETS / "mini" / "README.md")
 
 
 def rows(header: list[str], body: list[list[object]]) -> str:
@@ -32,6 +33,45 @@ def line(result: dict) -> str:
     ]
     note = f"{result['machine']}, {result['date']}, commit {result['commit']}, medians"
     return rows(["64x64, 17 frames, default settings", note], body)
+
+
+def headline(result: dict) -> str:
+    """The five numbers that matter, each with the command behind it."""
+    wan, packing, sweep, mini = (load(name) for name in ("wan", "packing", "sweep", "mini"))
+    steps = [row["times_faster"] for row in wan["guided_step"].values()]
+    packs = packing["race"]["loaders"]
+    fills = [f"{packs[name]['fill']:.0%}" for name in ("packed", "buckets", "padded")]
+    dropped = packs["buckets"]["dropped"]
+    held = mini["scores"]["held-out captions"]["default"]["all, one thing"]
+    cold = result["cold"]
+    body: list[list[object]] = [
+        [
+            "prompt to MP4 on two CPU cores, new process / warm",
+            f"{cold['prompt_to_mp4_seconds']} s / {result['warm_seconds']['warm_total']} s, {cold['peak_memory_gb']} GB",
+            "`videogen bench line`",
+        ],
+        [
+            "a guided step of Wan's transformer beside diffusers, same CPU",
+            f"{min(steps):g} to {max(steps):g} times as fast",
+            "`videogen bench wan`",
+        ],
+        [
+            "share of a training step's tokens that are clips: packed / in buckets / padded",
+            f"{' / '.join(fills)}; buckets leave out {dropped:.0%} of the clips",
+            "`videogen bench packing`",
+        ],
+        [
+            "a sweep of 36 clips beside a loop over one warm pipeline",
+            f"{sweep['over_warm_loop']} times as fast, measures included",
+            "`videogen bench sweep`",
+        ],
+        [
+            "captions about one thing that the shipped checkpoint follows in every clause",
+            percent(held),
+            "`videogen bench mini`",
+        ],
+    ]
+    return rows(["", "measured", "by"], body)
 
 
 def percent(score: dict) -> str:
@@ -190,6 +230,7 @@ def framing(result: dict) -> str:
 
 
 TABLES = {
+    "headline": ("line", headline),
     "line": ("line", line),
     "mini": ("mini", mini),
     "clauses": ("mini", clauses),
@@ -215,10 +256,14 @@ def put(text: str, name: str, table: str) -> str:
 def filled(text: str) -> str:
     """A page with every table as its result file has it."""
     for name, (file, table) in TABLES.items():
-        path = ROOT / "assets" / "bench" / f"{file}.json"
-        if path.is_file() and f"<!-- {name} -->" in text:
-            text = put(text, name, table(json.loads(path.read_text(encoding="utf-8"))))
+        if (ASSETS / "bench" / f"{file}.json").is_file() and f"<!-- {name} -->" in text:
+            text = put(text, name, table(load(file)))
     return text
+
+
+def load(name: str) -> dict:
+    """A result file."""
+    return json.loads((ASSETS / "bench" / f"{name}.json").read_text(encoding="utf-8"))
 
 
 def write(page: Path, tables: Mapping[str, str]) -> None:
