@@ -1,4 +1,4 @@
-"""Real models, tiny: what the tests share. Every test draws from the same random state and leaves it as it was."""
+"""Share real, tiny models among the tests. Every test draws from the same random state and leaves it as it was."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from videogen.config.sample import SampleConfig
 from videogen.config.train import DataConfig, DitConfig, OptimConfig, RunConfig, TrainConfig, VaeConfig
 from videogen.models import wan_vae_conv
 from videogen.models.dit import VideoDiT
-from videogen.models.vae import VideoVAE, to_patches
+from videogen.models.vae import VideoVAE, frames_to_patches
 from videogen.packing.packs import PackedText, pack_texts
 from videogen.sampling.pipeline import VideoPipeline
 from videogen.toybox import Scene, draw_scene, render, write_folder
@@ -45,7 +45,7 @@ SIZES, LENGTHS = ((48, 48), (64, 48), (48, 64)), (9, 1, 17)
 
 @pytest.fixture(autouse=True)
 def random_state() -> Iterator[None]:
-    """Seeds before and restores after, so that a test gives the same alone or among others."""
+    """Seed before a test and restore after it, so that it gives the same alone and among others."""
     state = torch.get_rng_state(), np.random.get_state(), random.getstate()
     torch.manual_seed(0)
     yield
@@ -59,7 +59,7 @@ def seeded(seed: int = 0) -> torch.Generator:
 
 
 def cuts(total: int, rng: random.Random) -> list[int]:
-    """Random lengths, each at least 1, that add up to the total."""
+    """Draw random lengths, each at least 1, that add up to the total."""
     parts: list[int] = []
     while total:
         parts.append(rng.randint(1, total))
@@ -68,7 +68,7 @@ def cuts(total: int, rng: random.Random) -> list[int]:
 
 
 def tiny_dit(**changes: object) -> VideoDiT:
-    """Two blocks of width 24 whose weights are all random, so that nothing is hidden by a zero."""
+    """Build two blocks of width 24 whose weights are all random, so that nothing is hidden by a zero."""
     torch.manual_seed(1)
     options = {
         "num_attention_heads": 2, "attention_head_dim": 12, "in_channels": CHANNELS, "out_channels": CHANNELS,
@@ -89,30 +89,30 @@ def dit() -> VideoDiT:
 
 @pytest.fixture(scope="session")
 def scenes() -> list[Scene]:
-    """What the toybox draws of the seeds from 0 on."""
+    """Draw the toybox's scenes of the seeds from 0 on."""
     return [draw_scene(seed) for seed in range(2000)]
 
 
 @pytest.fixture(scope="session")
 def toybox_clips() -> list[Tensor]:
-    """Rendered clips (3, t, h, w) in [-1, 1] of several sizes and lengths."""
+    """Render clips (3, t, h, w) in [-1, 1] of several sizes and lengths."""
     scenes = [draw_scene(seed, sizes=SIZES, lengths=LENGTHS) for seed in range(12)]
     return [rearrange(torch.from_numpy(render(scene)), "t h w c -> c t h w").float() / 127.5 - 1 for scene in scenes]
 
 
 @pytest.fixture(scope="session")
 def toybox_patches(toybox_clips: list[Tensor]) -> Tensor:
-    """All patches (n, 768) of the clips, each first frame standing for four, as the VAE sees it."""
+    """Cut the clips into patches (n, 768), each first frame standing for four, as the VAE sees it."""
     patches = []
     for clip in toybox_clips:
         video = rearrange(torch.cat([clip[:, :1].expand(-1, 3, -1, -1), clip], dim=1), "c t h w -> 1 t c h w")
-        patches.append(rearrange(to_patches(video), "1 t p h w -> (t h w) p"))
+        patches.append(rearrange(frames_to_patches(video), "1 t p h w -> (t h w) p"))
     return torch.cat(patches)
 
 
 @pytest.fixture(scope="session")
 def vae(toybox_clips: list[Tensor], toybox_patches: Tensor) -> VideoVAE:
-    """PCA and a little noise on every weight, so that the convolutions and their memories take part."""
+    """Initialise a VAE by PCA, with a little noise on every weight, so that all of its convolutions take part."""
     torch.manual_seed(2)
     model = VideoVAE(CHANNELS, width=8).eval().requires_grad_(False)
     model.init_weights(toybox_patches)
@@ -125,18 +125,18 @@ def vae(toybox_clips: list[Tensor], toybox_patches: Tensor) -> VideoVAE:
 
 @pytest.fixture(params=["taps", "winograd", "library"])
 def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Every convolution of Wan's VAE that can take a form takes it, at sizes where it would not pay."""
+    """Let every convolution of Wan's VAE that can take a form take it, at sizes where it would not pay."""
     monkeypatch.setattr(
-        wan_vae_conv, "winograd_pays", lambda x, kernels: request.param == "winograd" and kernels.shape[2] == 3
+        wan_vae_conv, "winograd_is_faster", lambda x, kernels: request.param == "winograd" and kernels.shape[2] == 3
     )
     if request.param == "library":
-        monkeypatch.setattr(wan_vae_conv, "by_taps", wan_vae_conv.by_library)
+        monkeypatch.setattr(wan_vae_conv, "convolve_taps", wan_vae_conv.convolve_conv3d)
     return request.param
 
 
 @pytest.fixture(scope="session")
 def tokenizer() -> PreTrainedTokenizerFast:
-    """A WordPiece tokenizer as BERT's, over the words that the tests use and all letters."""
+    """Build a WordPiece tokenizer like BERT's, over the words that the tests use and all letters."""
     letters = "abcdefghijklmnopqrstuvwxyz0123456789,."
     pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *dict.fromkeys((*WORDS, *letters)), *(f"##{x}" for x in letters)]
     model = Tokenizer(WordPiece({piece: i for i, piece in enumerate(pieces)}, unk_token="[UNK]"))  # type: ignore[call-arg]
@@ -164,14 +164,14 @@ def pipeline(
     dit: VideoDiT, vae: VideoVAE, text_encoder: BertModel, tokenizer: PreTrainedTokenizerFast
 ) -> VideoPipeline:
     defaults = SampleConfig(size="48x32", frames=9, steps=3, guidance=2.0)
-    made = VideoPipeline(dit, vae, text_encoder, tokenizer, defaults=to_mapping(defaults))
-    made.set_progress_bar_config(disable=True)
-    return made
+    tiny = VideoPipeline(dit, vae, text_encoder, tokenizer, defaults=to_mapping(defaults))
+    tiny.set_progress_bar_config(disable=True)
+    return tiny
 
 
 @pytest.fixture(scope="session")
 def checkpoint(pipeline: VideoPipeline, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The pipeline as a folder; read only, copy it to change it."""
+    """Save the pipeline as a folder, which is read only: copy it to change it."""
     folder = tmp_path_factory.mktemp("checkpoint") / "tiny"
     pipeline.save_pretrained(folder)
     return folder
@@ -179,13 +179,13 @@ def checkpoint(pipeline: VideoPipeline, tmp_path_factory: pytest.TempPathFactory
 
 @pytest.fixture
 def own_checkpoint(checkpoint: Path, tmp_path: Path) -> Path:
-    """A copy to break."""
+    """Copy the checkpoint, so that a test can break it."""
     return Path(shutil.copytree(checkpoint, tmp_path / "own"))
 
 
 @pytest.fixture(scope="session")
 def clips_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Ten captioned clips as MP4s; read only."""
+    """Write ten captioned clips as MP4s, which are read only."""
     folder = tmp_path_factory.mktemp("videos") / "toybox"
     write_folder(folder, num_clips=10, seed=0, sizes=SIZES, lengths=LENGTHS)
     return folder
@@ -193,12 +193,12 @@ def clips_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def own_clips(clips_folder: Path, tmp_path: Path) -> Path:
-    """A copy to change."""
+    """Copy the clips, so that a test can change them."""
     return Path(shutil.copytree(clips_folder, tmp_path / "clips"))
 
 
 def tiny_recipe(stage: str, clips: Path, checkpoint: Path, run_dir: Path, **run: object) -> TrainConfig:
-    """A recipe whose step takes some ten milliseconds."""
+    """Build a recipe whose step takes some ten milliseconds."""
     options = {"dir": run_dir, "steps": 8, "save_every": 4, "val_every": 8, "sample_every": 0} | run
     return TrainConfig(
         stage=stage,  # type: ignore[arg-type]
@@ -219,7 +219,7 @@ STAGES = ("vae", "dit")
 
 @pytest.fixture(scope="session")
 def finished(clips_folder: Path, checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, TrainConfig]:
-    """A run of each stage that was never interrupted: eight steps, saved after four and eight."""
+    """Train each stage without an interruption: eight steps, saved after four and eight."""
     recipes = {}
     for stage in STAGES:
         recipes[stage] = tiny_recipe(stage, clips_folder, checkpoint, tmp_path_factory.mktemp(stage) / "run")
@@ -237,7 +237,7 @@ def elsewhere(recipe: TrainConfig, run_dir: Path, **run: object) -> TrainConfig:
 
 
 def state_of(run_dir: Path, step: int) -> dict[str, Tensor]:
-    """Weights, averages and optimiser after a step."""
+    """Load the weights, averages and optimiser state after a step."""
     files = sorted((run_dir / f"step_{step:06d}").glob("*.safetensors"))
     assert {path.name for path in files} == {f"{x}.safetensors" for x in ("model", "ema_0", "ema_1", "optimizer")}
     return {f"{path.stem}.{name}": value for path in files for name, value in load_file(path).items()}

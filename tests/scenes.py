@@ -1,4 +1,4 @@
-"""A scene to know by heart, for tests of the toybox."""
+"""One fixed scene for tests of the toybox: a red circle that moves right on black."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sweeps small enough for tests."""
+"""Plans small enough for tests, and a counter of evaluations."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ def plan_of(
 
 
 class Counter:
-    """Counts what goes through a module, clips of the pack for the transformer."""
+    """Counts the calls of a module and, for the transformer, the clips of their packs."""
 
     def __init__(self, module: nn.Module) -> None:
         self.calls, self.clips = 0, 0
-        self.hook = module.register_forward_pre_hook(self.note)
+        self.hook = module.register_forward_pre_hook(self.count)
 
-    def note(self, _module: nn.Module, args: tuple[object, ...]) -> None:
+    def count(self, _module: nn.Module, args: tuple[object, ...]) -> None:
         self.calls += 1
-        self.clips += sum(len(getattr(arg, "grids", ())) for arg in args)  # of a pack, if there is one
+        self.clips += sum(len(getattr(arg, "grids", ())) for arg in args)  # only a pack has grids

@@ -1,4 +1,4 @@
-"""Options: units and checks; a wrong one gets a sentence, and what was meant is offered."""
+"""Options: a wrong one is refused in one sentence that suggests the right one."""
 
 import dataclasses
 import json
@@ -29,12 +29,13 @@ def test_no_two_recipes_share_a_run_folder() -> None:
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
-def test_every_recipe_says_its_command(recipe: Path) -> None:
+def test_the_header_of_every_recipe_contains_its_command(recipe: Path) -> None:
     header = [line for line in recipe.read_text(encoding="utf-8").splitlines() if line.startswith("#")]
     assert any(f"python train.py configs/{recipe.name}" in line for line in header)
 
 
-def changed() -> TrainConfig:
+def make_changed_config() -> TrainConfig:
+    """Build a config that differs from the defaults in fields of every type."""
     return TrainConfig(
         stage="vae",
         data=DataConfig(folder=Path("some/where"), fps=12.5, val_clips=0),
@@ -46,13 +47,13 @@ def changed() -> TrainConfig:
     )
 
 
-@pytest.mark.parametrize("config", [TrainConfig(), changed()], ids=["defaults", "changed"])
-def test_a_config_comes_back_from_its_mapping_and_from_json(config: TrainConfig) -> None:
+@pytest.mark.parametrize("config", [TrainConfig(), make_changed_config()], ids=["defaults", "changed"])
+def test_a_config_survives_a_round_trip_through_a_mapping_and_json(config: TrainConfig) -> None:
     assert from_mapping(TrainConfig, to_mapping(config)) == config
     assert from_mapping(TrainConfig, json.loads(json.dumps(to_mapping(config)))) == config
 
 
-def test_a_config_comes_back_from_toml(tmp_path: Path) -> None:
+def test_toml_values_are_converted_to_the_types_of_the_fields(tmp_path: Path) -> None:
     (tmp_path / "x.toml").write_text(
         'stage = "vae"\n[data]\nfolder = "clips"\nfps = 12\n[run]\nminutes = 3\nsample_prompts = ["a", "b"]\n'
         "[optim]\nema = [0.1, 0.2]\n[dit.known]\nbox = 1\n[sample]\nguidance_interval = [0, 0.5]\n",
@@ -67,34 +68,34 @@ def test_a_config_comes_back_from_toml(tmp_path: Path) -> None:
     assert isinstance(config.data.fps, float)
 
 
-def test_values_lie_over_another_config(tmp_path: Path) -> None:
+def test_toml_values_override_those_of_another_config(tmp_path: Path) -> None:
     (tmp_path / "x.toml").write_text("steps = 7\n", encoding="utf-8")
-    over = SampleConfig(steps=3, guidance=2.0)
-    assert load_toml(SampleConfig, tmp_path / "x.toml", over=over) == SampleConfig(steps=7, guidance=2.0)
+    base = SampleConfig(steps=3, guidance=2.0)
+    assert load_toml(SampleConfig, tmp_path / "x.toml", over=base) == SampleConfig(steps=7, guidance=2.0)
 
 
 @pytest.mark.parametrize("section", SECTIONS)
-def test_every_option_has_its_meaning_under_it(section: type) -> None:
+def test_every_option_has_a_docstring_and_every_section_is_frozen(section: type) -> None:
     import ast
     import inspect
 
     (cls,) = ast.parse(inspect.getsource(section)).body
     assert isinstance(cls, ast.ClassDef)
-    for here, after in zip(cls.body, cls.body[1:], strict=False):
-        if isinstance(here, ast.AnnAssign):
-            assert isinstance(after, ast.Expr), f"{section.__name__}.{here.target.id} has no meaning under it"  # type: ignore[union-attr]
+    for statement, following in zip(cls.body, cls.body[1:], strict=False):
+        if isinstance(statement, ast.AnnAssign):
+            assert isinstance(following, ast.Expr), f"{section.__name__}.{statement.target.id} has no docstring"  # type: ignore[union-attr]
     assert section.__dataclass_params__.frozen  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("section", SECTIONS)
-def test_a_config_is_made_by_keywords_and_never_changed(section: type) -> None:
+def test_a_config_takes_keywords_only_and_is_immutable(section: type) -> None:
     with pytest.raises(TypeError):
         section(1)
     with pytest.raises(dataclasses.FrozenInstanceError):
         setattr(section(), dataclasses.fields(section)[0].name, 1)
 
 
-# --- what is wrong is said
+# --- errors
 
 WRONG: list[tuple[dict[str, object], str]] = [
     ({"stagee": "vae"}, "unknown key 'stagee'; did you mean 'stage'"),
@@ -124,11 +125,11 @@ WRONG: list[tuple[dict[str, object], str]] = [
 
 
 @pytest.mark.parametrize(("values", "message"), WRONG, ids=lambda case: str(case)[:40])
-def test_a_wrong_key_or_type_gets_a_sentence(values: dict[str, object], message: str) -> None:
-    with pytest.raises(ValueError, match=message) as caught:
+def test_a_wrong_key_or_type_is_refused_with_its_path(values: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message) as error:
         from_mapping(TrainConfig, values)
-    assert "must be of type ," not in str(caught.value)
-    assert str(caught.value).count("'") % 2 == 0
+    assert "must be of type ," not in str(error.value)
+    assert str(error.value).count("'") % 2 == 0  # Every quoted name is closed.
 
 
 NAN, INF = float("nan"), float("inf")
@@ -172,14 +173,12 @@ NAN, INF = float("nan"), float("inf")
     ],
     ids=lambda case: case.__name__ if isinstance(case, type) else str(case),
 )
-def test_a_value_that_cannot_be_is_refused_when_the_object_is_made(
-    cls: type, values: dict[str, object], message: str
-) -> None:
+def test_an_impossible_value_is_refused_by_the_constructor(cls: type, values: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         cls(**values)
 
 
-def test_broken_and_missing_files_are_named(tmp_path: Path) -> None:
+def test_invalid_and_missing_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"no config file .*nowhere\.toml; the recipes are in configs/"):
         load_toml(TrainConfig, tmp_path / "nowhere.toml")
     (tmp_path / "broken.toml").write_text("stage = \n", encoding="utf-8")
@@ -190,7 +189,7 @@ def test_broken_and_missing_files_are_named(tmp_path: Path) -> None:
         load_toml(TrainConfig, tmp_path / "typo.toml")
 
 
-def test_a_hint_is_given_only_where_something_is_near() -> None:
+def test_a_name_is_suggested_only_where_one_is_similar() -> None:
     assert nearest("stesp", ["steps", "size"]) == "; did you mean 'steps'?"
     assert nearest("xyzzy", ["steps", "size"]) == ""
 
@@ -205,16 +204,16 @@ def test_a_size_is_width_by_height() -> None:
 
 
 @pytest.mark.parametrize("frames", [2, 3, 4, 6, 100])
-def test_an_impossible_length_is_refused_with_two_that_are_possible(frames: int) -> None:
-    with pytest.raises(ValueError, match=r"1 \+ a multiple of 4") as caught:
+def test_an_impossible_length_is_refused_with_the_nearest_two_possible_lengths(frames: int) -> None:
+    with pytest.raises(ValueError, match=r"1 \+ a multiple of 4") as error:
         check_frames(frames, 4)
-    below, above = map(int, str(caught.value).rsplit("try ", 1)[1].split(" or "))
+    below, above = map(int, str(error.value).rsplit("try ", 1)[1].split(" or "))
     assert below < frames < above == below + 4
     check_frames(below, 4)
     check_frames(above, 4)
 
 
-def test_an_impossible_size_is_refused_with_two_that_are_possible() -> None:
+def test_an_impossible_size_is_refused_with_the_nearest_possible_sizes() -> None:
     check_size(64, 48, 16)
     with pytest.raises(ValueError, match="multiples of 16, got 70x48; try 64x48 or 80x48"):
         check_size(70, 48, 16)
@@ -222,7 +221,7 @@ def test_an_impossible_size_is_refused_with_two_that_are_possible() -> None:
         check_size(5, 48, 16)
 
 
-def test_seconds_become_the_nearest_possible_length() -> None:
+def test_seconds_are_converted_to_the_nearest_possible_length() -> None:
     for seconds in (0.01, 0.5, 1.0, 2.0, 3.3, 10.0):
         frames = resolve_frames(SampleConfig(seconds=seconds, fps=8.0), 4)
         check_frames(frames, 4)
@@ -230,7 +229,7 @@ def test_seconds_become_the_nearest_possible_length() -> None:
     assert resolve_frames(SampleConfig(frames=9), 4) == 9
 
 
-def test_the_defaults_of_a_checkpoint_are_read_without_loading_it(checkpoint: Path, tmp_path: Path) -> None:
+def test_the_default_settings_of_a_checkpoint_are_read_from_its_json(checkpoint: Path, tmp_path: Path) -> None:
     assert read_checkpoint_info(checkpoint).defaults == SampleConfig(size="48x32", frames=9, steps=3, guidance=2.0)
     with pytest.raises(ValueError, match=r"is not a checkpoint folder: it has no model_index\.json"):
         read_checkpoint_info(tmp_path)

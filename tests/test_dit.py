@@ -1,4 +1,4 @@
-"""The DiT: Wan's transformer to the last name and digit, on packs in which no clip sees another."""
+"""The DiT: the names and predictions of Wan's transformer, on packs in which no clip sees another."""
 
 import json
 from inspect import signature
@@ -15,8 +15,8 @@ from torch import Tensor
 from tests.conftest import CHANNELS, TEXT_DIM, draw_texts, seeded, tiny_dit
 from videogen.models.dit import VideoDiT
 from videogen.models.rope import rotary, rotate
-from videogen.packing.noise import NoiseLevels, per_clip, per_frame, shared_level
-from videogen.packing.packs import Lengths, PackedText, pack, pack_texts, patchify, positions, unpack
+from videogen.packing.noise import NoiseLevels, levels_per_clip, levels_per_frame, shared_level
+from videogen.packing.packs import Lengths, PackedText, pack, pack_texts, patch_positions, patchify, unpack
 from videogen.packing.patch_schedule import Patch
 
 SHAPES = [(CHANNELS, 1, 4, 4), (CHANNELS, 3, 4, 8), (CHANNELS, 3, 8, 4), (CHANNELS, 2, 6, 6), (CHANNELS, 5, 4, 4)]
@@ -28,40 +28,43 @@ def latents() -> list[Tensor]:
     return [torch.randn(shape, generator=seeded(i)) for i, shape in enumerate(SHAPES)]
 
 
-def clips_of(text: PackedText) -> list[Tensor]:
+def text_embeddings() -> list[Tensor]:
+    return split_texts(draw_texts(TEXT_LENGTHS))
+
+
+def split_texts(text: PackedText) -> list[Tensor]:
     return list(text.tokens.split(text.lengths))
 
 
 @torch.no_grad()
 def predict(dit: VideoDiT, clips: list[Tensor], texts: list[Tensor], sigmas: Tensor) -> list[Tensor]:
     video = pack(clips, dit.base_patch)
-    return unpack(video._replace(tokens=dit(video, per_clip(sigmas, video.lengths), pack_texts(texts))))
+    return unpack(video._replace(tokens=dit(video, levels_per_clip(sigmas, video.lengths), pack_texts(texts))))
 
 
 # --- promise 1
 
 
 def test_a_clip_does_not_see_its_neighbours(dit: VideoDiT) -> None:
-    clips, texts = latents(), clips_of(draw_texts(TEXT_LENGTHS))
-    together = predict(dit, clips, texts, SIGMAS)
-    for i, both in enumerate(together):
+    clips, texts = latents(), text_embeddings()
+    for i, packed in enumerate(predict(dit, clips, texts, SIGMAS)):
         (alone,) = predict(dit, [clips[i]], [texts[i]], SIGMAS[i : i + 1])
-        torch.testing.assert_close(alone, both, atol=5e-6, rtol=0)  # float32, only the order of sums differs
+        torch.testing.assert_close(alone, packed, atol=5e-6, rtol=0)  # float32, only the order of sums differs
 
 
 @pytest.mark.parametrize("order", [(4, 3, 2, 1, 0), (2, 0, 4, 1, 3)])
 def test_a_clip_does_not_see_its_place_in_the_pack(dit: VideoDiT, order: Lengths) -> None:
-    clips, texts = latents(), clips_of(draw_texts(TEXT_LENGTHS))
-    straight = predict(dit, clips, texts, SIGMAS)
+    clips, texts = latents(), text_embeddings()
+    in_order = predict(dit, clips, texts, SIGMAS)
     shuffled = predict(dit, [clips[i] for i in order], [texts[i] for i in order], SIGMAS[list(order)])
     for i, clip in zip(order, shuffled, strict=True):
-        torch.testing.assert_close(clip, straight[i], atol=5e-6, rtol=0)  # float32, only the order of sums differs
+        torch.testing.assert_close(clip, in_order[i], atol=5e-6, rtol=0)  # float32, only the order of sums differs
 
 
 def test_neighbours_get_no_gradient_from_a_clip(dit: VideoDiT) -> None:
     clips = [clip.requires_grad_() for clip in latents()]
     video = pack(clips, dit.base_patch)
-    out = dit(video, per_clip(SIGMAS, video.lengths), draw_texts(TEXT_LENGTHS))
+    out = dit(video, levels_per_clip(SIGMAS, video.lengths), draw_texts(TEXT_LENGTHS))
     gradients = torch.autograd.grad(out.split(video.lengths)[2].square().sum(), clips)
     assert [bool(gradient.any()) for gradient in gradients] == [False, False, True, False, False]
 
@@ -70,22 +73,21 @@ def test_neighbours_get_no_gradient_from_a_clip(dit: VideoDiT) -> None:
 
 
 @torch.no_grad()
-def test_many_noise_levels_in_a_pack_are_each_clip_at_its_own(dit: VideoDiT) -> None:
-    """Levels that are gathered from their distinct values equal one row a token."""
+def test_noise_levels_may_differ_from_token_to_token(dit: VideoDiT) -> None:
+    """Modulation gathered from the distinct levels equals one row per token."""
     video, text = pack(latents(), dit.base_patch), draw_texts(TEXT_LENGTHS)
-    shares = torch.rand(len(video.tokens), generator=seeded()).mul(4).round() / 4  # five levels, anywhere
-    values, index = shares.unique(return_inverse=True)
-    gathered = dit(video, NoiseLevels(values, index), text)
-    plain = dit(video, NoiseLevels(shares, torch.arange(len(shares))), text)
-    torch.testing.assert_close(gathered, plain, atol=5e-6, rtol=0)  # float32, only the order of sums differs
+    sigmas = torch.rand(len(video.tokens), generator=seeded()).mul(4).round() / 4  # five levels, in any order
+    gathered = dit(video, NoiseLevels(*sigmas.unique(return_inverse=True)), text)
+    expected = dit(video, NoiseLevels(sigmas, torch.arange(len(sigmas))), text)
+    torch.testing.assert_close(gathered, expected, atol=5e-6, rtol=0)  # float32, only the order of sums differs
 
 
 @torch.no_grad()
-def test_one_level_for_all_equals_the_same_level_for_each(dit: VideoDiT) -> None:
+def test_a_shared_noise_level_equals_the_same_level_for_each_clip(dit: VideoDiT) -> None:
     video, text = pack(latents(), dit.base_patch), draw_texts(TEXT_LENGTHS)
     shared = dit(video, shared_level(torch.tensor([0.4]), len(video.tokens)), text)
-    each = dit(video, per_clip(torch.full((5,), 0.4), video.lengths), text)
-    torch.testing.assert_close(shared, each, atol=5e-6, rtol=0)  # float32, only the order of sums differs
+    separate = dit(video, levels_per_clip(torch.full((5,), 0.4), video.lengths), text)
+    torch.testing.assert_close(shared, separate, atol=5e-6, rtol=0)  # float32, only the order of sums differs
 
 
 # --- promise 4: parity with diffusers
@@ -98,44 +100,43 @@ WAN: dict[str, dict[str, object]] = {
     "more channels in than out": {"num_attention_heads": 2, "attention_head_dim": 12, "in_channels": 6, "eps": 1e-3},
     "other widths": {"num_attention_heads": 2, "attention_head_dim": 16, "text_dim": 20, "freq_dim": 24},
 }
+KEYS_BEYOND_WAN = {"prediction", "extra_patch_sizes", "num_facts", "nearby"}
 VIDEOS = {"image": (1, 1, 4, 4), "wide": (2, 3, 4, 10), "tall": (3, 2, 12, 4), "long": (1, 13, 2, 4)}
 
 
-def wan_like(dit: VideoDiT) -> WanTransformer3DModel:
-    extra = ("prediction", "extra_patch_sizes", "num_facts", "nearby")
-    config = {key: value for key, value in dit.config.items() if not key.startswith("_") and key not in extra}
+def diffusers_copy(dit: VideoDiT) -> WanTransformer3DModel:
+    config = {key: value for key, value in dit.config.items() if not key.startswith("_") and key not in KEYS_BEYOND_WAN}
     wan = WanTransformer3DModel(**config).eval()
     wan.load_state_dict(dit.state_dict())
     return wan
 
 
 @torch.no_grad()
-def both_predict(
+def predict_with_both(
     dit: VideoDiT, wan: WanTransformer3DModel, shape: tuple[int, ...], *, per_frame_levels: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """The prediction of each for a batch (b, t, h, w) with texts of 9 rows."""
+    """Return our prediction and diffusers', for a batch (b, t, h, w) with texts of 9 rows."""
     batch, *sides = shape
     clips = torch.randn(batch, dit.config["in_channels"], *sides)
     text = draw_texts((9,) * batch, dit.config["text_dim"], seed=7)
     video = pack(list(clips), dit.base_patch)
     if per_frame_levels:
         frames = torch.rand(batch, video.grids[0][0])
-        levels = per_frame(list(frames), video.grids)
+        levels = levels_per_frame(list(frames), video.grids)
         timestep = 1000 * levels.per_token().reshape(batch, -1)
     else:
         sigmas = torch.rand(batch)
-        levels, timestep = per_clip(sigmas, video.lengths), 1000 * sigmas
-    out = dit(video, levels, text)
-    cells = video._replace(tokens=out)
+        levels, timestep = levels_per_clip(sigmas, video.lengths), 1000 * sigmas
+    ours = torch.stack(unpack(video._replace(tokens=dit(video, levels, text))))
     theirs = wan(clips, timestep, text.tokens.reshape(batch, 9, -1), return_dict=False)[0]
-    return torch.stack(unpack(cells)), theirs
+    return ours, theirs
 
 
 @pytest.mark.parametrize("config", WAN.values(), ids=WAN)
 @pytest.mark.parametrize("video", VIDEOS.values(), ids=VIDEOS)
 def test_the_prediction_is_that_of_diffusers(config: dict[str, object], video: tuple[int, ...]) -> None:
     dit = tiny_dit(**config)
-    ours, theirs = both_predict(dit, wan_like(dit), video)
+    ours, theirs = predict_with_both(dit, diffusers_copy(dit), video)
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)  # float32, only the order of sums differs
     assert theirs.std() > 0.01
 
@@ -143,21 +144,21 @@ def test_the_prediction_is_that_of_diffusers(config: dict[str, object], video: t
 @pytest.mark.parametrize("video", VIDEOS.values(), ids=VIDEOS)
 def test_the_prediction_at_a_noise_level_per_frame_is_that_of_diffusers(dit: VideoDiT, video: tuple[int, ...]) -> None:
     """Wan 2.2 TI2V gives every token its timestep."""
-    ours, theirs = both_predict(dit, wan_like(dit), video, per_frame_levels=True)
+    ours, theirs = predict_with_both(dit, diffusers_copy(dit), video, per_frame_levels=True)
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)  # float32, only the order of sums differs
 
 
 @pytest.mark.parametrize("patch", [(1, 1, 1), (2, 2, 2), (1, 4, 4)])
 def test_the_prediction_with_another_base_patch_is_that_of_diffusers(patch: Patch) -> None:
     dit = tiny_dit(patch_size=patch)
-    ours, theirs = both_predict(dit, wan_like(dit), (2, 4, 8, 12))
+    ours, theirs = predict_with_both(dit, diffusers_copy(dit), (2, 4, 8, 12))
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)  # float32, only the order of sums differs
 
 
 def test_config_keys_and_parameter_names_are_those_of_diffusers(dit: VideoDiT) -> None:
-    wan = wan_like(dit)
+    wan = diffusers_copy(dit)
     ours, theirs = ({key for key in model.config if key[0] != "_"} for model in (dit, wan))
-    assert ours - theirs == {"prediction", "extra_patch_sizes", "num_facts", "nearby"}
+    assert ours - theirs == KEYS_BEYOND_WAN
     assert theirs <= ours
     shapes = ({name: p.shape for name, p in model.named_parameters()} for model in (dit, wan))
     assert next(shapes) == next(shapes)
@@ -169,51 +170,44 @@ def test_the_defaults_of_the_config_are_those_of_diffusers() -> None:
 
 
 @torch.no_grad()
-def test_a_saved_checkpoint_opens_in_diffusers_and_says_the_same(dit: VideoDiT, tmp_path: Path) -> None:
+def test_a_saved_checkpoint_loads_in_diffusers_and_predicts_the_same(dit: VideoDiT, tmp_path: Path) -> None:
     dit.save_pretrained(tmp_path)
     assert [path.suffix for path in tmp_path.iterdir() if path.name != "config.json"] == [".safetensors"]
     wan, missing = WanTransformer3DModel.from_pretrained(tmp_path, output_loading_info=True)
     assert not any(missing.values())
-    ours, theirs = both_predict(dit, wan.eval(), (2, 3, 4, 6))
+    ours, theirs = predict_with_both(dit, wan.eval(), (2, 3, 4, 6))
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)  # float32, only the order of sums differs
 
 
 @torch.no_grad()
-def test_a_checkpoint_of_diffusers_opens_here_and_says_the_same(dit: VideoDiT, tmp_path: Path) -> None:
-    wan_like(dit).save_pretrained(tmp_path)
-    opened = VideoDiT.from_pretrained(tmp_path).eval()
-    assert opened.config["prediction"] == "velocity"
-    assert predict(opened, latents()[:2], clips_of(draw_texts((2, 3))), SIGMAS[:2])[1].equal(
-        predict(dit, latents()[:2], clips_of(draw_texts((2, 3))), SIGMAS[:2])[1]
-    )
+def test_a_checkpoint_of_diffusers_loads_here_and_predicts_the_same(dit: VideoDiT, tmp_path: Path) -> None:
+    diffusers_copy(dit).save_pretrained(tmp_path)
+    loaded = VideoDiT.from_pretrained(tmp_path).eval()
+    assert loaded.config["prediction"] == "velocity"
+    args = latents()[:2], split_texts(draw_texts((2, 3))), SIGMAS[:2]
+    assert predict(loaded, *args)[1].equal(predict(dit, *args)[1])
 
 
-@pytest.mark.parametrize(
-    ("option", "message"),
-    [
-        ({"qk_norm": None}, "qk_norm must be 'rms_norm_across_heads', got None"),
-    ],
-)
-def test_a_wan_that_is_not_covered_is_refused(option: dict[str, object], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        tiny_dit(**option)
+def test_another_norm_of_queries_and_keys_is_refused() -> None:
+    with pytest.raises(ValueError, match="qk_norm must be 'rms_norm_across_heads', got None"):
+        tiny_dit(qk_norm=None)
 
 
 # --- promise 5
 
 
 @torch.no_grad()
-def test_texts_read_once_equal_texts_given(dit: VideoDiT) -> None:
+def test_texts_projected_beforehand_equal_texts_passed_to_forward(dit: VideoDiT) -> None:
     video, text = pack(latents(), dit.base_patch), draw_texts(TEXT_LENGTHS)
-    levels = per_clip(SIGMAS, video.lengths)
-    assert torch.equal(dit(video, levels, dit.read_text(text)), dit(video, levels, text))
+    levels = levels_per_clip(SIGMAS, video.lengths)
+    assert torch.equal(dit(video, levels, dit.project_text(text)), dit(video, levels, text))
 
 
 @torch.no_grad()
-def test_equal_text_rows_may_be_one_row_with_a_weight(dit: VideoDiT) -> None:
-    """Wan's 512 text rows are mostly pad: one row of that weight is the same prompt."""
+def test_one_weighted_text_row_replaces_equal_rows(dit: VideoDiT) -> None:
+    """Wan's 512 text rows are mostly padding: one row with their number as its weight is the same prompt."""
     video = pack(latents()[1:2], dit.base_patch)
-    levels = per_clip(SIGMAS[:1], video.lengths)
+    levels = levels_per_clip(SIGMAS[:1], video.lengths)
     rows = torch.randn(4, TEXT_DIM)
     padded = PackedText(torch.cat([rows, rows[-1:].expand(200, -1)]), (204,), torch.ones(204))
     collapsed = PackedText(rows, (4,), torch.tensor([1.0, 1.0, 1.0, 201.0]))
@@ -228,19 +222,19 @@ def test_equal_text_rows_may_be_one_row_with_a_weight(dit: VideoDiT) -> None:
 def test_a_new_model_predicts_zero_and_every_block_is_the_identity() -> None:
     dit = tiny_dit(extra_patch_sizes=[(1, 4, 4)])
     dit.init_weights()
-    seen: list[tuple[Tensor, Tensor]] = []
+    inputs_and_outputs: list[tuple[Tensor, Tensor]] = []
     for block in dit.blocks:
-        block.register_forward_hook(lambda _, args, out: seen.append((args[0], out)))
+        block.register_forward_hook(lambda _, args, out: inputs_and_outputs.append((args[0], out)))
     for patch in dit.patches:
         video = pack([torch.randn(CHANNELS, 2, 4, 8)], patch)
         assert not dit(video, shared_level(torch.tensor([0.7]), len(video.tokens)), draw_texts((3,))).any()
-    assert len(seen) == 2 * len(dit.blocks)
-    assert all(torch.equal(before, after) for before, after in seen)
+    assert len(inputs_and_outputs) == 2 * len(dit.blocks)
+    assert all(torch.equal(before, after) for before, after in inputs_and_outputs)
 
 
 @torch.no_grad()
-def test_a_new_model_s_first_heads_look_near_and_its_last_everywhere() -> None:
-    """Weights of attention from a token in the middle of 5 x 4 x 4: to its own place, to its neighbours, to all."""
+def test_the_first_heads_of_a_new_model_attend_locally_and_the_last_everywhere() -> None:
+    """Attention of a token in the middle of 5 x 4 x 4: to its own place, to its neighbours, to all tokens."""
     dit = tiny_dit(num_attention_heads=3, attention_head_dim=64)
     dit.init_weights()
     attention, table = dit.blocks[0].attn1, rotary(((5, 4, 4),), (1, 2, 2), 64, torch.device("cpu"))
@@ -250,23 +244,23 @@ def test_a_new_model_s_first_heads_look_near_and_its_last_everywhere() -> None:
         for norm, linear in ((attention.norm_q, attention.to_q), (attention.norm_k, attention.to_k))
     )
     weights = (torch.einsum("n h e, m h e -> h n m", q, k) / 8).softmax(-1)
-    place, near, everywhere = rearrange(weights[:, 2 * 16 + 5], "h (t r c) -> h t r c", t=5, r=4)
-    assert place[:, 1, 1].sum() > 0.4  # five tokens of eighty
-    assert place[:, 1, 1].min() > 0.02  # at every time
-    assert near[1:4, :3, :3].sum() > 0.9
-    assert near[2, 1, 1] == near.max()
-    assert everywhere.max() < 0.1
+    own_place, neighbourhood, uniform = rearrange(weights[:, 2 * 16 + 5], "h (t r c) -> h t r c", t=5, r=4)
+    assert own_place[:, 1, 1].sum() > 0.4  # five tokens of eighty
+    assert own_place[:, 1, 1].min() > 0.02  # in every frame
+    assert neighbourhood[1:4, :3, :3].sum() > 0.9
+    assert neighbourhood[2, 1, 1] == neighbourhood.max()
+    assert uniform.max() < 0.1
 
 
-def test_a_new_model_learns_in_every_part_of_it_within_four_steps() -> None:
-    """Zeros at the start must not be zeros for ever."""
+def test_every_parameter_of_a_new_model_has_a_gradient_within_four_steps() -> None:
+    """The zeros of initialisation must not stay zero."""
     dit = tiny_dit()
     dit.init_weights()
     video, text = pack(latents(), dit.base_patch), draw_texts(TEXT_LENGTHS)
     optimizer = torch.optim.AdamW(dit.parameters(), lr=1e-2)
     for _ in range(4):
         optimizer.zero_grad()
-        (dit(video, per_clip(SIGMAS, video.lengths), text) - video.tokens).square().mean().backward()
+        (dit(video, levels_per_clip(SIGMAS, video.lengths), text) - video.tokens).square().mean().backward()
         optimizer.step()
     assert [name for name, p in dit.named_parameters() if p.grad is None or not p.grad.any()] == []
 
@@ -276,40 +270,41 @@ def test_gradient_checkpointing_changes_nothing() -> None:
     video, text = pack(latents(), dit.base_patch), draw_texts(TEXT_LENGTHS)
 
     def gradients() -> list[Tensor]:
-        loss = dit(video, per_clip(SIGMAS, video.lengths), text).square().mean()
+        loss = dit(video, levels_per_clip(SIGMAS, video.lengths), text).square().mean()
         return list(torch.autograd.grad(loss, list(dit.parameters())))
 
     plain = gradients()
     dit.enable_gradient_checkpointing()
     assert dit.gradient_checkpointing
-    for one, other in zip(plain, gradients(), strict=True):
-        assert torch.equal(one, other)
+    for expected, gradient in zip(plain, gradients(), strict=True):
+        assert torch.equal(gradient, expected)
 
 
 def test_half_precision_is_near_float32(dit: VideoDiT) -> None:
     half = tiny_dit().to(torch.bfloat16)
-    exact = torch.cat([x.flatten() for x in predict(dit, latents(), clips_of(draw_texts(TEXT_LENGTHS)), SIGMAS)])
-    near = torch.cat([x.flatten() for x in predict(half, latents(), clips_of(draw_texts(TEXT_LENGTHS)), SIGMAS)])
-    assert near.isfinite().all()
-    assert (near - exact).square().mean() < 0.02 * exact.square().mean()  # bfloat16 has 8 bits, two blocks deep
+    exact, rounded = (
+        torch.cat([x.flatten() for x in predict(model, latents(), text_embeddings(), SIGMAS)]) for model in (dit, half)
+    )
+    assert rounded.isfinite().all()
+    assert (rounded - exact).square().mean() < 0.02 * exact.square().mean()  # bfloat16 has 8 bits, two blocks deep
 
 
-def test_a_lora_adds_nothing_at_first_and_something_when_trained() -> None:
+def test_a_new_lora_changes_nothing_and_a_trained_lora_can_be_fused() -> None:
     dit = tiny_dit()
-    args = latents(), clips_of(draw_texts(TEXT_LENGTHS)), SIGMAS
+    args = latents(), text_embeddings(), SIGMAS
     before = predict(dit, *args)
     dit.add_adapter(LoraConfig(r=2, target_modules=["to_q", "to_k", "to_v", "to_out.0"]))
     trained = {name: p for name, p in dit.named_parameters() if p.requires_grad}
     assert len(trained) == 2 * 4 * 2 * len(dit.blocks)  # A and B of four layers of two attentions a block
-    assert all(torch.equal(one, other) for one, other in zip(before, predict(dit, *args), strict=True))
+    assert all(map(torch.equal, before, predict(dit, *args)))
     for name, p in trained.items():
         if "lora_B" in name:
             torch.nn.init.normal_(p)
     with_lora = predict(dit, *args)
     assert not torch.allclose(with_lora[0], before[0], atol=1e-3)
     dit.fuse_lora()
-    for one, other in zip(predict(dit, *args), with_lora, strict=True):
-        torch.testing.assert_close(one, other, atol=2e-5, rtol=1e-5)  # x(W + BA) against xW + xBA
+    for fused, unfused in zip(predict(dit, *args), with_lora, strict=True):
+        torch.testing.assert_close(fused, unfused, atol=2e-5, rtol=1e-5)  # x(W + BA) against xW + xBA
 
 
 # --- promise 2: more patch sizes
@@ -319,10 +314,10 @@ EXTRA: list[Patch] = [(1, 4, 4), (2, 2, 2), (2, 4, 4)]
 
 @torch.no_grad()
 @pytest.mark.parametrize("patch", EXTRA)
-def test_every_patch_size_answers_in_the_layout_of_its_tokens(patch: Patch) -> None:
+def test_a_prediction_has_the_layout_of_its_tokens_at_every_patch_size(patch: Patch) -> None:
     dit = tiny_dit(extra_patch_sizes=EXTRA)
     video = pack([torch.randn(CHANNELS, 2, 8, 4), torch.randn(CHANNELS, 4, 4, 4)], patch)
-    out = dit(video, per_clip(SIGMAS[:2], video.lengths), draw_texts((2, 3)))
+    out = dit(video, levels_per_clip(SIGMAS[:2], video.lengths), draw_texts((2, 3)))
     assert out.shape == video.tokens.shape
     assert [clip.shape for clip in unpack(video._replace(tokens=out))] == [(CHANNELS, 2, 8, 4), (CHANNELS, 4, 4, 4)]
 
@@ -341,7 +336,7 @@ def test_an_upscaled_patch_embeds_as_its_original(patch: Patch) -> None:
 
 @torch.no_grad()
 @pytest.mark.parametrize("patch", EXTRA)
-def test_the_head_of_a_coarse_patch_is_the_upscaled_head_of_the_base(patch: Patch) -> None:
+def test_the_head_of_a_coarse_patch_predicts_the_upscaled_base_patch(patch: Patch) -> None:
     dit = tiny_dit(extra_patch_sizes=EXTRA)
     dit.init_extra_patches()
     x = torch.randn(5, 24)
@@ -351,37 +346,36 @@ def test_the_head_of_a_coarse_patch_is_the_upscaled_head_of_the_base(patch: Patc
     torch.testing.assert_close(coarse, upscaled, atol=1e-5, rtol=0)  # float32, only the order of sums differs
 
 
-def test_extra_patches_leave_the_base_alone(dit: VideoDiT) -> None:
-    more = tiny_dit(extra_patch_sizes=EXTRA)
-    more.load_state_dict(dit.state_dict(), strict=False)
-    args = latents(), clips_of(draw_texts(TEXT_LENGTHS)), SIGMAS
-    assert all(map(torch.equal, predict(dit, *args), predict(more, *args)))
+def test_extra_patches_do_not_change_the_base_patch(dit: VideoDiT) -> None:
+    extended = tiny_dit(extra_patch_sizes=EXTRA)
+    extended.load_state_dict(dit.state_dict(), strict=False)
+    args = latents(), text_embeddings(), SIGMAS
+    assert all(map(torch.equal, predict(dit, *args), predict(extended, *args)))
 
 
 def test_extra_patches_are_saved_and_loaded(tmp_path: Path) -> None:
     dit = tiny_dit(extra_patch_sizes=EXTRA)
     dit.save_pretrained(tmp_path)
-    assert json.loads((tmp_path / "config.json").read_text())["extra_patch_sizes"] == [list(patch) for patch in EXTRA]
-    opened = VideoDiT.from_pretrained(tmp_path)
-    assert opened.patches == [(1, 2, 2), *EXTRA]
-    assert {k: v.shape for k, v in opened.state_dict().items()} == {k: v.shape for k, v in dit.state_dict().items()}
+    assert json.loads((tmp_path / "config.json").read_bytes())["extra_patch_sizes"] == [list(patch) for patch in EXTRA]
+    loaded = VideoDiT.from_pretrained(tmp_path)
+    assert loaded.patches == [(1, 2, 2), *EXTRA]
+    assert {k: v.shape for k, v in loaded.state_dict().items()} == {k: v.shape for k, v in dit.state_dict().items()}
 
 
-def test_an_unknown_patch_size_is_refused_with_those_that_are_known() -> None:
+def test_the_error_of_an_unknown_patch_size_lists_the_known_ones() -> None:
     dit = tiny_dit(extra_patch_sizes=[(1, 4, 4)])
     video = pack([torch.randn(CHANNELS, 2, 4, 4)], (2, 2, 2))
     with pytest.raises(ValueError, match="patch must be one of 1x2x2, 1x4x4, got 2x2x2"):
         dit(video, shared_level(torch.tensor([0.5]), 4), draw_texts((2,)))
 
 
-def test_a_coarse_pack_stands_where_the_fine_one_does() -> None:
-    """The mean place of a clip is the same at every patch size."""
-    fine = positions([pack([torch.zeros(1, 4, 8, 8)], (1, 2, 2)).grids[0]], (1, 2, 2)).mean(0)
+def test_coarse_and_fine_patches_have_the_same_mean_position() -> None:
+    fine = patch_positions([pack([torch.zeros(1, 4, 8, 8)], (1, 2, 2)).grids[0]], (1, 2, 2)).mean(0)
     for patch in EXTRA:
-        assert torch.equal(positions([pack([torch.zeros(1, 4, 8, 8)], patch).grids[0]], patch).mean(0), fine)
+        assert torch.equal(patch_positions([pack([torch.zeros(1, 4, 8, 8)], patch).grids[0]], patch).mean(0), fine)
 
 
-def test_tokens_embed_as_the_convolution_of_wan(dit: VideoDiT) -> None:
+def test_the_patch_embedding_equals_the_convolution_of_wan(dit: VideoDiT) -> None:
     clip = torch.randn(CHANNELS, 2, 4, 6)
     embedded = dit.embed(pack([clip], dit.base_patch))[0]
     layer = dit.patch_embedding

@@ -1,4 +1,4 @@
-"""Checkpoints by their Hub ids: what the Hugging Face cache holds is used, and nothing is fetched."""
+"""Checkpoints by Hub id: they are read from the Hugging Face cache, and nothing is downloaded."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from videogen.models.hub import checkpoint_id, find_checkpoint, look_up_checkpoi
 from videogen.sampling.pipeline import VideoPipeline
 from videogen.training.dit_stage import DitStage
 from videogen.training.dry_run import plan_folder
-from videogen.training.frozen_models import located
+from videogen.training.frozen_models import resolve_checkpoints
 from videogen.training.stages import make_stage
 
 ID, COMMIT, LATER = "someone/tiny-model", "0123456789abcdef" * 2 + "01234567", "f" * 40
 
 
 def add_snapshot(cache: Path, folder: Path, commit: str, ref: str) -> Path:
-    """A folder as a commit of the repository, its files links to blobs, as the Hub's client leaves them."""
+    """Copy a folder into the cache as one commit; its files are links to blobs, as the Hub's client stores them."""
     repo = cache / "models--someone--tiny-model"
     snapshot, blobs = Path(shutil.copytree(folder, repo / "snapshots" / commit)), repo / "blobs"
     blobs.mkdir(exist_ok=True)
@@ -46,10 +46,10 @@ def add_snapshot(cache: Path, folder: Path, commit: str, ref: str) -> Path:
 
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty Hugging Face cache, no network, and a working folder in which no path is an id by chance."""
+    """An empty Hugging Face cache, no network, and an empty working folder, in which no path equals a Hub id."""
 
     def connect(*_: object) -> None:
-        raise AssertionError("something asked the network")
+        raise AssertionError("a network connection was opened")
 
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(socket.socket, "connect", connect)
@@ -60,11 +60,11 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def snapshot(cache: Path, checkpoint: Path) -> Path:
-    """The tiny checkpoint as someone/tiny-model."""
+    """The snapshot of the tiny checkpoint under the Hub id someone/tiny-model."""
     return add_snapshot(cache, checkpoint, COMMIT, "main")
 
 
-def test_an_id_is_the_folder_of_its_snapshot(cache: Path, snapshot: Path, checkpoint: Path) -> None:
+def test_a_hub_id_resolves_to_the_snapshot_of_its_revision(cache: Path, snapshot: Path, checkpoint: Path) -> None:
     older = add_snapshot(cache, checkpoint, LATER, "v1.0")
     for name in (ID, Path(ID), f"{ID}@main", f"{ID}@{COMMIT}"):
         assert find_checkpoint(name) == look_up_checkpoint(name) == snapshot
@@ -72,21 +72,21 @@ def test_an_id_is_the_folder_of_its_snapshot(cache: Path, snapshot: Path, checkp
     assert find_checkpoint(f"{ID}@main", revision="v1.0") == snapshot
 
 
-def test_a_folder_comes_before_an_id(snapshot: Path) -> None:
+def test_a_local_folder_takes_precedence_over_a_hub_id(snapshot: Path) -> None:
     Path(ID).mkdir(parents=True)
     assert find_checkpoint(ID) == Path(ID)
     assert find_checkpoint(f"{ID}@main") == snapshot
 
 
-def test_another_cache_can_be_named(cache: Path, snapshot: Path, tmp_path: Path) -> None:
+def test_cache_dir_chooses_another_cache(cache: Path, snapshot: Path, tmp_path: Path) -> None:
     cache.rename(tmp_path / "elsewhere")
     assert look_up_checkpoint(ID) is None
-    found = find_checkpoint(ID, cache_dir=str(tmp_path / "elsewhere"))
-    assert found == tmp_path / "elsewhere" / snapshot.relative_to(cache)
+    moved = find_checkpoint(ID, cache_dir=str(tmp_path / "elsewhere"))
+    assert moved == tmp_path / "elsewhere" / snapshot.relative_to(cache)
 
 
 @pytest.mark.parametrize("name", ["/no/where", "nowhere", "a/b/c", "../b", "a b/c", "a/b@"])
-def test_what_could_not_be_an_id_is_left_to_who_reads_it(name: str, cache: Path) -> None:
+def test_a_name_that_cannot_be_a_hub_id_is_returned_as_a_path(name: str, cache: Path) -> None:
     assert look_up_checkpoint(name) is None
     assert find_checkpoint(name) == Path(name)
 
@@ -95,59 +95,61 @@ def test_what_could_not_be_an_id_is_left_to_who_reads_it(name: str, cache: Path)
     ("name", "command"),
     [
         ("someone/other", "hf download someone/other"),
-        ("a/b--c", "hf download a/b--c"),  # which the Hub allows no one to be called
+        ("a/b--c", "hf download a/b--c"),  # The Hub allows no name with two hyphens in a row.
         (f"{ID}@v2", f"hf download {ID} --revision v2"),
         (f"{ID}@{LATER}", f"hf download {ID} --revision {LATER}"),
     ],
 )
-def test_an_id_that_is_not_in_the_cache_gets_one_sentence_everywhere(
+def test_every_command_refuses_an_uncached_hub_id_with_its_download_command(
     name: str, command: str, snapshot: Path, clips_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    said = (f"{name} is neither a folder nor in the Hugging Face cache", command)
-    refused(capsys, sample(["x", "--model", name, *QUICK]), *said)
-    refused(capsys, sample(["x", "--model", name, "--sweep", "steps=1,2", *QUICK]), *said)
-    refused(capsys, main(["judge", name, *QUICK]), *said)
-    refused(capsys, main(["judge", "--vae", name]), *said)
+    messages = (f"{name} is neither a folder nor in the Hugging Face cache", command)
+    refused(capsys, sample(["x", "--model", name, *QUICK]), *messages)
+    refused(capsys, sample(["x", "--model", name, "--sweep", "steps=1,2", *QUICK]), *messages)
+    refused(capsys, main(["judge", name, *QUICK]), *messages)
+    refused(capsys, main(["judge", "--vae", name]), *messages)
     recipe = [str(Path(__file__).parents[1] / "configs" / "folder-dit.toml"), "--data", str(clips_folder)]
     for flag in ("--dit.init", "--dit.vae", "--dit.text"):
-        refused(capsys, train([*recipe, flag, name]), *said)
-    for way in (VideoPipeline.load, VideoPipeline.from_pretrained):
+        refused(capsys, train([*recipe, flag, name]), *messages)
+    for load in (VideoPipeline.load, VideoPipeline.from_pretrained):
         with pytest.raises(ValueError, match="is neither a folder nor in the Hugging Face cache"):
-            way(name)
+            load(name)
     assert list(Path().iterdir()) == []
 
 
-@pytest.mark.parametrize("way", [VideoPipeline.load, VideoPipeline.from_pretrained], ids=["load", "from_pretrained"])
-def test_a_pipeline_of_an_id_is_that_of_its_folder(
-    way: Callable[[str], VideoPipeline], snapshot: Path, pipeline: VideoPipeline
+@pytest.mark.parametrize("load", [VideoPipeline.load, VideoPipeline.from_pretrained], ids=["load", "from_pretrained"])
+def test_a_pipeline_loaded_by_hub_id_equals_the_one_of_its_folder(
+    load: Callable[[str], VideoPipeline], snapshot: Path, pipeline: VideoPipeline
 ) -> None:
-    made = way(ID)
-    for (name, one), (_, other) in zip(
-        made.transformer.named_parameters(), pipeline.transformer.named_parameters(), strict=True
+    loaded = load(ID)
+    for (name, weight), (_, expected) in zip(
+        loaded.transformer.named_parameters(), pipeline.transformer.named_parameters(), strict=True
     ):
-        assert torch.equal(one, other), name
-    assert made.defaults == pipeline.defaults
+        assert torch.equal(weight, expected), name
+    assert loaded.defaults == pipeline.defaults
 
 
-def test_from_pretrained_takes_a_revision_and_a_cache_as_diffusers_does(
+def test_from_pretrained_takes_revision_and_cache_dir_as_diffusers_does(
     cache: Path, checkpoint: Path, tmp_path: Path
 ) -> None:
     add_snapshot(cache, checkpoint, COMMIT, "v1.0")
     with pytest.raises(ValueError, match=f"hf download {ID}"):
         VideoPipeline.from_pretrained(ID)
-    made = VideoPipeline.from_pretrained(pretrained_model_name_or_path=ID, revision="v1.0", dtype=torch.bfloat16)
-    assert made.vae.dtype == torch.bfloat16
+    loaded = VideoPipeline.from_pretrained(pretrained_model_name_or_path=ID, revision="v1.0", dtype=torch.bfloat16)
+    assert loaded.vae.dtype == torch.bfloat16
     cache.rename(tmp_path / "elsewhere")
     VideoPipeline.from_pretrained(ID, revision="v1.0", cache_dir=tmp_path / "elsewhere")
 
 
-def test_a_snapshot_that_is_not_whole_says_what_it_lacks(snapshot: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_snapshot_without_weights_is_refused_with_the_missing_part(
+    snapshot: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     next((snapshot / "transformer").glob("*.safetensors")).unlink()
     refused(capsys, sample(["x", "--model", ID, *QUICK]), "transformer holds no .safetensors weights")
 
 
-def test_a_snapshot_without_what_no_pipeline_reads_will_do(cache: Path, snapshot: Path) -> None:
-    """The Hub's client may keep a list of a repository's files, and then refuses a snapshot without its pictures."""
+def test_a_snapshot_may_lack_files_that_no_pipeline_reads(cache: Path, snapshot: Path) -> None:
+    """The Hub's client refuses such a snapshot where it has stored a list of all files of the repository."""
     listing = cache / "models--someone--tiny-model" / "trees" / f"{COMMIT}.json"
     listing.parent.mkdir()
     files = {name: {"size": 1, "blob_id": "0"} for name in ("model_index.json", "assets/logo.png")}
@@ -155,20 +157,22 @@ def test_a_snapshot_without_what_no_pipeline_reads_will_do(cache: Path, snapshot
     assert find_checkpoint(ID) == snapshot
 
 
-def test_a_clip_knows_its_checkpoint_by_id_and_is_made_again(
+def test_a_clip_records_the_hub_id_and_is_repeated_byte_for_byte(
     snapshot: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     clip, again = Path("clip.mp4"), Path("again.mp4")
     assert sample(["a red circle", "--model", ID, "--out", str(clip), *QUICK]) == 0
-    held = checkpoint_id(checkpoint)["sha256"]
-    assert read_settings(clip)["checkpoint"] == checkpoint_id(snapshot) == {"name": ID, "sha256": held}
+    sha256 = checkpoint_id(checkpoint)["sha256"]
+    assert read_settings(clip)["checkpoint"] == checkpoint_id(snapshot) == {"name": ID, "sha256": sha256}
     assert sample(["--from", str(clip), "--model", f"{ID}@{COMMIT}", "--out", str(again)]) == 0
     assert again.read_bytes() == clip.read_bytes()
     capsys.readouterr()
     refused(capsys, sample(["--from", str(clip), "--out", "third.mp4"]), f"made by checkpoint {{'name': '{ID}'")
 
 
-def test_a_sweep_names_the_commit_so_that_its_commands_stay_true(cache: Path, snapshot: Path, checkpoint: Path) -> None:
+def test_a_sweep_records_the_commit_so_that_its_commands_survive_an_update(
+    cache: Path, snapshot: Path, checkpoint: Path
+) -> None:
     plan = make_plan(*parse_args(["x", "--model", ID, "--sweep", "steps=1,2", *QUICK]))
     words = shlex.split(plan.command(plan.runs()[0]))[2:]
     assert words[words.index("--model") + 1] == f"{ID}@{COMMIT}"
@@ -177,15 +181,15 @@ def test_a_sweep_names_the_commit_so_that_its_commands_stay_true(cache: Path, sn
     assert parse_args(words)[0].model == snapshot
 
 
-def test_a_snapshot_of_another_cache_is_named_by_its_path(cache: Path, snapshot: Path, tmp_path: Path) -> None:
+def test_a_sweep_records_a_snapshot_of_another_cache_by_its_path(cache: Path, snapshot: Path, tmp_path: Path) -> None:
     cache.rename(tmp_path / "elsewhere")
     moved = tmp_path / "elsewhere" / snapshot.relative_to(cache)
     plan = make_plan(*parse_args(["x", "--model", str(moved), "--sweep", "steps=1,2", *QUICK]))
     assert plan.model == str(moved)
 
 
-def test_the_judge_takes_an_id(snapshot: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Its own settings are the defaults of the flags, wherever the id stands among them."""
+def test_the_judge_takes_a_hub_id(snapshot: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The checkpoint's settings are the defaults of the flags, wherever among them its id stands."""
     words = ["--clips", "1", "--seeds", "1", "--json", "--out", "scores/it.json", ID, "--vae", ID]
     assert main(["judge", *words, "--size", "48x48", "--frames", "5"]) == 0
     result = json.loads(capsys.readouterr().out)
@@ -194,10 +198,10 @@ def test_the_judge_takes_an_id(snapshot: Path, checkpoint: Path, capsys: pytest.
     assert next(iter(result["scores"])) == "clips"
 
 
-def test_training_takes_parts_of_an_id(snapshot: Path, clips_folder: Path, tmp_path: Path) -> None:
+def test_training_takes_its_frozen_models_by_hub_id(snapshot: Path, clips_folder: Path, tmp_path: Path) -> None:
     recipe = tiny_recipe("dit", clips_folder, Path(ID), tmp_path / "run")
     assert plan_folder(recipe).memory_gb is not None
     stage = make_stage(recipe)
     assert isinstance(stage, DitStage)
     assert (stage.config.dit.vae, stage.config.dit.text) == (snapshot, snapshot)
-    assert stage.config.dit == located(recipe.dit)
+    assert stage.config.dit == resolve_checkpoints(recipe.dit)

@@ -1,4 +1,4 @@
-"""Nothing that can happen to a run loses more than the steps since its last checkpoint."""
+"""A run that is interrupted loses no more than the steps since its last checkpoint."""
 
 import os
 import shutil
@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -24,23 +25,23 @@ from videogen.training.trainer import Trainer
 ROOT = Path(__file__).parent.parent
 
 
-def killed_while_saving(trainer: Trainer, num_files: int) -> None:
-    """Save in a child process that SIGKILLs itself half-way through its num_files-th file."""
+def kill_while_saving(trainer: Trainer, num_files: int) -> None:
+    """Save in a child process that kills itself with SIGKILL half-way through its num_files-th file."""
     child = os.fork()
     if child == 0:
-        whole, count = run_checkpoints.save_tensors, 0
+        original, count = run_checkpoints.save_tensors, 0
 
         def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
             nonlocal count
             count += 1
             if count == num_files:
-                whole(tensors, path)
+                original(tensors, path)
                 with path.open("r+b") as file:
                     file.truncate(path.stat().st_size // 2)
                 os.kill(os.getpid(), signal.SIGKILL)
-            whole(tensors, path)
+            original(tensors, path)
 
-        run_checkpoints.save_tensors = save_tensors  # the child's own
+        run_checkpoints.save_tensors = save_tensors  # in the child process alone
         try:
             trainer.save()
         finally:
@@ -59,11 +60,11 @@ def test_a_kill_while_saving_leaves_the_old_checkpoint_whole(
     shutil.rmtree(recipe.run.dir / "step_000008")
     trainer = Trainer(make_stage(recipe), recipe)
     trainer.step = 6
-    killed_while_saving(trainer, num_files)
+    kill_while_saving(trainer, num_files)
     assert saved_steps(recipe.run.dir) == [4]
     assert_same_state(recipe.run.dir, finished["dit"].run.dir, 4)
     VideoPipeline.load(recipe.run.dir / "checkpoint")
-    assert fit(recipe)  # the same command goes on, over what the kill left
+    assert fit(recipe)  # the same command resumes and overwrites the unfinished files
     assert_same_state(recipe.run.dir, finished["dit"].run.dir, 8)
     assert list(recipe.run.dir.glob("*.part")) == []
 
@@ -76,10 +77,10 @@ def test_an_error_while_exporting_leaves_the_old_checkpoint_and_the_live_weights
     trainer = Trainer(make_stage(recipe), recipe)
     live = [p.detach().clone() for p in trainer.stage.model.parameters()]
 
-    def full_disk(folder: Path) -> None:
+    def raise_disk_full(*args: object, **options: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(trainer.stage.model, "save_pretrained", lambda *args, **options: full_disk(args[0]))
+    monkeypatch.setattr(trainer.stage.model, "save_pretrained", raise_disk_full)
     with pytest.raises(OSError, match="No space left"):
         trainer.save()
     assert all(map(torch.equal, live, trainer.stage.model.parameters()))
@@ -87,19 +88,19 @@ def test_an_error_while_exporting_leaves_the_old_checkpoint_and_the_live_weights
     assert saved_steps(recipe.run.dir)[-1] == 8
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("name", STAGES)
 def test_a_non_finite_loss_stops_the_run_and_leaves_the_last_checkpoint(
-    stage: str, finished: dict[str, TrainConfig], tmp_path: Path
+    name: str, finished: dict[str, TrainConfig], tmp_path: Path
 ) -> None:
-    recipe = elsewhere(finished[stage], tmp_path / "run")
-    trainer = Trainer(made := make_stage(recipe), recipe)
-    honest = made.loss
+    recipe = elsewhere(finished[name], tmp_path / "run")
+    trainer = Trainer(stage := make_stage(recipe), recipe)
+    original = stage.loss
 
     def loss(model: nn.Module, batch: object, step: int) -> dict[str, Tensor]:
-        values = honest(model, batch, step)  # type: ignore[arg-type]
-        return values | {"loss": values["loss"] * (float("nan") if step == 5 else 1.0)}
+        losses = original(model, batch, step)  # type: ignore[arg-type]
+        return losses | {"loss": losses["loss"] * (float("nan") if step == 5 else 1.0)}
 
-    made.loss = loss  # type: ignore[method-assign,assignment]
+    stage.loss = loss  # type: ignore[method-assign,assignment]
     with pytest.raises(FloatingPointError, match=r"loss is nan .* at step 5; what was saved is whole"):
         trainer.fit()
     assert saved_steps(recipe.run.dir) == [4]
@@ -108,46 +109,46 @@ def test_a_non_finite_loss_stops_the_run_and_leaves_the_last_checkpoint(
     assert all(value.isfinite().all() for value in state_of(recipe.run.dir, 8).values())
 
 
-def test_what_is_asked_for_by_a_signal_is_saved_before_anything_else(
+def test_a_signal_saves_the_run_before_anything_is_measured(
     finished: dict[str, TrainConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whoever stops a run may wait for ten seconds only, and a measurement may fail."""
+    """A scheduler may wait for only ten seconds before it kills the run, and a measurement may fail."""
     recipe = elsewhere(finished["dit"], tmp_path / "run")
-    trainer = Trainer(made := make_stage(recipe), recipe)
+    trainer = Trainer(stage := make_stage(recipe), recipe)
 
     def validate() -> dict[str, float]:
         assert saved_steps(recipe.run.dir) == [trainer.step]
         raise OSError(28, "No space left on device")
 
-    honest = made.loss
+    original = stage.loss
 
     def loss(model: nn.Module, batch: object, step: int) -> dict[str, Tensor]:
         if step == 2:
             os.kill(os.getpid(), signal.SIGTERM)
-        return honest(model, batch, step)  # type: ignore[arg-type]
+        return original(model, batch, step)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(made, "validate", validate)
-    with monkeypatch.context() as stopped:
-        stopped.setattr(made, "loss", loss)
+    monkeypatch.setattr(stage, "validate", validate)
+    with monkeypatch.context() as patch:
+        patch.setattr(stage, "loss", loss)
         assert not trainer.fit()  # saved, and nothing was measured
     assert saved_steps(recipe.run.dir) == [3]
-    trainer = Trainer(made, recipe)
+    trainer = Trainer(stage, recipe)
     with pytest.raises(OSError, match="No space left"):
-        trainer.milestones(None, leaving=True, interrupted=False)
+        trainer.save_and_validate(None, leaving=True, interrupted=False)
 
 
-def test_processes_that_found_different_steps_are_refused(
+def test_processes_that_resume_at_different_steps_are_refused(
     finished: dict[str, TrainConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two machines without a folder in common: only the first has what was saved."""
+    """Two machines do not share the run folder, so only the first has the checkpoint."""
     recipe = elsewhere(finished["dit"], tmp_path / "run")
     trainer = Trainer(make_stage(recipe), recipe)
     monkeypatch.setattr(trainer.accelerator, "gather", lambda step: torch.cat([step, step + 500]))
     with pytest.raises(ValueError, match=r"at steps \[0, 500\]; give all of them the same folder"):
-        trainer.check_together()
+        trainer.check_ranks_agree()
 
 
-def test_signals_are_given_back(finished: dict[str, TrainConfig], tmp_path: Path) -> None:
+def test_a_finished_run_restores_the_signal_handlers(finished: dict[str, TrainConfig], tmp_path: Path) -> None:
     before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
     recipe = elsewhere(finished["dit"], tmp_path / "run", steps=1)
     assert fit(recipe)
@@ -155,24 +156,35 @@ def test_signals_are_given_back(finished: dict[str, TrainConfig], tmp_path: Path
 
 
 @pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM])
-def test_only_a_second_ctrl_c_stops_at_once(first: signal.Signals) -> None:
-    """torchrun sends a SIGTERM to processes that had the terminal's Ctrl-C already: they go on saving."""
-    stop = StopRequest()
-    try:
-        for sent in (first, signal.SIGTERM, signal.SIGTERM):
-            os.kill(os.getpid(), sent)
+def test_only_a_second_ctrl_c_stops_a_run_before_it_has_saved(first: signal.Signals) -> None:
+    """torchrun sends SIGTERM to processes that already had the terminal's Ctrl-C: they must go on saving."""
+    with StopRequest() as stop:
+        for number in (first, signal.SIGTERM, signal.SIGTERM):
+            os.kill(os.getpid(), number)
             assert stop.signal == first
         with pytest.raises(KeyboardInterrupt):
+            stop.check()
+        with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
-    finally:
-        stop.restore()
+
+
+def test_outside_of_the_main_thread_no_signal_is_taken() -> None:
+    before = signal.getsignal(signal.SIGINT)
+
+    def loop() -> object:
+        with StopRequest() as stop:
+            stop.check()
+            return signal.getsignal(signal.SIGINT)
+
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(loop).result() == before
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_sigterm_saves_first_and_the_same_command_goes_on(
+def test_sigterm_saves_a_checkpoint_and_names_the_step_it_resumes_from(
     workers: int, finished: dict[str, TrainConfig], clips_folder: Path, checkpoint: Path, tmp_path: Path
 ) -> None:
-    """train.py as a user runs it, and as a scheduler stops it: with a signal to all processes of its group."""
+    """Run train.py as a user does, and stop it as a scheduler does: with a signal to its whole process group."""
     run_dir = tmp_path / "run"
     (tmp_path / "tiny.toml").write_text(
         f'stage = "dit"\n[data]\nfolder = "{clips_folder}"\nmax_tokens = 40\ntoken_budget = 80\nval_clips = 2\n'
@@ -184,11 +196,11 @@ def test_sigterm_saves_first_and_the_same_command_goes_on(
     )
     command = [sys.executable, str(ROOT / "train.py"), str(tmp_path / "tiny.toml")]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    alone = os.environ | {"OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, cwd=ROOT, env=alone, start_new_session=True, **pipes)  # type: ignore[call-overload]
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, cwd=ROOT, env=env, start_new_session=True, **pipes)  # type: ignore[call-overload]
     try:
-        until = time.monotonic() + 120
-        while not (run_dir / "log.jsonl").is_file() and process.poll() is None and time.monotonic() < until:
+        deadline = time.monotonic() + 120
+        while not (run_dir / "log.jsonl").is_file() and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.05)
         os.killpg(process.pid, signal.SIGTERM)
         out, err = process.communicate(timeout=60)

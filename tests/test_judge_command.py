@@ -1,4 +1,4 @@
-"""videogen judge: what it prints, writes and refuses."""
+"""The judge command: what it prints, writes and refuses."""
 
 from __future__ import annotations
 
@@ -19,7 +19,9 @@ from videogen.toybox.judge import features
 QUICK = ["--steps", "2", "--size", "48x48", "--frames", "5"]
 
 
-def test_the_worlds_own_clips_are_judged_and_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_rendered_clips_fulfil_their_captions_and_appear_in_the_report(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out, report = tmp_path / "scores.json", tmp_path / "deep" / "report.html"
     assert main(["judge", "--clips", "3", "--out", str(out), "--report", str(report)]) == 0
     assert "all, " in capsys.readouterr().out
@@ -33,7 +35,7 @@ def test_the_worlds_own_clips_are_judged_and_shown(tmp_path: Path, capsys: pytes
     assert "<!-- " not in page
 
 
-def test_a_checkpoint_is_judged_beside_its_ceilings_and_floor(
+def test_a_checkpoint_is_judged_with_its_ceilings_and_its_floor(
     checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["judge", str(checkpoint), "--clips", "2", "--seeds", "2", "--json", *QUICK]) == 0
@@ -44,13 +46,13 @@ def test_a_checkpoint_is_judged_beside_its_ceilings_and_floor(
     assert result["checkpoint"]["name"] == checkpoint.name
 
 
-def test_a_vae_has_its_ceiling_without_a_model(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_vae_is_judged_without_a_transformer(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
     size = ["--size", "48x48", "--frames", "1"]
     assert main(["judge", "--vae", str(checkpoint), "--clips", "2", "--json", *size]) == 0
     assert list(json.loads(capsys.readouterr().out)["scores"])[:2] == ["the world's own", "after the VAE"]
 
 
-def test_prompts_of_ones_own_bring_their_clauses(
+def test_the_clauses_of_a_captions_file_are_judged(
     checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     prompts = tmp_path / "own.jsonl"
@@ -59,7 +61,7 @@ def test_prompts_of_ones_own_bring_their_clauses(
     assert main(["judge", str(checkpoint), "--captions", str(prompts), "--seeds", "1", "--json", *QUICK]) == 0
     scores = json.loads(capsys.readouterr().out)["scores"]
     assert set(scores["clips"]) == {"present", "count", "class", "colour", "motion", "all", "all, one thing"}
-    assert "the world's own" not in scores  # it cannot draw what it has no scene of
+    assert "the world's own" not in scores  # Without scenes there is nothing to render.
 
 
 def test_a_folder_of_clips_is_judged_by_its_captions(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -73,29 +75,29 @@ def test_a_folder_of_clips_is_judged_by_its_captions(tmp_path: Path, capsys: pyt
     assert scores["clips"]["all"]["clips"] == 3
 
 
-def test_the_distance_to_the_world_stands_beside_its_ceiling(
+def test_distances_to_the_world_are_printed_with_their_interval(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     weights, report = tmp_path / "features.safetensors", tmp_path / "report.html"
-    save_tensors({name: value.half() for name, value in features.Reader().state_dict().items()}, weights)
+    save_tensors({name: value.half() for name, value in features.FeatureExtractor().state_dict().items()}, weights)
     monkeypatch.setattr(features, "WEIGHTS", weights)
     size = ["--size", "48x48", "--frames", "1", "--report", str(report)]
     assert main(["judge", "--vae", str(checkpoint), "--clips", "3", "--json", *size]) == 0
     distances = json.loads(capsys.readouterr().out)["distances"]
     assert list(distances) == ["the world's own", "after the VAE"]
-    for one in distances.values():
-        assert one["interval"][0] <= one["mmd"] <= one["interval"][1]
+    for distance in distances.values():
+        assert distance["interval"][0] <= distance["mmd"] <= distance["interval"][1]
     assert report.read_text(encoding="utf-8").count("to other clips of the world") == 2
 
 
 @pytest.mark.parametrize(
-    ("clips", "trained", "words"), [(3, False, "weights are not there"), (2, True, "needs 3 clips")]
+    ("clips", "trained", "message"), [(3, False, "weights are not there"), (2, True, "needs 3 clips")]
 )
-def test_without_a_distance_the_judge_says_so_and_goes_on(
+def test_the_judge_logs_why_there_is_no_distance_and_still_scores(
     *,
     clips: int,
     trained: bool,
-    words: str,
+    message: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -104,15 +106,15 @@ def test_without_a_distance_the_judge_says_so_and_goes_on(
     weights = tmp_path / "features.safetensors"
     monkeypatch.setattr(features, "WEIGHTS", weights)
     if trained:
-        save_tensors(features.Reader().state_dict(), weights)
+        save_tensors(features.FeatureExtractor().state_dict(), weights)
     assert main(["judge", "--clips", str(clips), "--json", "--size", "48x48", "--frames", "1"]) == 0
     result = json.loads(capsys.readouterr().out)
     assert result["distances"] == {}
     assert result["scores"]["the world's own"]["all"]["clips"] == clips
-    assert words in caplog.text
+    assert message in caplog.text
 
 
-def test_a_clip_that_cannot_be_read_costs_no_other(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unreadable_clip_is_left_out_of_the_scores(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "clips"
     write_folder(folder, num_clips=3, seed=0, sizes=((64, 64),), lengths=(9,))
     next(folder.rglob("*.mp4")).write_bytes(b"cut")
@@ -122,23 +124,23 @@ def test_a_clip_that_cannot_be_read_costs_no_other(tmp_path: Path, capsys: pytes
     assert "a folder has captions of its own" in capsys.readouterr().err
 
 
-def test_a_crew_ends_with_who_started_it(tmp_path: Path) -> None:
-    """A SIGTERM to the command alone, as a supervisor sends it."""
+def test_workers_end_when_their_parent_is_terminated(tmp_path: Path) -> None:
+    """A supervisor sends SIGTERM to the command alone, not to its workers."""
     program = (
         "import os, signal\n"
-        "from videogen.toybox.judge.workers import crew\n"
+        "from videogen.toybox.judge.workers import worker_pool\n"
         "if __name__ == '__main__':\n"
-        "    pool = crew(99)\n"
+        "    pool = worker_pool(99)\n"
         "    print(*{pool.submit(os.getpid).result() for _ in range(4)}, flush=True)\n"
         "    os.kill(os.getpid(), signal.SIGTERM)\n"
     )
     (tmp_path / "program.py").write_text(program, encoding="utf-8")
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, str(tmp_path / "program.py")], capture_output=True, text=True, timeout=120, check=False
     )
-    workers = [int(word) for word in done.stdout.split()]
+    workers = [int(word) for word in process.stdout.split()]
     assert workers
-    assert done.returncode == -signal.SIGTERM
+    assert process.returncode == -signal.SIGTERM
     for _ in range(100):
         if not any(Path(f"/proc/{worker}").exists() for worker in workers):
             return
@@ -147,25 +149,25 @@ def test_a_crew_ends_with_who_started_it(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("lines", "words"),
+    ("text", "message"),
     [
-        ('{"prompt": "a cat", "kind": "cirle"}', "line 1: kind 'cirle' is none of circle, "),
-        ('{"prompt": "a cat", "kind": "cat", "motion": "moves right"}', "line 1: motion 'moves right' is none of "),
-        ('["a cat", "cat"]', "line 1: every line needs a prompt and its clauses"),
+        ('{"prompt": "a cat", "kind": "cirle"}', "row 1: kind 'cirle' is none of circle, "),
+        ('{"prompt": "a cat", "kind": "cat", "motion": "moves right"}', "row 1: motion 'moves right' is none of "),
+        ('["a cat", "cat"]', "row 1: every row needs a prompt and its clauses as a JSON object, got ['a cat', 'cat']"),
         ("", "has no captions; write one a line"),
     ],
 )
-def test_captions_of_ones_own_keep_to_the_worlds_words(
-    lines: str, words: str, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_an_invalid_captions_file_is_refused_with_its_reason(
+    text: str, message: str, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     prompts = tmp_path / "own.jsonl"
-    prompts.write_text(f"{lines}\n", encoding="utf-8")
+    prompts.write_text(f"{text}\n", encoding="utf-8")
     assert main(["judge", str(checkpoint), "--captions", str(prompts), *QUICK]) == 2
-    assert words in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
-    ("argv", "words"),
+    ("argv", "message"),
     [
         (["nowhere"], "no folder"),
         (["--clips", "0"], "at least 1"),
@@ -176,16 +178,20 @@ def test_captions_of_ones_own_keep_to_the_worlds_words(
         (["--clip", "3"], "did you mean"),
     ],
 )
-def test_what_cannot_be_judged_is_refused(argv: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_wrong_flag_is_refused_with_empty_stdout(
+    argv: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["judge", *argv]) == 2
-    said = capsys.readouterr()
-    assert words in said.err
-    assert said.out == ""
+    output = capsys.readouterr()
+    assert message in output.err
+    assert output.out == ""
 
 
-def test_a_bad_line_of_captions_is_named(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unknown_key_of_a_captions_row_is_refused_with_its_number(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     prompts = tmp_path / "own.jsonl"
     rows = {"prompt": "a cat", "kind": "cat"}, {"prompt": "a cat", "kind": "cat", "hue": "red"}
     prompts.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     assert main(["judge", str(checkpoint), "--captions", str(prompts), *QUICK]) == 2
-    assert "line 2: unknown key 'hue'" in capsys.readouterr().err
+    assert "row 2: unknown key 'hue'" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""The rooms of DESIGN.md: what imports what, how long files are, and that importing costs nothing."""
+"""The rooms of CONTRIBUTING.md: imports go down the floors, files are short, and importing is cheap."""
 
 import ast
 import subprocess
@@ -16,6 +16,7 @@ from videogen.models.checkpoint_config import CLASSES
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "videogen"
 FLOORS = (  # from the top floor down; a file imports its own room or a lower floor
+    {"__main__"},
     {"cli"},
     {"training", "sweep"},
     {"sampling"},
@@ -30,40 +31,40 @@ LIMIT = 400
 
 
 def module_name(path: Path) -> str:
-    """videogen/models/dit.py -> videogen.models.dit, videogen/toybox/__init__.py -> videogen.toybox."""
+    """Name a file's module: models/dit.py -> videogen.models.dit, toybox/__init__.py -> videogen.toybox."""
     return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
 
 
 MODULES = {module_name(path): path for path in FILES}
 
 
-def imports(path: Path) -> set[str]:
-    """The modules of the package that a file imports, anywhere in it, for type checkers alone as well."""
+def imported_modules(path: Path) -> set[str]:
+    """List the modules of the package that a file imports anywhere, for type checkers alone as well."""
     names: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}: imports name the package in full"
+            assert node.level == 0, f"{path}: an import must name the package in full"
             of_module = {alias.name: f"{node.module}.{alias.name}" for alias in node.names}
             names |= {full if full in MODULES else str(node.module) for full in of_module.values()}
     return {name for name in names if name in MODULES} - {module_name(path), "videogen"}
 
 
-def room(module: str) -> str:
-    """videogen.toybox.judge.report -> toybox."""
+def room_of(module: str) -> str:
+    """Name a module's room: videogen.toybox.judge.report -> toybox."""
     return module.split(".")[1]
 
 
 @pytest.mark.parametrize("module", sorted(set(MODULES) - {"videogen"}))
-def test_a_file_imports_from_its_own_room_or_a_lower_floor(module: str) -> None:
-    assert room(module) in FLOOR_OF, f"{room(module)} has no floor yet: add it to DESIGN.md and here"
-    others = {other for other in imports(MODULES[module]) if room(other) != room(module)}
-    assert {other for other in others if FLOOR_OF[room(other)] <= FLOOR_OF[room(module)]} == set()
+def test_a_module_imports_from_its_own_room_or_a_lower_floor(module: str) -> None:
+    assert room_of(module) in FLOOR_OF, f"{room_of(module)} has no floor yet: add it to CONTRIBUTING.md and here"
+    others = {other for other in imported_modules(MODULES[module]) if room_of(other) != room_of(module)}
+    assert {other for other in others if FLOOR_OF[room_of(other)] <= FLOOR_OF[room_of(module)]} == set()
 
 
-def test_no_file_imports_itself_by_way_of_others() -> None:
-    graph = {module: imports(path) for module, path in MODULES.items() if module != "videogen"}
+def test_no_imports_form_a_circle() -> None:
+    graph = {module: imported_modules(path) for module, path in MODULES.items() if module != "videogen"}
     assert set(TopologicalSorter(graph).static_order()) == set(graph)  # a CycleError names the circle
 
 
@@ -74,15 +75,15 @@ def test_diffusers_finds_the_classes_of_a_saved_checkpoint_by_their_own_modules(
         assert not hasattr(diffusers.pipelines, module.split(".")[-2])
 
 
-def test_only_two_files_know_the_video_libraries() -> None:
+def test_only_two_files_import_video_libraries() -> None:
     libraries = {"av", "decord", "imageio", "imageio_ffmpeg"}
-    knowing = set()
+    importers = set()
     for path in FILES:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             names += [str(node.module)] if isinstance(node, ast.ImportFrom) else []
-            knowing |= {path.name for name in names if name.split(".")[0] in libraries}
-    assert knowing == {"video_io.py", "video_decode.py"}
+            importers |= {path.name for name in names if name.split(".")[0] in libraries}
+    assert importers == {"video_io.py", "video_decode.py"}
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(PACKAGE).as_posix())
@@ -90,11 +91,11 @@ def test_no_file_is_over_400_lines(path: Path) -> None:
     assert len(path.read_text(encoding="utf-8").splitlines()) <= LIMIT
 
 
-def test_no_file_is_a_drawer() -> None:
+def test_no_file_has_a_name_that_says_nothing() -> None:
     assert not {"utils", "helpers", "misc", "common"} & {path.stem for path in FILES}
 
 
-def test_all_is_what_can_be_imported() -> None:
+def test_every_name_in_all_can_be_imported() -> None:
     assert sorted(videogen.__all__) == list(videogen.__all__)
     for name in videogen.__all__:
         assert getattr(videogen, name).__name__ == name
@@ -119,8 +120,8 @@ def test_all_is_what_can_be_imported() -> None:
         ("videogen.sampling.cost", {"torch", "diffusers", "transformers"}),
     ],
 )
-def test_importing_costs_nothing(module: str, unwanted: set[str]) -> None:
+def test_importing_a_light_module_imports_no_heavy_library(module: str, unwanted: set[str]) -> None:
     program = f"import sys, {module}; print(*({unwanted!r} & set(sys.modules)))"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT)
-    assert done.stdout.split() == []
-    assert done.stderr == ""
+    process = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert process.stdout.split() == []
+    assert process.stderr == ""

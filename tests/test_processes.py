@@ -1,4 +1,4 @@
-"""Several processes on CPUs, as torchrun starts them: one run, one log, one checkpoint; Ctrl-C saves it."""
+"""Two CPU processes started by torchrun train one model, with one log and one checkpoint, which Ctrl-C saves."""
 
 import json
 import os
@@ -23,7 +23,7 @@ def command(checkpoint: Path, out: Path, steps: int) -> list[str]:
     return [sys.executable, *LAUNCH.split(), "train.py", *recipe, "--run.steps", str(steps)]
 
 
-def logged(out: Path) -> list[int]:
+def logged_steps(out: Path) -> list[int]:
     path = out / "log.jsonl"
     rows = map(json.loads, path.read_text().splitlines()) if path.is_file() else ()
     return [row["step"] for row in rows if "grad_norm" in row]
@@ -34,21 +34,21 @@ def test_two_processes_train_one_model_and_ctrl_c_saves_it(checkpoint: Path, tmp
     out = tmp_path / "run"
     process = subprocess.Popen(command(checkpoint, out, 10_000), cwd=ROOT, start_new_session=True)
     try:
-        end = time.monotonic() + 300
-        while 20 not in logged(out):
+        deadline = time.monotonic() + 300
+        while 20 not in logged_steps(out):
             assert process.poll() is None
-            assert time.monotonic() < end
+            assert time.monotonic() < deadline
             time.sleep(0.2)
         os.killpg(process.pid, signal.SIGINT)
         process.wait(timeout=120)
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
-    [stopped] = saved_steps(out)
-    assert stopped >= 20
-    steps = stopped - stopped % 10 + 20
-    done = subprocess.run(command(checkpoint, out, steps), capture_output=True, text=True, cwd=ROOT, check=False)
-    assert done.returncode == 0, done.stderr
+    [stopped_at] = saved_steps(out)
+    assert stopped_at >= 20
+    steps = stopped_at - stopped_at % 10 + 20
+    resumed = subprocess.run(command(checkpoint, out, steps), capture_output=True, text=True, cwd=ROOT, check=False)
+    assert resumed.returncode == 0, resumed.stderr
     assert saved_steps(out)[-1] == steps
-    assert sorted(logged(out)) == list(range(10, steps + 1, 10))  # each step once, by one of the two
+    assert sorted(logged_steps(out)) == list(range(10, steps + 1, 10))  # only the main process logs
     assert (out / "checkpoint" / "transformer").is_dir()

@@ -1,4 +1,4 @@
-"""What a clip was made of is known by what is in its files, not by their names."""
+"""A clip records the files that it was made from by the hash of their content, not by their names."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ FILE = "pytorch_lora_weights.safetensors"
 
 @pytest.fixture(scope="module")
 def loras(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Two LoRAs of one size, each as training leaves it."""
+    """Two LoRAs of equal size, saved as training does."""
     folders = [tmp_path_factory.mktemp("lora") for _ in range(2)]
     for seed, folder in enumerate(folders):
         model = VideoPipeline.load(checkpoint).transformer
@@ -36,115 +36,121 @@ def loras(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Pa
 
 
 @pytest.fixture
-def style(loras: list[Path], tmp_path: Path) -> Path:
-    """The first of them under a name of its own."""
-    return Path(shutil.copy(loras[0] / FILE, tmp_path / "style.safetensors"))
+def style_lora(loras: list[Path], tmp_path: Path) -> Path:
+    """A copy of the first LoRA under another name."""
+    return Path(shutil.copy(loras[0] / FILE, tmp_path / "style_lora.safetensors"))
 
 
 @pytest.fixture
 def model(checkpoint: Path) -> list[str]:
+    """The flag that chooses the tiny checkpoint."""
     return ["--model", str(checkpoint)]
 
 
-def test_a_file_and_a_folder_are_known_by_what_is_in_them(loras: list[Path], style: Path, tmp_path: Path) -> None:
-    first = content_id(style)
-    assert first == file_digest(style).hex()[:16] == content_id(loras[0] / FILE) != content_id(loras[1] / FILE)
+def test_content_id_depends_on_content_and_not_on_the_name(loras: list[Path], style_lora: Path, tmp_path: Path) -> None:
+    first = content_id(style_lora)
+    assert first == file_digest(style_lora).hex()[:16] == content_id(loras[0] / FILE) != content_id(loras[1] / FILE)
     folder = Path(shutil.copytree(loras[0], tmp_path / "copy"))
     assert content_id(folder) == content_id(loras[0]) != content_id(loras[1])
     shutil.copy(loras[1] / FILE, folder)
     assert content_id(folder) == content_id(loras[1])
 
 
-def test_a_clip_made_with_a_lora_says_which_and_is_made_again(
-    loras: list[Path], style: Path, model: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_a_clip_records_the_hashes_of_its_loras_and_is_repeated_byte_for_byte(
+    loras: list[Path], style_lora: Path, model: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     clip, again = tmp_path / "clip.mp4", tmp_path / "again.mp4"
-    words = ["a red circle", *model, *QUICK, "--lora", f"{style}=0.5", str(loras[1])]
+    words = ["a red circle", *model, *QUICK, "--lora", f"{style_lora}=0.5", str(loras[1])]
     assert sample([*words, "--out", str(clip)]) == 0
     settings = read_settings(clip)
-    assert settings["lora"] == [f"{style}=0.5", str(loras[1])]
-    assert settings["lora_sha256"] == [content_id(style), content_id(loras[1])]
+    assert settings["lora"] == [f"{style_lora}=0.5", str(loras[1])]
+    assert settings["lora_sha256"] == [content_id(style_lora), content_id(loras[1])]
     assert sample(["--from", str(clip), *model, "--out", str(again)]) == 0
     assert again.read_bytes() == clip.read_bytes()
     assert "note:" not in capsys.readouterr().err
 
 
-def test_a_clip_is_not_made_again_with_another_lora_of_the_same_name(
-    loras: list[Path], style: Path, model: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_from_refuses_a_lora_file_whose_content_has_changed(
+    loras: list[Path], style_lora: Path, model: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     clip, again, moved = tmp_path / "clip.mp4", ["--out", str(tmp_path / "again.mp4")], tmp_path / "moved.safetensors"
-    assert sample(["a red circle", *model, *QUICK, "--lora", str(style), "--out", str(clip)]) == 0
-    was, now = content_id(style), content_id(loras[1] / FILE)
-    style.rename(moved)
+    assert sample(["a red circle", *model, *QUICK, "--lora", str(style_lora), "--out", str(clip)]) == 0
+    was, now = content_id(style_lora), content_id(loras[1] / FILE)
+    style_lora.rename(moved)
     capsys.readouterr()
-    refused(capsys, sample(["--from", str(clip), *model, *again]), f"there is no LoRA {style}")
-    shutil.copy(loras[1] / FILE, style)
+    refused(capsys, sample(["--from", str(clip), *model, *again]), f"there is no LoRA {style_lora}")
+    shutil.copy(loras[1] / FILE, style_lora)
     refused(
         capsys,
         sample(["--from", str(clip), *model, *again]),
-        f"made with lora ['{style}'] of ['{was}'], and what lies there now is ['{now}']; give the same with --lora",
+        f"made with lora ['{style_lora}'] of ['{was}'], and what lies there now is ['{now}']; "
+        "give the same with --lora",
     )
-    assert sample(["--from", str(clip), *model, *again, "--lora", str(moved)]) == 0  # the same under another name
+    # The same content under another name is taken without a note, and other content only where --lora names it.
+    assert sample(["--from", str(clip), *model, *again, "--lora", str(moved)]) == 0
     assert "note:" not in capsys.readouterr().err
-    assert sample(["--from", str(clip), *model, *again, "--overwrite", "--lora", str(style)]) == 0  # asked for
-    assert f"note: {clip} was made with lora ['{style}'] of ['{was}'], not ['{now}']" in capsys.readouterr().err
+    assert sample(["--from", str(clip), *model, *again, "--overwrite", "--lora", str(style_lora)]) == 0
+    assert f"note: {clip} was made with lora ['{style_lora}'] of ['{was}'], not ['{now}']" in capsys.readouterr().err
 
 
-def test_a_latent_of_another_lora_of_the_same_name_is_not_decoded(
-    loras: list[Path], style: Path, model: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_a_saved_latent_is_not_decoded_when_the_lora_file_has_changed(
+    loras: list[Path], style_lora: Path, model: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     clip = tmp_path / "clip.mp4"
-    words = ["x", *model, *QUICK, "--lora", str(style), "--save-latents", "--out", str(clip)]
+    words = ["x", *model, *QUICK, "--lora", str(style_lora), "--save-latents", "--out", str(clip)]
     assert sample(words) == 0
     clip.unlink()
-    shutil.copy(loras[1] / FILE, style)
+    shutil.copy(loras[1] / FILE, style_lora)
     capsys.readouterr()
     refused(capsys, sample(words), "is the latent of another clip: its lora_sha256 is")
     assert not clip.exists()
 
 
-def test_a_sweep_does_not_go_on_with_another_lora_of_the_same_name(
-    loras: list[Path], style: Path, model: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_a_sweep_does_not_resume_when_the_lora_file_has_changed(
+    loras: list[Path], style_lora: Path, model: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "sweep"
-    words = ["x", *model, *SMALL, "--sweep", "steps=1,2", "--reference", "0", "--lora", str(style), "--out", str(out)]
+    words = ["x", *model, *SMALL, "--sweep", "steps=1,2", "--reference", "0", "--out", str(out)]
+    words += ["--lora", str(style_lora)]
     assert sample(words) == 0
-    before = read_rows(out)
-    shutil.copy(loras[1] / FILE, style)
+    rows = read_rows(out)
+    shutil.copy(loras[1] / FILE, style_lora)
     capsys.readouterr()
     refused(capsys, sample(words), "holds another sweep (its lora_sha256 differs); choose another --out")
-    shutil.copy(loras[0] / FILE, style)
+    shutil.copy(loras[0] / FILE, style_lora)
     assert sample(words) == 0
-    assert read_rows(out) == before
+    assert read_rows(out) == rows
     clip = next((out / "clips").glob("*.mp4"))
-    assert read_settings(clip)["lora_sha256"] == [content_id(style)]
+    assert read_settings(clip)["lora_sha256"] == [content_id(style_lora)]
 
 
 @pytest.mark.parametrize("name", ["gguf", "image", "last_image"])
-def test_other_files_beside_a_checkpoint_are_known_so_too(name: str, checkpoint: Path, tmp_path: Path) -> None:
+def test_gguf_and_image_files_are_recorded_and_checked_by_content(name: str, checkpoint: Path, tmp_path: Path) -> None:
     path, clip = tmp_path / "file", tmp_path / "clip.mp4"
     path.write_bytes(b"one")
     args = SampleArgs(model=checkpoint, **{name: (path,) if name == "gguf" else path})  # type: ignore[arg-type]
-    made = provenance(args)
-    assert made[f"{name}_sha256"] == [content_id(path)]
-    check_recorded_files(clip, made, args, [])
+    recorded = provenance(args)
+    assert recorded[f"{name}_sha256"] == [content_id(path)]
+    check_recorded_files(clip, recorded, args, [])
     path.write_bytes(b"two")
     flag = f"--{name.replace('_', '-')}"
     with pytest.raises(ValueError, match=f"give the same with {flag}$"):
-        check_recorded_files(clip, made, args, ["--model", str(checkpoint)])
-    check_recorded_files(clip, made, args, [flag, str(path)])
+        check_recorded_files(clip, recorded, args, ["--model", str(checkpoint)])
+    check_recorded_files(clip, recorded, args, [flag, str(path)])
     path.unlink()
     with pytest.raises(ValueError, match=f"there is no file {path}; give another with {flag}$"):
         digests(args)
 
 
-def test_a_clip_from_before_digests_is_made_again_as_it_was(checkpoint: Path, style: Path, tmp_path: Path) -> None:
-    args = SampleArgs(model=checkpoint, lora=(str(style),))
-    before = {key: value for key, value in provenance(args).items() if key != "lora_sha256"}
-    check_recorded_files(tmp_path / "clip.mp4", before, args, [])
+def test_a_clip_without_recorded_hashes_is_repeated_without_a_check(
+    checkpoint: Path, style_lora: Path, tmp_path: Path
+) -> None:
+    args = SampleArgs(model=checkpoint, lora=(str(style_lora),))
+    recorded = {key: value for key, value in provenance(args).items() if key != "lora_sha256"}
+    check_recorded_files(tmp_path / "clip.mp4", recorded, args, [])
 
 
-def test_from_keeps_the_precision_and_says_which_device_it_was(
+def test_from_repeats_the_precision_and_notes_another_device(
     checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     first, again = tmp_path / "first.mp4", tmp_path / "again.mp4"

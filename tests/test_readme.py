@@ -1,4 +1,4 @@
-"""README and guide say what is so."""
+"""README and guide name flags, files and commands that exist, and their tables are those of the result files."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import get_args, get_type_hints
 
 import pytest
 
-from tests.bench.readme import PAGES, filled
+from tests.bench.readme import PAGES, fill_tables
 from videogen import __version__
 from videogen.cli.arguments import flags_of
 from videogen.cli.judge import JudgeArgs
@@ -41,26 +41,26 @@ LAST_COMMANDS = [line.split("&&")[-1].strip() for line in COMMAND_LINES]
 
 def test_every_flag_in_readme_and_guide_exists() -> None:
     train = TrainConfig()
-    known = {
+    flags = {
         "sample.py": flags_of(SampleArgs, SampleArgs(sample=SampleConfig())),
         "train.py": flags_of(TrainConfig, train) | {"--data", "--run"},
         "videogen toybox": flags_of(ToyboxArgs),
         "videogen judge": flags_of(JudgeArgs, JudgeArgs()),
     }
-    found = 0
+    num_flags = 0
     for command in LAST_COMMANDS:
-        kind = next((name for name in known if name in command), None)
+        kind = next((name for name in flags if name in command), None)
         for word in shlex.split(command):
             if word.startswith("--"):
                 assert kind is not None, command
-                assert word in known[kind], f"{word} in: {command}"
-                found += 1
-    assert found > 10
+                assert word in flags[kind], f"{word} in: {command}"
+                num_flags += 1
+    assert num_flags > 10
     inline = {flag for text in TEXTS.values() for flag in re.findall(r"`(--[a-z][a-z.-]+)[` ]", text)}
-    assert inline <= set().union(*known.values()) | {"--help", "--nproc-per-node"}
+    assert inline <= set().union(*flags.values()) | {"--help", "--nproc-per-node"}
 
 
-def test_every_file_that_readme_and_guide_name_exists() -> None:
+def test_every_file_named_in_readme_and_guide_exists() -> None:
     for page, text in TEXTS.items():
         for name in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", text):
             assert (page.parent / name).exists(), f"{page.name} links {name}"
@@ -70,7 +70,7 @@ def test_every_file_that_readme_and_guide_name_exists() -> None:
                 assert (ROOT / name).exists(), command
 
 
-def test_every_heading_that_a_page_links_to_exists() -> None:
+def test_every_linked_heading_exists() -> None:
     for page, text in TEXTS.items():
         for name, anchor in re.findall(r"\]\(([^)#:]*)#([^)]+)\)", text):
             linked = TEXTS[(page.parent / name).resolve() if name else page]
@@ -78,7 +78,7 @@ def test_every_heading_that_a_page_links_to_exists() -> None:
             assert anchor in {re.sub(r"[^a-z0-9 -]", "", line.lower()).replace(" ", "-") for line in headings}, anchor
 
 
-def test_the_python_of_the_guide_imports_what_exists() -> None:
+def test_every_import_in_the_guide_works() -> None:
     blocks = [block for text in TEXTS.values() for block in re.findall(r"```python\n(.*?)```", text, flags=re.S)]
     assert len(blocks) >= 2
     for block in blocks:
@@ -86,12 +86,12 @@ def test_the_python_of_the_guide_imports_what_exists() -> None:
         exec(compile(ast.Module(imports, []), "guide", "exec"), {})
 
 
-def test_the_readme_takes_a_minute() -> None:
+def test_the_readme_has_at_most_180_lines() -> None:
     assert len(TEXTS[ROOT / "README.md"].splitlines()) <= 180
 
 
-def test_the_default_checkpoint_is_the_one_that_was_measured() -> None:
-    """Weights, settings and tables are committed together, or the tables speak of another checkpoint."""
+def test_the_default_checkpoint_is_the_measured_one() -> None:
+    """Weights, settings and tables are committed together: otherwise the tables would describe another checkpoint."""
     measured = json.loads((ROOT / "assets" / "bench" / "mini.json").read_text(encoding="utf-8"))
     defaults = to_mapping(read_checkpoint_info(MINI).defaults)
     assert measured["checkpoint"]["sha256"] == checkpoint_id(MINI)["sha256"]
@@ -100,7 +100,7 @@ def test_the_default_checkpoint_is_the_one_that_was_measured() -> None:
     assert recommended.items() <= defaults.items()
 
 
-def test_every_room_stands_in_contributing() -> None:
+def test_contributing_names_every_room_and_files_that_exist() -> None:
     text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
     for path in sorted((ROOT / "videogen").iterdir()):
         if path.is_dir() and path.name != "__pycache__":
@@ -109,23 +109,23 @@ def test_every_room_stands_in_contributing() -> None:
         assert (ROOT / name).exists() or (ROOT / "videogen" / name).exists(), name
 
 
-def test_the_tables_are_those_of_the_result_files() -> None:
+def test_every_table_is_current_with_its_result_file() -> None:
     for page in PAGES:
         text = page.read_text(encoding="utf-8")
-        assert filled(text) == text, f"{page} is not current; run: python tests/bench/readme.py"
+        assert fill_tables(text) == text, f"{page} is not current; run: python tests/bench/readme.py"
     for name in ("line", "mini", "real_overfit", "wan", "packing", "framing"):
         assert (ROOT / "assets" / "bench" / f"{name}.json").is_file()
 
 
-def test_every_bench_that_is_named_can_be_started() -> None:
-    known = get_args(get_type_hints(BenchArgs)["name"])
+def test_every_bench_named_on_a_page_is_a_script() -> None:
+    benches = get_args(get_type_hints(BenchArgs)["name"])
     pages = [*PAGES, *(ROOT / name for name in ("CHANGELOG.md", "CONTRIBUTING.md", "assets/LOG.md"))]
     named = {name for page in pages for name in re.findall(r"`videogen bench (\w+)", page.read_text(encoding="utf-8"))}
-    assert {"wan", "precision"} <= named <= set(known)
-    assert all((ROOT / "tests" / "bench" / f"{name}.py").is_file() for name in known)
+    assert {"wan", "precision"} <= named <= set(benches)
+    assert all((ROOT / "tests" / "bench" / f"{name}.py").is_file() for name in benches)
 
 
-def test_every_recipe_loads_and_says_its_command() -> None:
+def test_every_recipe_loads_and_names_its_command() -> None:
     for path in sorted((ROOT / "configs").glob("*.toml")):
         load_toml(TrainConfig, path)
         assert f"python train.py configs/{path.name}" in path.read_text(encoding="utf-8")
@@ -133,13 +133,13 @@ def test_every_recipe_loads_and_says_its_command() -> None:
 
 def test_every_command_has_help(capsys: pytest.CaptureFixture[str]) -> None:
     for name, (run, _) in COMMANDS.items():
-        with pytest.raises(SystemExit) as stopped:
+        with pytest.raises(SystemExit) as exit_info:
             run(["--help"])
-        assert stopped.value.code == 0, name
+        assert exit_info.value.code == 0, name
         assert len(capsys.readouterr().out) > 100, name
 
 
-def test_the_default_checkpoint_is_small_and_names_no_place() -> None:
+def test_the_default_checkpoint_is_small_and_names_no_folder_of_its_machine() -> None:
     files = [path for path in MINI.rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) < 90e6
     configs = [path.read_text(encoding="utf-8") for path in files if path.name in ("config.json", "model_index.json")]
@@ -147,7 +147,7 @@ def test_the_default_checkpoint_is_small_and_names_no_place() -> None:
     assert not any("_name_or_path" in config for config in configs)
 
 
-def test_the_help_says_what_each_command_does_and_the_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_summarises_each_command_and_version_prints_the_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--help"]) == 0
     text = capsys.readouterr().out
     for name, (_, summary) in COMMANDS.items():
@@ -157,14 +157,14 @@ def test_the_help_says_what_each_command_does_and_the_version_is_printed(capsys:
 
 
 def test_the_package_runs_as_a_module() -> None:
-    done = subprocess.run([sys.executable, "-m", "videogen", "--version"], capture_output=True, text=True, cwd=ROOT)
-    assert (done.returncode, done.stdout) == (0, f"videogen {__version__}\n"), done.stderr
+    process = subprocess.run([sys.executable, "-m", "videogen", "--version"], capture_output=True, text=True, cwd=ROOT)
+    assert (process.returncode, process.stdout) == (0, f"videogen {__version__}\n"), process.stderr
 
 
 def test_tyro_writes_a_completion_script_of_all_commands(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as stopped:
+    with pytest.raises(SystemExit) as exit_info:
         main(["--tyro-print-completion", "bash"])
-    assert stopped.value.code == 0
+    assert exit_info.value.code in (0, None)  # tyro calls sys.exit(), whose status is 0 as well
     script = capsys.readouterr().out
     assert all(name in script for name in COMMANDS)
     assert "--dry-run" in script

@@ -1,4 +1,4 @@
-"""What a command asks for and cannot be made is refused before anything is loaded."""
+"""The clips of a command are named, and impossible ones are refused, before anything is loaded."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from videogen.models.checkpoint_config import read_checkpoint_info
 
 
 @pytest.mark.parametrize("out", ["taken", "taken/clip.mp4", "taken/deeper/still"])
-def test_a_file_in_the_place_of_a_folder_is_refused_before_anything_is_loaded(
+def test_out_below_a_file_is_refused_before_the_model_is_loaded(
     out: str, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("videogen.cli.sample.load", lambda *args: pytest.fail("the model was loaded"))
@@ -26,20 +26,20 @@ def test_a_file_in_the_place_of_a_folder_is_refused_before_anything_is_loaded(
     assert (tmp_path / "taken").read_text(encoding="utf-8") == "mine"
 
 
-def test_every_clip_has_a_name_of_its_own(checkpoint: Path, tmp_path: Path) -> None:
-    """The second "p" of seed 0 would have been called as "p 0" of seed 2 is."""
+def test_every_clip_has_a_unique_file_name(checkpoint: Path, tmp_path: Path) -> None:
+    """The second clip of "p" with seed 0 and the clip of "p 0" with seed 2 would both be p-0-2.mp4."""
     args = SampleArgs(model=checkpoint, out=tmp_path)
     rows = [PromptRow(prompt, seed, args.sample) for prompt, seed in (("p", 0), ("p", 0), ("p 0", 2), ("p", 0))]
     names = [job.path.name for job in plan_jobs(rows, args, read_checkpoint_info(checkpoint))]
     assert names == ["p-0.mp4", "p-0-2.mp4", "p-0-2-2.mp4", "p-0-3.mp4"]
 
 
-def test_seeds_from_two_places_are_refused(
+def test_seeds_together_with_num_or_a_seed_column_are_refused(
     checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["--model", str(checkpoint), *QUICK, "--seeds", "0,1"]
     refused(capsys, sample(["x", "--num", "3", *words]), "--seeds 0,1 and --num 3 both say how many clips")
-    table = tmp_path / "PROMPTS.CSV"  # a name in capitals is read as one in small letters is
+    table = tmp_path / "PROMPTS.CSV"  # The suffix is read in any case.
     table.write_text("prompt,seed\na red circle,5\n", encoding="utf-8")
     refused(capsys, sample(["--prompts", str(table), *words]), "gives its rows seeds of their own")
 

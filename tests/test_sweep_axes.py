@@ -1,4 +1,4 @@
-"""Sweeps: words become axes, axes become runs, and a wrong word gets one sentence."""
+"""Words parse into the axes of a sweep, axes make its runs, and a wrong word is refused in one sentence."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from videogen.cli.sample import parse_args
 from videogen.cli.sweep import make_plan
 from videogen.sampling.solvers import STOCHASTIC_SAMPLERS
 from videogen.sweep.axes import combinations, read_axes
-from videogen.sweep.plan import FRESH_NOISE, Run
+from videogen.sweep.plan import SDE_SAMPLERS, Run
 from videogen.sweep.report import best_command
 
 # --- axes
@@ -39,24 +39,24 @@ from videogen.sweep.report import best_command
         ("seconds=null,1", [None, 1.0]),
     ],
 )
-def test_a_word_is_an_axis_of_values_of_its_type(word: str, values: list[object]) -> None:
+def test_a_word_parses_into_values_of_its_fields_type(word: str, values: list[object]) -> None:
     (axis,) = read_axes([word])
     assert [value for (value,) in axis.places] == values
     assert [type(value) for (value,) in axis.places] == [type(value) for value in values]
 
 
-def test_a_file_of_axes_links_what_stands_in_one_table(tmp_path: Path) -> None:
+def test_the_fields_of_a_linked_table_vary_together(tmp_path: Path) -> None:
     path = tmp_path / "grid.toml"
     path.write_text('guidance = "1:2:2"\n[[linked]]\nsampler = ["euler", "heun"]\nsteps = [8, 4]\n', encoding="utf-8")
     axes = read_axes([str(path), "cfg_zero=true,false"])
     assert [axis.name for axis in axes] == ["guidance", "sampler, steps", "cfg_zero"]
-    tried = combinations(axes)
-    assert len(tried) == 2 * 2 * 2
-    assert {(change["sampler"], change["steps"]) for change in tried} == {("euler", 8), ("heun", 4)}
+    settings = combinations(axes)
+    assert len(settings) == 2 * 2 * 2
+    assert {(setting["sampler"], setting["steps"]) for setting in settings} == {("euler", 8), ("heun", 4)}
 
 
 @pytest.mark.parametrize(
-    ("word", "said"),
+    ("word", "message"),
     [
         ("stepz=4", "no setting is called 'stepz'; did you mean 'steps'"),
         ("steps=four", "axis steps: steps must be of type int, got 'four'"),
@@ -76,16 +76,16 @@ def test_a_file_of_axes_links_what_stands_in_one_table(tmp_path: Path) -> None:
         ("none.toml", "no sweep file none.toml"),
     ],
 )
-def test_a_wrong_axis_gets_one_sentence(
-    word: str, said: str, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_a_wrong_axis_is_refused_and_writes_nothing(
+    word: str, message: str, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "sweep"
-    refused(capsys, sample(["x", "--sweep", word, "--out", str(out), "--model", str(checkpoint)]), said)
+    refused(capsys, sample(["x", "--sweep", word, "--out", str(out), "--model", str(checkpoint)]), message)
     assert not out.exists()
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("stepz = [4]", "did you mean 'steps'"),
         ("steps = [", "grid.toml: "),
@@ -94,15 +94,15 @@ def test_a_wrong_axis_gets_one_sentence(
         ("steps = [4]\n[[linked]]\nsteps = [8]\nshift = [1.0]", "steps stands on two axes"),
     ],
 )
-def test_a_wrong_file_of_axes_gets_one_sentence(text: str, said: str, tmp_path: Path) -> None:
+def test_a_wrong_file_of_axes_is_refused(text: str, message: str, tmp_path: Path) -> None:
     path = tmp_path / "grid.toml"
     path.write_text(text, encoding="utf-8")
-    with pytest.raises(ValueError, match=re.escape(said)):
+    with pytest.raises(ValueError, match=re.escape(message)):
         read_axes([str(path)])
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (["x", "--search", "3"], "give both"),
         (["x", "--sweep"], "--sweep needs what to compare"),
@@ -120,17 +120,17 @@ def test_a_wrong_file_of_axes_gets_one_sentence(text: str, said: str, tmp_path: 
         (["x", "--sweep", "steps=1,2", "--score", "json:nothing"], "has no attribute 'nothing'"),
     ],
 )
-def test_a_wrong_sweep_gets_one_sentence(
-    words: list[str], said: str, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_wrong_flags_of_a_sweep_are_refused(
+    words: list[str], message: str, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = [] if "--out" in words else ["--out", str(tmp_path / "sweep")]
-    refused(capsys, sample([*words, *out, "--model", str(checkpoint)]), said)
+    refused(capsys, sample([*words, *out, "--model", str(checkpoint)]), message)
 
 
 @pytest.mark.parametrize(
     ("module", "library"), [("pyarrow", "pyarrow"), ("matplotlib", "matplotlib"), ("optuna", "Optuna")]
 )
-def test_a_missing_library_gets_one_sentence_before_anything_is_run(
+def test_a_missing_library_is_named_before_anything_runs(
     module: str, library: str, checkpoint: Path, tmp_path: Path,
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
@@ -140,7 +140,7 @@ def test_a_missing_library_gets_one_sentence_before_anything_is_run(
     assert not (tmp_path / "s").exists()
 
 
-def test_a_prompts_file_may_not_set_what_is_an_axis(
+def test_a_prompts_file_that_sets_an_axis_is_refused(
     checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     table = tmp_path / "prompts.csv"
@@ -152,7 +152,7 @@ def test_a_prompts_file_may_not_set_what_is_an_axis(
 # --- plan
 
 
-def test_a_run_has_a_command_that_makes_its_clip(checkpoint: Path) -> None:
+def test_the_command_of_a_run_parses_back_to_its_settings(checkpoint: Path) -> None:
     words = [
         "guidance_interval=[0,1],[0.2,0.8]",
         "cfg_zero=true,false",
@@ -161,48 +161,48 @@ def test_a_run_has_a_command_that_makes_its_clip(checkpoint: Path) -> None:
         "steps=2,3",
     ]
     plan = plan_of(words, prompts=['it\'s a "red" circle'], seeds=[-3], model=str(checkpoint))
-    plan = replace(plan, defaults=parse_args(["x", "--model", str(checkpoint)]).sample)
+    plan = replace(plan, defaults=parse_args(["x", "--model", str(checkpoint)])[0].sample)
     for run in plan.runs():
-        args = parse_args(shlex.split(plan.command(run))[2:])
-        made = args.sample if run.config.seconds is None else replace(args.sample, frames=run.config.frames)
-        assert (args.prompt, args.seed, made) == ((run.prompt,), run.seed, run.config)
+        args, _ = parse_args(shlex.split(plan.command(run))[2:])
+        config = args.sample if run.config.seconds is None else replace(args.sample, frames=run.config.frames)
+        assert (args.prompt, args.seed, config) == ((run.prompt,), run.seed, run.config)
 
 
-def test_what_stands_beside_the_model_tells_sweeps_apart_and_is_in_their_commands(
+def test_adapters_and_precision_are_in_the_manifest_and_in_the_commands(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A LoRA, fewer bits: the rows of one are not the rows of the other."""
+    """Rows of a run with a LoRA or fewer bits must not be mistaken for rows of the plain model."""
     monkeypatch.chdir(tmp_path)
     for name in ("a.safetensors", "b"):
         Path(name).write_text(name, encoding="utf-8")
     words = ["x", "--model", str(checkpoint), "--sweep", "steps=2,3"]
-    beside = ["--lora", "a.safetensors=0.5", "b", "--quantise", "fp8", "--device", "cuda", "--dtype", "bfloat16"]
-    plain, other = (make_plan(parse_args(more)) for more in (words, [*words, *beside]))
-    assert plain.manifest() != other.manifest()
+    extra = ["--lora", "a.safetensors=0.5", "b", "--quantise", "fp8", "--device", "cuda", "--dtype", "bfloat16"]
+    plain, adapted = (make_plan(*parse_args(flags)) for flags in (words, [*words, *extra]))
+    assert plain.manifest() != adapted.manifest()
     Path("best.toml").touch()
-    for command in (other.command(other.runs()[0]), best_command(Path("best.toml"), other, "x")):
-        args = parse_args(shlex.split(command)[2:])
+    for command in (adapted.command(adapted.runs()[0]), best_command(Path("best.toml"), adapted, "x")):
+        args, _ = parse_args(shlex.split(command)[2:])
         assert (args.lora, args.quantise) == (("a.safetensors=0.5", "b"), "fp8")
         assert (args.device, args.dtype) == ("cuda", "bfloat16")
 
 
-def test_every_difference_is_another_key() -> None:
+def test_prompt_seed_and_every_setting_change_the_key() -> None:
     run = Run("a", 0, SMALL)
     others = [run._replace(prompt="b"), run._replace(seed=1), run._replace(config=replace(SMALL, shift=3.0))]
     assert len({run.key, *(other.key for other in others)}) == 4
     assert run.key == Run("a", 0, replace(SMALL)).key
 
 
-def test_the_reference_has_more_steps_and_the_same_guidance() -> None:
+def test_a_reference_has_more_steps_and_the_clips_own_guidance() -> None:
     plan = plan_of(["steps=1,2", "sampler=euler,heun", "shift=1,3", "guidance=1,3"], seeds=[0, 1], reference_steps=8)
     references = plan.references(plan.runs())
     assert len(references) == 2 * 2  # seeds, guidance
     assert {(ref.config.steps, ref.config.sampler) for ref in references} == {(8, "dpmpp_2m")}
 
 
-def test_a_sampler_that_draws_more_noise_is_its_own_reference() -> None:
-    """What many of its steps end on is not what the path without that noise ends on."""
-    assert STOCHASTIC_SAMPLERS.keys() == FRESH_NOISE
+def test_an_sde_sampler_is_its_own_reference() -> None:
+    """It solves another equation than the samplers without noise, so the two do not converge to one clip."""
+    assert STOCHASTIC_SAMPLERS.keys() == SDE_SAMPLERS
     plan = plan_of(["sampler=euler,dpmpp_2m_sde"], reference_steps=8)
     assert [ref.config.sampler for ref in plan.references(plan.runs())] == ["dpmpp_2m", "dpmpp_2m_sde"]
     assert plan.describe_reference().endswith("; of dpmpp_2m_sde, itself in as many steps")

@@ -1,4 +1,4 @@
-"""Sweeps: the folder that the command leaves, and what it says."""
+"""The sweep command writes its folder and prints its findings."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from videogen.sweep.runner import sweep
 ROOT = Path(__file__).parents[1]
 
 
-# --- what a sweep shows
+# --- the page
 
 
 @pytest.fixture(scope="module")
-def shown(pipeline: VideoPipeline, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Plan, list[Row]]:
-    """A sweep with a failed run and a prompt that would break a careless page."""
+def published(pipeline: VideoPipeline, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Plan, list[Row]]:
+    """Run a sweep with prompts that would break a page that does not escape them."""
     folder = tmp_path_factory.mktemp("sweep") / "s"
     prompts = ["</script><b>a \"red\" circle & 'star'", PROMPTS[1]]
     plan = plan_of(
@@ -42,8 +42,8 @@ def shown(pipeline: VideoPipeline, tmp_path_factory: pytest.TempPathFactory) -> 
     return folder, plan, rows
 
 
-def test_the_page_is_one_folder_without_network(shown: tuple[Path, Plan, list[Row]]) -> None:
-    folder, _, rows = shown
+def test_the_page_needs_no_file_outside_its_folder(published: tuple[Path, Plan, list[Row]]) -> None:
+    folder, _, rows = published
     text = (folder / "report.html").read_text(encoding="utf-8")
     assert not re.findall(r"""(?:src|href)=["'](?!#|data:|results\.csv)""", text)
     assert "@import" not in text
@@ -59,8 +59,8 @@ def test_the_page_is_one_folder_without_network(shown: tuple[Path, Plan, list[Ro
     assert "/* data */" not in text
 
 
-def test_the_pictures_are_there(shown: tuple[Path, Plan, list[Row]]) -> None:
-    folder, *_ = shown
+def test_the_grid_and_the_pictures_are_written(published: tuple[Path, Plan, list[Row]]) -> None:
+    folder, *_ = published
     info = probe(folder / "grid.mp4")
     assert info.num_frames == 5
     assert info.width > 2 * 112
@@ -70,8 +70,10 @@ def test_the_pictures_are_there(shown: tuple[Path, Plan, list[Row]]) -> None:
         assert probe(folder / name).width > 300
 
 
-def test_best_toml_is_a_config_that_sample_reads(shown: tuple[Path, Plan, list[Row]], checkpoint: Path) -> None:
-    folder, plan, rows = shown
+def test_best_toml_is_a_config_of_the_sweep_that_sample_reads(
+    published: tuple[Path, Plan, list[Row]], checkpoint: Path
+) -> None:
+    folder, plan, rows = published
     best = folder / "best.toml"
     config = load_toml(SampleConfig, best)
     assert config in {run.config for run in plan.runs()}
@@ -80,33 +82,33 @@ def test_best_toml_is_a_config_that_sample_reads(shown: tuple[Path, Plan, list[R
     assert len(rows) == 3 * 2 * 2 * 2 * 2
 
 
-def test_without_a_quality_nothing_is_recommended(pipeline: VideoPipeline, tmp_path: Path) -> None:
+def test_a_sweep_without_a_quality_measure_recommends_nothing(pipeline: VideoPipeline, tmp_path: Path) -> None:
     plan = plan_of(["steps=1,2"])
-    found = publish(tmp_path, plan, sweep(pipeline, plan, tmp_path))
-    assert found.choice is None
-    assert "Nothing here measures quality" in found.findings[0]
+    summary = publish(tmp_path, plan, sweep(pipeline, plan, tmp_path))
+    assert summary.choice is None
+    assert "Nothing here measures quality" in summary.findings[0]
     assert not (tmp_path / "best.toml").exists()
     assert (tmp_path / "report.html").is_file()
 
 
-def test_a_sweep_of_which_nothing_works_still_has_a_page(pipeline: VideoPipeline, tmp_path: Path) -> None:
+def test_a_sweep_whose_runs_all_fail_has_a_page(pipeline: VideoPipeline, tmp_path: Path) -> None:
     plan = plan_of(["guidance=1e38"], reference_steps=2)
-    found = publish(tmp_path, plan, sweep(pipeline, plan, tmp_path))
-    assert "No run has worked yet." in found.findings
+    summary = publish(tmp_path, plan, sweep(pipeline, plan, tmp_path))
+    assert "No run has worked yet." in summary.findings
     assert (tmp_path / "report.html").is_file()
 
 
-def test_a_grid_of_many_shows_as_many_as_can_be_seen(pipeline: VideoPipeline, tmp_path: Path) -> None:
+def test_a_grid_of_many_clips_stays_within_its_largest_size(pipeline: VideoPipeline, tmp_path: Path) -> None:
     plan = plan_of(["steps=1,2"])
     (row, _) = sweep(pipeline, plan, tmp_path)
     prompts = [f"prompt {i}" for i in range(300)]
     for axes in (["negative=[blurry],dark", "steps=1,2"], [f"guidance=1:{9}:150", "steps=1,2"]):
-        many = plan_of(axes, prompts=prompts[: 300 if "negative" in axes[0] else 1])
+        large_plan = plan_of(axes, prompts=prompts[: 300 if "negative" in axes[0] else 1])
         rows = [
             row | {"prompt": run.prompt, "key": run.key, "negative": run.config.negative, "steps": run.config.steps,
-                   "guidance": run.config.guidance} for run in many.runs()
+                   "guidance": run.config.guidance} for run in large_plan.runs()
         ]  # fmt: skip
-        publish(tmp_path, many, rows)
+        publish(tmp_path, large_plan, rows)
         info = probe(tmp_path / "grid.mp4")
         assert info.width <= 1920
         assert info.height <= 4320 + 100
@@ -116,7 +118,7 @@ def test_a_grid_of_many_shows_as_many_as_can_be_seen(pipeline: VideoPipeline, tm
 # --- the command
 
 
-def test_the_command_sweeps_and_says_where_to_look(
+def test_the_command_writes_rows_and_prints_the_paths_of_its_results(
     checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "my_judge.py").write_text(
@@ -126,8 +128,8 @@ def test_the_command_sweeps_and_says_where_to_look(
     out = tmp_path / "s"
     words = ["a red circle", "--sweep", "steps=1,2", "--seeds", "3,5", "--out", str(out), "--model", str(checkpoint)]
     assert sample([*words, *QUICK, "--score", "my_judge:score"]) == 0
-    said = capsys.readouterr().out.splitlines()
-    assert said[-2:] == [str(out / "report.html"), str(out / "best.toml")]
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-2:] == [str(out / "report.html"), str(out / "best.toml")]
     rows = read_rows(out)
     assert {(row["steps"], row["seed"], row["score_frames"]) for row in rows.values()} == {
         (1, 3, 5.0), (1, 5, 5.0), (2, 3, 5.0), (2, 5, 5.0),
@@ -139,7 +141,7 @@ def test_the_command_sweeps_and_says_where_to_look(
     )
 
 
-def test_what_cannot_be_loaded_leaves_the_folder_as_it_is(
+def test_a_failure_to_load_leaves_the_folder_unchanged(
     checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
@@ -154,7 +156,7 @@ def test_what_cannot_be_loaded_leaves_the_folder_as_it_is(
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
 
 
-def test_a_plug_that_cannot_be_imported_is_said(
+def test_a_score_module_with_a_syntax_error_is_refused(
     checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "broken_judge.py").write_text("def score(frames, prompt) return {}\n", encoding="utf-8")
@@ -163,7 +165,7 @@ def test_a_plug_that_cannot_be_imported_is_said(
     refused(capsys, sample([*words, "--score", "broken_judge:score"]), "--score broken_judge:score: SyntaxError")
 
 
-def test_a_sweep_that_is_stopped_ends_with_130_and_whole_rows(
+def test_a_stopped_sweep_exits_with_130_and_complete_rows(
     checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     code = "import os, signal\n\n\ndef score(frames, prompt):\n    os.kill(os.getpid(), signal.SIGINT)\n    return {}\n"
@@ -178,26 +180,16 @@ def test_a_sweep_that_is_stopped_ends_with_130_and_whole_rows(
     assert not list(out.rglob("*.part*"))
 
 
-def test_a_dry_run_counts_and_writes_nothing(
+def test_a_dry_run_counts_the_runs_and_writes_nothing(
     checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = [
-        "x",
-        "--sweep",
-        "steps=1,2",
-        "guidance=1,2",
-        "--seeds",
-        "0:2:3",
-        "--dry-run",
-        "--json",
-        "--model",
-        str(checkpoint),
-    ]
+    words = ["x", "--sweep", "steps=1,2", "guidance=1,2", "--seeds", "0:2:3"]
+    words += ["--dry-run", "--json", "--model", str(checkpoint)]
     assert sample([*words, *QUICK, "--out", str(tmp_path / "s")]) == 0
-    said = json.loads(capsys.readouterr().out)
-    assert (said["runs"], said["settings"], said["references"]) == (12, 4, 6)
-    assert said["evaluations"] == 3 * (1 + 2 + 2 + 4)
-    assert said["seconds"] > 0
+    counts = json.loads(capsys.readouterr().out)
+    assert (counts["runs"], counts["settings"], counts["references"]) == (12, 4, 6)
+    assert counts["evaluations"] == 3 * (1 + 2 + 2 + 4)
+    assert counts["seconds"] > 0
     assert not (tmp_path / "s").exists()
     assert sample([*words, *QUICK, "--search", "2"]) == 0
     assert json.loads(capsys.readouterr().out)["runs"] == 6
@@ -206,18 +198,8 @@ def test_a_dry_run_counts_and_writes_nothing(
 @pytest.mark.slow
 def test_two_processes_share_a_sweep(checkpoint: Path, tmp_path: Path) -> None:
     out = tmp_path / "s"
-    words = [
-        "a red circle",
-        "--sweep",
-        "steps=1,2,3",
-        "--seeds",
-        "0,1",
-        "--out",
-        str(out),
-        "--model",
-        str(checkpoint),
-        *QUICK,
-    ]
+    words = ["a red circle", "--sweep", "steps=1,2,3", "--seeds", "0,1", "--out", str(out)]
+    words += ["--model", str(checkpoint), *QUICK]
     launch = [
         sys.executable,
         "-m",
@@ -228,9 +210,9 @@ def test_two_processes_share_a_sweep(checkpoint: Path, tmp_path: Path) -> None:
         "--num_machines",
         "1",
     ]
-    done = subprocess.run([*launch, "sample.py", *words], capture_output=True, text=True, cwd=ROOT)
-    assert done.returncode == 0, done.stderr
+    process = subprocess.run([*launch, "sample.py", *words], capture_output=True, text=True, cwd=ROOT)
+    assert process.returncode == 0, process.stderr
     assert len(read_rows(out)) == 6
     assert sorted(path.name for path in out.glob("results*")) == ["results.csv", "results.parquet"]
     assert (out / "report.html").is_file()
-    assert done.stdout.count("report.html") == 1
+    assert process.stdout.count("report.html") == 1

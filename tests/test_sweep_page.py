@@ -1,4 +1,4 @@
-"""The page of a sweep in a real browser, from disk: it loads, plays in step, sorts, filters, changes axes, copies."""
+"""The page of a sweep works from disk in a real browser: it loads, plays in step, sorts, filters, copies."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ FLAGS = (
 
 @pytest.fixture(scope="module")
 def folder(pipeline: VideoPipeline, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Twelve settings under two prompts and two seeds, of which one setting fails."""
+    """A published sweep of twelve settings under two prompts and two seeds."""
     folder = tmp_path_factory.mktemp("sweep") / "s"
     plan = plan_of(
         ["steps=1,2,10", "guidance=1,2", "sampler=euler,heun"], prompts=PROMPTS, seeds=[0, 1], reference_steps=12
@@ -59,26 +59,26 @@ def driver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WebDriver]:
 
 @pytest.fixture
 def page(driver: WebDriver, folder: Path) -> WebDriver:
-    """The page, freshly opened, all clips of the grid loaded."""
+    """The page, newly opened, with all clips of the grid loaded."""
     driver.get((folder / "report.html").as_uri())
-    wait(lambda: len(films(driver)) == 6 and all(state >= 2 for state in ask(driver, "v.readyState")))
+    wait_until(lambda: len(videos(driver)) == 6 and all(state >= 2 for state in evaluate(driver, "v.readyState")))
     return driver
 
 
-def wait(until: Callable[[], bool], seconds: float = 20.0) -> None:
+def wait_until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
     end = time.monotonic() + seconds
-    while not until():
-        assert time.monotonic() < end, "it did not happen in time"
+    while not condition():
+        assert time.monotonic() < end, f"the condition was not met within {seconds} seconds"
         time.sleep(0.05)
 
 
-def films(page: WebDriver) -> list[WebElement]:
+def videos(page: WebDriver) -> list[WebElement]:
     return page.find_elements(By.CSS_SELECTOR, "#clips video")
 
 
-def ask(page: WebDriver, what: str) -> list[float]:
-    """Something of every clip of the grid, at one moment."""
-    return page.execute_script(f"return [...document.querySelectorAll('#clips video')].map((v) => {what})")
+def evaluate(page: WebDriver, expression: str) -> list[float]:
+    """Evaluate a JavaScript expression of every video v of the grid, at one moment."""
+    return page.execute_script(f"return [...document.querySelectorAll('#clips video')].map((v) => {expression})")
 
 
 def texts(page: WebDriver, selector: str) -> list[str]:
@@ -86,7 +86,7 @@ def texts(page: WebDriver, selector: str) -> list[str]:
 
 
 def column(page: WebDriver, name: str) -> list[str]:
-    """The cells of a column of the table."""
+    """Return the texts of a column of the table."""
     names = [head.get_attribute("data-name") for head in page.find_elements(By.CSS_SELECTOR, "#table th")]
     return texts(page, f"#table tbody td:nth-child({names.index(name) + 1})")
 
@@ -101,7 +101,7 @@ def click(page: WebDriver, selector: str) -> None:
     element.click()
 
 
-def test_it_opens_from_disk_without_an_error_and_without_network(page: WebDriver) -> None:
+def test_the_page_opens_from_disk_without_an_error_and_without_network(page: WebDriver) -> None:
     assert page.get_log("browser") == []
     assert page.execute_script("return [...document.querySelectorAll('video')].some((v) => v.error)") is False
     loaded = page.execute_script("return performance.getEntriesByType('resource').map((entry) => entry.name)")
@@ -114,58 +114,58 @@ def test_it_opens_from_disk_without_an_error_and_without_network(page: WebDriver
 
 def test_the_clips_play_in_step(page: WebDriver) -> None:
     before = page.execute_script("return clock.now")
-    wait(lambda: page.execute_script("return clock.now") != before)
-    spreads, seen = [], set()
+    wait_until(lambda: page.execute_script("return clock.now") != before)
+    spreads, positions = [], set()
     for _ in range(20):
-        times = ask(page, "v.currentTime")
+        times = evaluate(page, "v.currentTime")
         spreads.append(max(times) - min(times))
-        seen.add(round(times[0], 2))
+        positions.add(round(times[0], 2))
         time.sleep(0.05)
-    assert len(seen) > 3  # they do play
+    assert len(positions) > 3  # they do play
     assert sorted(spreads)[len(spreads) // 2] < 1 / SMALL.fps  # within a frame
     click(page, "#play")
-    wait(lambda: all(ask(page, "v.paused")))
+    wait_until(lambda: all(evaluate(page, "v.paused")))
     time.sleep(0.3)
-    still = ask(page, "v.currentTime")
-    assert max(still) - min(still) < 0.03
+    paused = evaluate(page, "v.currentTime")
+    assert max(paused) - min(paused) < 0.03
     time.sleep(0.3)
-    assert ask(page, "v.currentTime") == still
+    assert evaluate(page, "v.currentTime") == paused
 
 
-def test_keys_play_pause_and_step(page: WebDriver) -> None:
+def test_keys_pause_and_step_by_one_frame(page: WebDriver) -> None:
     body = page.find_element(By.TAG_NAME, "body")
     body.send_keys(" ")
     assert page.find_element(By.ID, "play").text == "play"
     page.execute_script("clock.now = 0")
     for frame in (1, 2):
         body.send_keys(".")
-        wait(lambda f=frame: all(int(t * SMALL.fps) == f for t in ask(page, "v.currentTime")))
+        wait_until(lambda f=frame: all(int(t * SMALL.fps) == f for t in evaluate(page, "v.currentTime")))
     body.send_keys(",")
-    wait(lambda: all(int(t * SMALL.fps) == 1 for t in ask(page, "v.currentTime")))
+    wait_until(lambda: all(int(t * SMALL.fps) == 1 for t in evaluate(page, "v.currentTime")))
 
 
-def test_the_reader_chooses_rows_and_columns(page: WebDriver) -> None:
+def test_rows_and_columns_of_the_grid_can_be_chosen(page: WebDriver) -> None:
     assert texts(page, "#clips th") == ["guidance 1", "guidance 2", "steps 1", "steps 2", "steps 10"]
     choose(page, "columns", "sampler")
     assert texts(page, "#clips thead th") == ["sampler euler", "sampler heun"]
-    before = ask(page, "v.src")
+    before = evaluate(page, "v.src")
     choose(
         page,
         "guidance",
         "1" if Select(page.find_element(By.ID, "pick-guidance")).first_selected_option.text == "2" else "2",
     )
-    assert not set(before) & set(ask(page, "v.src"))
+    assert not set(before) & set(evaluate(page, "v.src"))
     choose(page, "rows", "prompt")
     assert texts(page, "#clips tbody th") == [f"prompt {prompt}" for prompt in PROMPTS]
     choose(page, "rows", "sampler")  # the same as the columns: they change places
     assert texts(page, "#clips tbody th") == ["sampler euler", "sampler heun"]
     assert texts(page, "#clips thead th") == [f"prompt {prompt}" for prompt in PROMPTS]
     choose(page, "columns", "none")
-    assert len(films(page)) == 2
+    assert len(videos(page)) == 2
     assert page.get_log("browser") == []
 
 
-def test_a_click_opens_a_clip_beside_its_reference(page: WebDriver) -> None:
+def test_a_click_opens_a_clip_next_to_its_reference(page: WebDriver) -> None:
     click(page, "#clips .cell")
     dialog = page.find_element(By.ID, "dialog")
     assert dialog.get_attribute("open") is not None
@@ -180,25 +180,25 @@ def test_a_click_opens_a_clip_beside_its_reference(page: WebDriver) -> None:
     dialog.send_keys(Keys.ARROW_LEFT)
     assert page.find_element(By.ID, "dialog-title").text == title
     page.find_element(By.TAG_NAME, "body").send_keys(Keys.ESCAPE)
-    wait(lambda: dialog.get_attribute("open") is None)
+    wait_until(lambda: dialog.get_attribute("open") is None)
 
 
-def test_a_command_is_copied(page: WebDriver) -> None:
+def test_the_copy_button_copies_the_command(page: WebDriver) -> None:
     field = page.find_element(By.ID, "filter")
     for box in ("#best", "#dialog-command"):
         if box == "#dialog-command":
             click(page, "#clips .cell")
         command = page.find_element(By.CSS_SELECTOR, f"{box} code").text
         click(page, f"{box} button")
-        wait(lambda b=box: page.find_element(By.CSS_SELECTOR, f"{b} button").text == "copied")
+        wait_until(lambda b=box: page.find_element(By.CSS_SELECTOR, f"{b} button").text == "copied")
         page.find_element(By.TAG_NAME, "body").send_keys(Keys.ESCAPE)
-        wait(lambda: page.find_element(By.ID, "dialog").get_attribute("open") is None)
+        wait_until(lambda: page.find_element(By.ID, "dialog").get_attribute("open") is None)
         field.clear()
         field.send_keys(Keys.CONTROL, "v")
         assert field.get_attribute("value") == command
 
 
-def test_the_table_sorts_both_ways_by_number(page: WebDriver) -> None:
+def test_the_table_sorts_in_both_directions(page: WebDriver) -> None:
     click(page, "#by-clip")
     for name, kind in (("psnr_db", float), ("steps", int), ("sampler", str)):
         click(page, f"#table th[data-name='{name}'] button")
@@ -229,16 +229,16 @@ def test_the_table_filters_by_words_and_conditions(page: WebDriver) -> None:
     assert page.find_element(By.ID, "count").text == "0 of 48"
 
 
-def test_a_row_and_a_named_point_open_by_keyboard(page: WebDriver) -> None:
+def test_a_row_and_a_setting_of_the_front_open_by_keyboard(page: WebDriver) -> None:
     for selector in ("#table tbody tr", "#front button"):
         page.execute_script("document.querySelector(arguments[0]).focus()", selector)
         page.switch_to.active_element.send_keys(Keys.ENTER)
-        wait(lambda: page.find_element(By.ID, "dialog").get_attribute("open") is not None)
+        wait_until(lambda: page.find_element(By.ID, "dialog").get_attribute("open") is not None)
         page.find_element(By.TAG_NAME, "body").send_keys(Keys.ESCAPE)
-        wait(lambda: page.find_element(By.ID, "dialog").get_attribute("open") is None)
+        wait_until(lambda: page.find_element(By.ID, "dialog").get_attribute("open") is None)
 
 
-def test_everything_that_can_be_clicked_can_be_reached_by_tab(page: WebDriver) -> None:
+def test_every_control_can_be_reached_by_tab(page: WebDriver) -> None:
     reached = set()
     for _ in range(80):
         page.switch_to.active_element.send_keys(Keys.TAB)
@@ -247,7 +247,7 @@ def test_everything_that_can_be_clicked_can_be_reached_by_tab(page: WebDriver) -
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_it_fits_a_phone_in_light_and_dark(page: WebDriver, scheme: str) -> None:
+def test_the_page_fits_a_phone_in_light_and_dark(page: WebDriver, scheme: str) -> None:
     features = [{"name": "prefers-color-scheme", "value": scheme}]
     page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
     metrics = {"width": 360, "height": 740, "deviceScaleFactor": 2, "mobile": True}
@@ -264,7 +264,7 @@ def test_it_fits_a_phone_in_light_and_dark(page: WebDriver, scheme: str) -> None
         text = page.execute_script(
             "return getComputedStyle(document.querySelector('#pareto text')).fill.match(/\\d+/)[0]"
         )
-        assert abs(int(text) - int(paper)) > 60  # the plots follow
+        assert abs(int(text) - int(paper)) > 60  # the plots follow the scheme
     finally:
         page.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
         page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})

@@ -1,4 +1,4 @@
-"""Sweeps: every run leaves a row, whatever stops it, and a search goes on where it was."""
+"""Every run of a sweep leaves a row, whatever interrupts it, and a search resumes where it stopped."""
 
 from __future__ import annotations
 
@@ -18,31 +18,31 @@ from videogen.data.video_io import probe, read_settings
 from videogen.models.hub import checkpoint_id
 from videogen.sampling.pipeline import VideoPipeline
 from videogen.sweep.measures import score_id
-from videogen.sweep.plan import hold
-from videogen.sweep.report import find
-from videogen.sweep.results import gather, read_rows
+from videogen.sweep.plan import lock_folder
+from videogen.sweep.report import conclude
+from videogen.sweep.results import gather_rows, read_rows
 from videogen.sweep.runner import Worker, config_of, sweep
 from videogen.sweep.search import open_study, search
 
 # --- rows
 
 
-def finite(frames: Tensor, prompt: str) -> dict[str, float]:
-    """A plug: how bright a clip is, and how long its prompt."""
+def brightness_score(frames: Tensor, prompt: str) -> dict[str, float]:
+    """Score the brightness of a clip, and count the words of its prompt."""
     return {"brightness": float(frames.float().mean()), "words": len(prompt.split())}
 
 
-def stumble(frames: Tensor, prompt: str) -> dict[str, float]:
-    """A plug with a fault."""
+def failing_score(frames: Tensor, prompt: str) -> dict[str, float]:
+    """Score as brightness_score, but fail for one prompt."""
     if "star" in prompt:
         raise KeyError("star")
-    return finite(frames, prompt)
+    return brightness_score(frames, prompt)
 
 
 def test_a_2x2_sweep_writes_4_clips_and_4_rows(pipeline: VideoPipeline, tmp_path: Path) -> None:
     out = tmp_path / "s"
     plan = plan_of(["steps=1,2", "guidance=1,2"], reference_steps=4)
-    rows = sweep(pipeline, plan, out, score=finite)
+    rows = sweep(pipeline, plan, out, score=brightness_score)
     assert len(rows) == 4
     assert len(list((out / "clips").glob("*.mp4"))) == 4
     assert parquet.read_table(out / "results.parquet").to_pylist() == rows
@@ -63,19 +63,17 @@ def test_a_2x2_sweep_writes_4_clips_and_4_rows(pipeline: VideoPipeline, tmp_path
     assert not list(out.rglob("*.part"))
 
 
-def test_more_steps_are_nearer_to_the_reference_and_the_reference_is_at_100(
-    pipeline: VideoPipeline, tmp_path: Path
-) -> None:
+def test_psnr_rises_with_the_steps_up_to_the_references_own(pipeline: VideoPipeline, tmp_path: Path) -> None:
     plan = plan_of(["steps=1,4,16"], reference_steps=16)
     plan = replace(
         plan, bases=tuple(run._replace(config=replace(run.config, sampler="dpmpp_2m")) for run in plan.bases)
     )
-    found = [float(str(row["psnr_db"])) for row in sweep(pipeline, plan, tmp_path / "s")]
-    assert found == sorted(found)
-    assert found[-1] > 55  # the same run but for who was beside it: at most a value here and there is off by one
+    psnr = [float(str(row["psnr_db"])) for row in sweep(pipeline, plan, tmp_path / "s")]
+    assert psnr == sorted(psnr)
+    assert psnr[-1] > 55  # the same run in another pack: at most a few pixels are off by one grey level
 
 
-def test_the_same_call_again_makes_nothing(pipeline: VideoPipeline, tmp_path: Path) -> None:
+def test_the_same_call_again_evaluates_nothing(pipeline: VideoPipeline, tmp_path: Path) -> None:
     plan = plan_of(["steps=1,2"], reference_steps=3)
     rows = sweep(pipeline, plan, tmp_path)
     counter = Counter(pipeline.transformer)
@@ -84,51 +82,54 @@ def test_the_same_call_again_makes_nothing(pipeline: VideoPipeline, tmp_path: Pa
     assert counter.calls == 0
 
 
-def test_a_run_that_fails_is_a_row_with_its_error_and_the_rest_go_on(pipeline: VideoPipeline, tmp_path: Path) -> None:
+def test_a_failed_run_is_a_row_with_its_error_and_the_others_go_on(pipeline: VideoPipeline, tmp_path: Path) -> None:
     rows = sweep(pipeline, plan_of(["guidance=2,1e38,3"], reference_steps=2), tmp_path)
     assert [row["error"] is None for row in rows] == [True, False, True]
     assert "the latents are not finite; lower the guidance" in str(rows[1]["error"])
     assert [row["clip"] is None for row in rows] == [False, True, False]
 
 
-def test_a_plug_that_fails_costs_its_row_only_and_is_tried_again(pipeline: VideoPipeline, tmp_path: Path) -> None:
+def test_a_failed_score_costs_its_row_only_and_is_tried_again(pipeline: VideoPipeline, tmp_path: Path) -> None:
     plan = plan_of(["steps=1,2"], prompts=PROMPTS)
-    rows = sweep(pipeline, plan, tmp_path, score=stumble)
+    rows = sweep(pipeline, plan, tmp_path, score=failing_score)
     assert [row["error"] for row in rows] == [None, "KeyError: 'star'", None, "KeyError: 'star'"]
-    mended = functools.wraps(stumble)(lambda frames, prompt: finite(frames, prompt))  # by its old name
-    again = sweep(pipeline, plan, tmp_path, score=mended)
-    assert [row["error"] for row in again] == [None] * 4
-    assert again[0] == rows[0]
+    # The fixed score keeps its name, by which a sweep knows it.
+    fixed_score = functools.wraps(failing_score)(lambda frames, prompt: brightness_score(frames, prompt))
+    retried = sweep(pipeline, plan, tmp_path, score=fixed_score)
+    assert [row["error"] for row in retried] == [None] * 4
+    assert retried[0] == rows[0]
 
 
-def test_a_reference_that_failed_is_tried_again(
+def test_a_failed_reference_is_tried_again(
     pipeline: VideoPipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plan = plan_of(["steps=1,2"], reference_steps=4)
     with monkeypatch.context() as broken:
-        broken.setattr(Worker, "keep_references", lambda worker, pack: None)
+        broken.setattr(Worker, "save_references", lambda worker, pack: None)
         rows = sweep(pipeline, plan, tmp_path)
     assert [row["error"] for row in rows] == [None, None]
-    said = find(plan, rows).findings[0]
-    assert said.startswith("No reference could be made")
+    sentence = conclude(plan, rows).findings[0]
+    assert sentence.startswith("No reference could be made")
     assert all("psnr_db" in row and row["reference"] for row in sweep(pipeline, plan, tmp_path))
 
 
-def test_a_plug_may_ask_for_the_reference(pipeline: VideoPipeline, tmp_path: Path) -> None:
-    def distance(frames: Tensor, prompt: str, reference: Tensor | None) -> dict[str, float]:
+def test_a_score_with_a_reference_parameter_is_given_the_reference(pipeline: VideoPipeline, tmp_path: Path) -> None:
+    def equal_share(frames: Tensor, prompt: str, reference: Tensor | None) -> dict[str, float]:
         return {"like": -1.0 if reference is None else float((frames == reference).float().mean())}
 
-    for steps, likely in ((2, {1.0}), (0, {-1.0})):
+    for steps, expected in ((2, {1.0}), (0, {-1.0})):
         plan = plan_of(["steps=2"], reference_steps=steps)
         plan = replace(plan, bases=tuple(run._replace(config=replace(SMALL, sampler="dpmpp_2m")) for run in plan.bases))
-        rows = sweep(pipeline, plan, tmp_path / str(steps), score=distance)
-        assert {row["score_like"] for row in rows} == likely
+        rows = sweep(pipeline, plan, tmp_path / str(steps), score=equal_share)
+        assert {row["score_like"] for row in rows} == expected
 
 
 @pytest.mark.parametrize(
     "score", [lambda frames, prompt: 3, lambda frames, prompt: {"a": "b"}, lambda f, p: {"a": float("nan")}]
 )
-def test_a_plug_gives_a_dict_of_numbers(score: object, pipeline: VideoPipeline, tmp_path: Path) -> None:
+def test_a_score_that_is_no_dict_of_finite_numbers_is_an_error(
+    score: object, pipeline: VideoPipeline, tmp_path: Path
+) -> None:
     (row,) = sweep(pipeline, plan_of(["steps=1"]), tmp_path, score=score)  # type: ignore[arg-type]
     assert "score must return" in str(row["error"])
 
@@ -137,19 +138,27 @@ def press_ctrl_c() -> None:
     os.kill(os.getpid(), signal.SIGINT)
 
 
-def test_ctrl_c_finishes_the_rows_at_hand_and_the_same_call_goes_on(pipeline: VideoPipeline, tmp_path: Path) -> None:
+def test_ctrl_c_finishes_the_rows_in_progress_and_the_same_call_resumes(
+    pipeline: VideoPipeline, tmp_path: Path
+) -> None:
     plan = plan_of(["steps=1,2,3"], seeds=[0, 1])
     with pytest.raises(KeyboardInterrupt):
-        sweep(pipeline, plan, tmp_path, score=finite, on_row=lambda row: press_ctrl_c() if row["seed"] == 0 else None)
+        sweep(
+            pipeline,
+            plan,
+            tmp_path,
+            score=brightness_score,
+            on_row=lambda row: press_ctrl_c() if row["seed"] == 0 else None,
+        )
     first = read_rows(tmp_path)
     assert 0 < len(first) < 6
     assert all(row["error"] is None and (tmp_path / str(row["clip"])).is_file() for row in first.values())
-    rows = {str(row["key"]): row for row in sweep(pipeline, plan, tmp_path, score=finite)}
+    rows = {str(row["key"]): row for row in sweep(pipeline, plan, tmp_path, score=brightness_score)}
     assert len(rows) == 6
     assert {key: rows[key] for key in first} == first
 
 
-def test_the_handler_of_ctrl_c_is_put_back(pipeline: VideoPipeline, tmp_path: Path) -> None:
+def test_a_sweep_restores_the_handler_of_ctrl_c(pipeline: VideoPipeline, tmp_path: Path) -> None:
     before = signal.getsignal(signal.SIGINT)
     sweep(pipeline, plan_of(["steps=1"]), tmp_path)
     assert signal.getsignal(signal.SIGINT) is before
@@ -161,11 +170,11 @@ def test_the_rows_of_other_processes_are_gathered(pipeline: VideoPipeline, tmp_p
     for suffix in ("parquet", "csv"):
         (tmp_path / f"results.{suffix}").rename(tmp_path / f"results.1.{suffix}")
     assert sorted(read_rows(tmp_path)) == sorted(str(row["key"]) for row in rows)
-    assert gather(tmp_path, [run.key for run in plan.runs()]) == rows
+    assert gather_rows(tmp_path, [run.key for run in plan.runs()]) == rows
     assert not list(tmp_path.glob("results.1.*"))
 
 
-def test_a_folder_of_another_sweep_is_refused_and_left_alone(pipeline: VideoPipeline, tmp_path: Path) -> None:
+def test_a_folder_of_another_sweep_is_refused_and_unchanged(pipeline: VideoPipeline, tmp_path: Path) -> None:
     sweep(pipeline, plan_of(["steps=1"]), tmp_path)
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
     for other in (plan_of(["steps=2"]), plan_of(["steps=1"], seeds=[1]), plan_of(["steps=1"], reference_steps=4)):
@@ -174,26 +183,29 @@ def test_a_folder_of_another_sweep_is_refused_and_left_alone(pipeline: VideoPipe
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
 
 
-def test_two_sweeps_do_not_write_into_one_folder(pipeline: VideoPipeline, tmp_path: Path) -> None:
+def test_a_folder_with_a_running_sweep_is_refused(pipeline: VideoPipeline, tmp_path: Path) -> None:
     plan = plan_of(["steps=1"])
-    with hold(tmp_path, plan), pytest.raises(ValueError, match=r"another sweep is running in .*; wait for its end"):
+    with (
+        lock_folder(tmp_path, plan),
+        pytest.raises(ValueError, match=r"another sweep is running in .*; wait for its end"),
+    ):
         sweep(pipeline, replace(plan, about=tuple(score_id(None).items())), tmp_path, overwrite=True)
     assert [row["error"] for row in sweep(pipeline, plan, tmp_path, overwrite=True)] == [None]
 
 
-def test_rows_of_another_checkpoint_or_score_are_not_taken_for_these(own_checkpoint: Path, tmp_path: Path) -> None:
+def test_a_folder_of_another_checkpoint_or_score_is_refused(own_checkpoint: Path, tmp_path: Path) -> None:
     plan, out = plan_of(["steps=1"]), tmp_path / "sweep"
     (row,) = sweep(VideoPipeline.load(own_checkpoint), plan, out)
     assert read_settings(out / str(row["clip"]))["checkpoint"] == checkpoint_id(own_checkpoint)
     with pytest.raises(ValueError, match=r"holds another sweep \(its score differs\)"):
-        sweep(VideoPipeline.load(own_checkpoint), plan, out, score=finite)
+        sweep(VideoPipeline.load(own_checkpoint), plan, out, score=brightness_score)
     index = own_checkpoint / "model_index.json"
     index.write_text(index.read_text(encoding="utf-8").replace('"steps": 3', '"steps": 5'), encoding="utf-8")
     with pytest.raises(ValueError, match=r"holds another sweep \(its checkpoint differs\)"):
         sweep(VideoPipeline.load(own_checkpoint), plan, out)
 
 
-def test_overwrite_begins_anew_and_spares_what_is_not_the_sweeps(pipeline: VideoPipeline, tmp_path: Path) -> None:
+def test_overwrite_deletes_the_sweeps_own_files_only(pipeline: VideoPipeline, tmp_path: Path) -> None:
     sweep(pipeline, plan_of(["steps=1"]), tmp_path)
     (tmp_path / "notes.txt").write_text("mine", encoding="utf-8")
     rows = sweep(pipeline, plan_of(["steps=2"]), tmp_path, overwrite=True)
@@ -202,7 +214,7 @@ def test_overwrite_begins_anew_and_spares_what_is_not_the_sweeps(pipeline: Video
     assert (tmp_path / "notes.txt").read_text(encoding="utf-8") == "mine"
 
 
-def test_a_folder_of_something_else_is_refused(pipeline: VideoPipeline, tmp_path: Path) -> None:
+def test_a_folder_that_holds_no_sweep_is_refused(pipeline: VideoPipeline, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine", encoding="utf-8")
     with pytest.raises(ValueError, match="holds something that is no sweep"):
         sweep(pipeline, plan_of(["steps=1"]), tmp_path, overwrite=True)
@@ -212,9 +224,9 @@ def test_a_folder_of_something_else_is_refused(pipeline: VideoPipeline, tmp_path
 # --- search
 
 
-def test_a_search_tries_as_many_settings_as_asked_and_goes_on(pipeline: VideoPipeline, tmp_path: Path) -> None:
+def test_a_search_tries_the_given_number_of_settings_and_resumes(pipeline: VideoPipeline, tmp_path: Path) -> None:
     plan = plan_of(["steps=1:6:6", "sampler=euler,heun"], seeds=[0, 1], reference_steps=8)
-    with hold(tmp_path, plan):
+    with lock_folder(tmp_path, plan):
         pass
     worker = Worker(pipeline, plan, tmp_path)
     first = search(worker, plan, tmp_path, 3)
@@ -231,16 +243,16 @@ def test_a_search_tries_as_many_settings_as_asked_and_goes_on(pipeline: VideoPip
     assert len(read_rows(tmp_path)) == 12 * 2
 
 
-def test_a_search_that_is_stopped_goes_on_with_its_trial(pipeline: VideoPipeline, tmp_path: Path) -> None:
+def test_a_stopped_search_completes_its_trial(pipeline: VideoPipeline, tmp_path: Path) -> None:
     plan = plan_of(["steps=1:6:6", "sampler=euler,heun"], seeds=[0, 1], reference_steps=4)
-    with hold(tmp_path, plan):
+    with lock_folder(tmp_path, plan):
         pass
     worker = Worker(pipeline, plan, tmp_path, on_row=lambda row: press_ctrl_c() if row["seed"] == 0 else None)
     with pytest.raises(KeyboardInterrupt):
         search(worker, plan, tmp_path, 2)
     (first,) = {(row["steps"], row["sampler"]) for row in read_rows(tmp_path).values()}
-    tried = search(Worker(pipeline, plan, tmp_path), plan, tmp_path, 2)
-    assert (tried[0]["steps"], tried[0]["sampler"]) == first
+    settings = search(Worker(pipeline, plan, tmp_path), plan, tmp_path, 2)
+    assert (settings[0]["steps"], settings[0]["sampler"]) == first
     study = open_study(tmp_path)
     assert all(trial.state.is_finished() for trial in study.trials)
-    assert len(tried) == 2
+    assert len(settings) == 2

@@ -1,4 +1,4 @@
-"""Prompts: any length, any company, the same rows."""
+"""A prompt of any length has the same embedding, alone or in a batch, computed or from disk."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ import torch
 from transformers import BertModel, PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from tests.conftest import TEXT_DIM, WORDS
-from videogen.models.text_encoder import embed_prompts, load_text
+from videogen.models.text_encoder import embed_prompts, load_tokenizer_and_encoder
 from videogen.packing.packs import pack_texts
 from videogen.training import caches
 from videogen.training.caches import TextCache
@@ -20,57 +20,56 @@ LONG = " ".join(WORDS[i % len(WORDS)] for i in range(400))
 
 @pytest.fixture(scope="module")
 def mini() -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
-    return load_text(MINI)
+    return load_tokenizer_and_encoder(MINI)
 
 
-def test_a_prompt_embeds_the_same_alone_or_among_others(
+def test_a_prompt_embeds_the_same_alone_or_in_a_batch(
     tokenizer: PreTrainedTokenizerFast, text_encoder: BertModel
 ) -> None:
-    together = embed_prompts([*PROMPTS, LONG], tokenizer, text_encoder)
-    for prompt, among in zip([*PROMPTS, LONG], together, strict=True):
+    batch_embeddings = embed_prompts([*PROMPTS, LONG], tokenizer, text_encoder)
+    for prompt, in_batch in zip([*PROMPTS, LONG], batch_embeddings, strict=True):
         (alone,) = embed_prompts([prompt], tokenizer, text_encoder)
-        torch.testing.assert_close(among, alone, atol=1e-5, rtol=0)  # float32, only the order of sums differs
+        torch.testing.assert_close(in_batch, alone, atol=1e-5, rtol=0)  # float32, only the order of sums differs
 
 
-def test_the_default_checkpoint_embeds_a_prompt_the_same_alone_or_among_others(
+def test_the_default_checkpoint_embeds_a_prompt_the_same_alone_or_in_a_batch(
     mini: tuple[PreTrainedTokenizerBase, PreTrainedModel],
 ) -> None:
-    together = embed_prompts(PROMPTS, *mini)
-    for prompt, among in zip(PROMPTS, together, strict=True):
-        torch.testing.assert_close(among, embed_prompts([prompt], *mini)[0], atol=1e-5, rtol=0)  # order of sums
+    batch_embeddings = embed_prompts(PROMPTS, *mini)
+    for prompt, in_batch in zip(PROMPTS, batch_embeddings, strict=True):
+        torch.testing.assert_close(in_batch, embed_prompts([prompt], *mini)[0], atol=1e-5, rtol=0)  # order of sums
 
 
-def test_embeddings_are_those_of_a_padded_batch(tokenizer: PreTrainedTokenizerFast, text_encoder: BertModel) -> None:
-    """The way transformers is commonly called gives the same rows."""
+def test_embeddings_equal_those_of_a_padded_batch(tokenizer: PreTrainedTokenizerFast, text_encoder: BertModel) -> None:
+    """A padded batch with a mask is the common way to call transformers."""
     batch = tokenizer(PROMPTS, padding=True, return_tensors="pt")
     hidden = text_encoder(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).last_hidden_state
-    for row, mask, ours in zip(
-        hidden, batch["attention_mask"], embed_prompts(PROMPTS, tokenizer, text_encoder), strict=True
-    ):
-        torch.testing.assert_close(ours, row[mask.bool()], atol=1e-5, rtol=0)  # float32, only the order of sums differs
+    embeddings = embed_prompts(PROMPTS, tokenizer, text_encoder)
+    for padded, mask, embedding in zip(hidden, batch["attention_mask"], embeddings, strict=True):
+        torch.testing.assert_close(embedding, padded[mask.bool()], atol=1e-5, rtol=0)  # float32, order of sums
 
 
-def test_an_empty_prompt_is_the_begin_and_the_end(mini: tuple[PreTrainedTokenizerBase, PreTrainedModel]) -> None:
+def test_an_empty_prompt_embeds_as_the_begin_and_end_tokens(
+    mini: tuple[PreTrainedTokenizerBase, PreTrainedModel],
+) -> None:
     (empty,) = embed_prompts([""], *mini)
     assert empty.shape == (2, mini[1].config.hidden_size)
     assert empty.isfinite().all()
 
 
-def test_a_prompt_of_400_words_is_read_and_one_beyond_the_limit_is_cut(
-    mini: tuple[PreTrainedTokenizerBase, PreTrainedModel],
-    tokenizer: PreTrainedTokenizerFast,
-    text_encoder: BertModel,
+def test_a_prompt_of_400_words_is_embedded_and_one_beyond_the_limit_truncated(
+    mini: tuple[PreTrainedTokenizerBase, PreTrainedModel], tokenizer: PreTrainedTokenizerFast, text_encoder: BertModel
 ) -> None:
     (long,) = embed_prompts([LONG], *mini)
     assert len(long) == 402  # every word is a token, between begin and end
-    (cut,) = embed_prompts([LONG], tokenizer, text_encoder)
-    assert len(cut) == text_encoder.config.max_position_embeddings == 48
+    (truncated,) = embed_prompts([LONG], tokenizer, text_encoder)
+    assert len(truncated) == text_encoder.config.max_position_embeddings == 48
     (longest,) = embed_prompts([LONG * 5], *mini)
     assert len(longest) == mini[1].config.max_position_embeddings
     assert longest.isfinite().all()
 
 
-def test_a_cut_prompt_is_said_not_swallowed(
+def test_truncating_a_prompt_is_logged(
     tokenizer: PreTrainedTokenizerFast, text_encoder: BertModel, caplog: pytest.LogCaptureFixture
 ) -> None:
     embed_prompts(["a red circle"], tokenizer, text_encoder)
@@ -79,7 +78,7 @@ def test_a_cut_prompt_is_said_not_swallowed(
     assert any("48" in record.getMessage() for record in caplog.records)
 
 
-def test_different_prompts_differ_and_equal_ones_do_not(
+def test_equal_prompts_have_equal_embeddings_and_different_ones_do_not(
     mini: tuple[PreTrainedTokenizerBase, PreTrainedModel],
 ) -> None:
     red, blue, again = embed_prompts(["a red circle", "a blue circle", "a red circle"], *mini)
@@ -103,65 +102,67 @@ def test_the_encoder_is_frozen_and_in_float32(mini: tuple[PreTrainedTokenizerBas
 
 
 @pytest.mark.parametrize("missing", ["tokenizer", "text_encoder"])
-def test_a_folder_without_its_text_part_is_refused(own_checkpoint: Path, missing: str) -> None:
+def test_a_folder_without_tokenizer_or_text_encoder_is_refused(own_checkpoint: Path, missing: str) -> None:
     (own_checkpoint / missing).rename(own_checkpoint / "elsewhere")
     with pytest.raises(ValueError, match=f"has no {missing}/; give a checkpoint folder that holds one"):
-        load_text(own_checkpoint)
+        load_tokenizer_and_encoder(own_checkpoint)
 
 
-def test_weights_that_are_not_whole_are_refused(own_checkpoint: Path) -> None:
+def test_incomplete_weights_are_refused(own_checkpoint: Path) -> None:
     path = own_checkpoint / "text_encoder" / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(ValueError, match=r"has no whole .safetensors weights: .*; download the checkpoint again"):
-        load_text(own_checkpoint)
-    path.rename(path.with_name("pytorch_model.bin"))  # a pickle is not looked into
-    with pytest.raises(ValueError, match=r"has no whole .safetensors weights"):
-        load_text(own_checkpoint)
+    with pytest.raises(ValueError, match=r"has no complete .safetensors weights: .*; download the checkpoint again"):
+        load_tokenizer_and_encoder(own_checkpoint)
+    path.rename(path.with_name("pytorch_model.bin"))  # pickles are never loaded
+    with pytest.raises(ValueError, match=r"has no complete .safetensors weights"):
+        load_tokenizer_and_encoder(own_checkpoint)
 
 
-# --- kept on disk
+# --- the cache on disk
 
 
-def test_a_text_is_encoded_once_and_read_from_disk_ever_after(
+def test_a_prompt_is_encoded_once_and_then_read_from_disk(
     mini: tuple[PreTrainedTokenizerBase, PreTrainedModel], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked: list[str] = []
-    monkeypatch.setattr(caches, "embed_prompts", lambda new, *parts: asked.extend(new) or embed_prompts(new, *parts))
+    encoded: list[str] = []
+    monkeypatch.setattr(caches, "embed_prompts", lambda new, *parts: encoded.extend(new) or embed_prompts(new, *parts))
     first = TextCache(*mini, tmp_path).read(PROMPTS)
-    assert sorted(asked) == sorted(set(PROMPTS))
+    assert sorted(encoded) == sorted(set(PROMPTS))
     again = TextCache(*mini, tmp_path).read(PROMPTS)
-    assert len(asked) == len(set(PROMPTS))
+    assert len(encoded) == len(set(PROMPTS))
     assert all(map(torch.equal, first, again))
-    for kept, prompt in zip(first, PROMPTS, strict=True):
+    for embedding, prompt in zip(first, PROMPTS, strict=True):
         alone = embed_prompts([prompt], *mini)[0]
-        torch.testing.assert_close(kept.float(), alone, atol=2e-3, rtol=1e-3)  # half precision
+        torch.testing.assert_close(embedding.float(), alone, atol=2e-3, rtol=1e-3)  # half precision
 
 
-def test_a_damaged_text_is_encoded_anew(mini: tuple[PreTrainedTokenizerBase, PreTrainedModel], tmp_path: Path) -> None:
-    (whole,) = TextCache(*mini, tmp_path).read(["a red circle"])
+def test_the_prompts_of_a_damaged_file_are_encoded_again(
+    mini: tuple[PreTrainedTokenizerBase, PreTrainedModel], tmp_path: Path
+) -> None:
+    (first,) = TextCache(*mini, tmp_path).read(["a red circle"])
     (file,) = tmp_path.iterdir()
     file.write_bytes(b"cut")
-    (mended,) = TextCache(*mini, tmp_path).read(["a red circle"])
-    assert torch.equal(whole, mended)
-    (read,) = TextCache(*mini, tmp_path).read(["a red circle"])
-    assert torch.equal(whole, read)
+    (encoded_again,) = TextCache(*mini, tmp_path).read(["a red circle"])
+    assert torch.equal(first, encoded_again)
+    (from_disk,) = TextCache(*mini, tmp_path).read(["a red circle"])
+    assert torch.equal(first, from_disk)
 
 
-def test_another_encoder_does_not_read_this_one_s_texts(
+def test_each_encoder_has_its_own_embeddings_in_a_shared_folder(
     mini: tuple[PreTrainedTokenizerBase, PreTrainedModel], checkpoint: Path, tmp_path: Path
 ) -> None:
-    ours, other = (TextCache(*parts, tmp_path) for parts in (mini, load_text(checkpoint)))
-    assert ours.name_of("a red circle") != other.name_of("a red circle")
-    assert ours.read(["a red circle"])[0].shape[1] != other.read(["a red circle"])[0].shape[1]
+    cache, other = (TextCache(*parts, tmp_path) for parts in (mini, load_tokenizer_and_encoder(checkpoint)))
+    assert cache.embedding_name("a red circle") != other.embedding_name("a red circle")
+    assert cache.read(["a red circle"])[0].shape[1] != other.read(["a red circle"])[0].shape[1]
 
 
-def test_texts_leave_memory_and_come_back_from_disk(
+def test_embeddings_leave_memory_and_are_read_from_disk_again(
     mini: tuple[PreTrainedTokenizerBase, PreTrainedModel], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cache = TextCache(*mini, tmp_path)
-    cache.held_bytes = 1
+    cache.max_bytes = 1
     first = [cache.read([prompt])[0] for prompt in PROMPTS]
-    assert len(cache.texts) == 1
+    assert len(cache.embeddings) == 1
     monkeypatch.setattr("videogen.training.caches.embed_prompts", lambda *args: pytest.fail("encoded once more"))
     assert all(map(torch.equal, cache.read(PROMPTS), first))
-    assert len(cache.texts) == len(set(PROMPTS))  # those of one call stay together
+    assert len(cache.embeddings) == len(set(PROMPTS))  # the prompts of one call stay together

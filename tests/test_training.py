@@ -1,4 +1,4 @@
-"""Training: it learns, and a run that was stopped and resumed is the run that was not."""
+"""Training reduces the loss, and a run that was stopped and resumed equals an uninterrupted one."""
 
 import json
 import os
@@ -6,7 +6,7 @@ import shutil
 import signal
 from collections.abc import Iterator
 from dataclasses import replace
-from itertools import takewhile
+from itertools import islice, takewhile
 from pathlib import Path
 
 import pytest
@@ -20,6 +20,7 @@ from videogen.config.train import OptimConfig, TrainConfig
 from videogen.models.vae import VideoVAE
 from videogen.sampling.pipeline import VideoPipeline
 from videogen.training import trainer
+from videogen.training.batches import TrainingBatch
 from videogen.training.dit_stage import DitStage
 from videogen.training.ema import PowerEMA
 from videogen.training.frozen_models import load_part
@@ -31,12 +32,12 @@ from videogen.training.vae_stage import VaeStage
 ROOT = Path(__file__).parent.parent
 
 
-def stop_at(stage: VaeStage | DitStage, num: int) -> None:
-    """Send this process a real SIGTERM while the num-th batch from now is on its way."""
-    make = stage.batches
+def send_sigterm_at(stage: VaeStage | DitStage, num: int) -> None:
+    """Make the stage send this process a SIGTERM before it yields its num-th batch."""
+    original = stage.batches
 
     def batches(start: int, every: int = 1) -> Iterator[object]:
-        for number, batch in enumerate(make(start), start=1):
+        for number, batch in enumerate(original(start), start=1):
             if number == num:
                 os.kill(os.getpid(), signal.SIGTERM)
             yield batch
@@ -44,11 +45,11 @@ def stop_at(stage: VaeStage | DitStage, num: int) -> None:
     stage.batches = batches  # type: ignore[method-assign,assignment]
 
 
-# --- it learns
+# --- the loss falls
 
 
-class OneClip:
-    """A stage that sees the same batch, at the same noise, for ever."""
+class RepeatedBatch:
+    """A stage that yields the same batch, with the same noise, at every step."""
 
     def __init__(self, stage: VaeStage | DitStage) -> None:
         self.stage, self.model = stage, stage.model
@@ -61,24 +62,25 @@ class OneClip:
         while True:
             yield self.batch
 
-    def loss(self, model: nn.Module, batch: object, step: int) -> dict[str, Tensor]:
-        return self.stage.loss(model, batch, 0)  # type: ignore[arg-type]
+    def loss(self, model: nn.Module, micro_batch: object, batch_number: int) -> dict[str, Tensor]:
+        return self.stage.loss(model, micro_batch, 0)  # type: ignore[arg-type]
+
+    def total_loss(self) -> float:
+        (micro_batch,) = self.stage.split(self.batch, 240)  # type: ignore[arg-type]
+        return self.loss(self.model, micro_batch, 0)["loss"].item()
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_the_loss_falls_on_a_repeated_clip(stage: str, clips_folder: Path, checkpoint: Path, tmp_path: Path) -> None:
+def test_the_loss_falls_on_a_repeated_batch(stage: str, clips_folder: Path, checkpoint: Path, tmp_path: Path) -> None:
     recipe = tiny_recipe(stage, clips_folder, checkpoint, tmp_path / "run", steps=40, val_every=40, save_every=40)
     recipe = replace(recipe, optim=replace(recipe.optim, lr=5e-3), vae=replace(recipe.vae, whole_share=0.0))
-    one = OneClip(make_stage(recipe))
-    before = one.loss(one.model, one.batch, 0)["loss"].item()
-    assert Trainer(one, recipe).fit()  # type: ignore[arg-type]
-    after = one.loss(one.model, one.batch, 0)["loss"].item()
-    assert after < 0.9 * before
+    repeated = RepeatedBatch(make_stage(recipe))
+    before = repeated.total_loss()
+    assert Trainer(repeated, recipe).fit()  # type: ignore[arg-type]
+    assert repeated.total_loss() < 0.9 * before
 
 
-def test_a_run_that_goes_on_says_which_settings_are_not_as_before(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_resumed_run_warns_of_each_changed_setting(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     config = TrainConfig(stage="vae")
     trainer.write_config(config, tmp_path)
     trainer.write_config(config, tmp_path)
@@ -97,10 +99,10 @@ def test_a_run_that_goes_on_says_which_settings_are_not_as_before(
 def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(
     stage: str, finished: dict[str, TrainConfig], tmp_path: Path
 ) -> None:
-    """From the checkpoint after four steps, in a process whose random state is another."""
+    """It resumes from the checkpoint after four steps, in a process with another random state."""
     run_dir, recipe = finished[stage].run.dir, elsewhere(finished[stage], tmp_path / "run")
-    for name in ("step_000004", "config.json"):
-        (shutil.copytree if name == "step_000004" else shutil.copy)(run_dir / name, _made(recipe.run.dir) / name)
+    shutil.copytree(run_dir / "step_000004", recipe.run.dir / "step_000004")
+    shutil.copy(run_dir / "config.json", recipe.run.dir / "config.json")
     torch.manual_seed(12345)
     trainer = Trainer(make_stage(recipe), recipe)
     assert trainer.step == 4
@@ -108,38 +110,33 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(
     assert_same_state(recipe.run.dir, run_dir, 8)
 
 
-def _made(folder: Path) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
-
-
 @pytest.mark.parametrize("stage", STAGES)
-def test_a_run_that_was_asked_to_stop_twice_equals_an_uninterrupted_one(
+def test_a_run_stopped_twice_by_sigterm_equals_an_uninterrupted_one(
     stage: str, finished: dict[str, TrainConfig], tmp_path: Path
 ) -> None:
     recipe = elsewhere(finished[stage], tmp_path / "run")
     for num, steps in ((3, 3), (2, 5)):
         torch.manual_seed(11)
-        first = make_stage(recipe)
-        stop_at(first, num)
-        assert not Trainer(first, recipe).fit()
+        stopped = make_stage(recipe)
+        send_sigterm_at(stopped, num)
+        assert not Trainer(stopped, recipe).fit()
         assert saved_steps(recipe.run.dir)[-1] == steps
     assert fit(recipe)
     assert_same_state(recipe.run.dir, finished[stage].run.dir, 8)
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_a_run_depends_on_its_seed_and_not_on_the_process(
+def test_a_run_does_not_depend_on_the_global_random_state(
     stage: str, finished: dict[str, TrainConfig], tmp_path: Path
 ) -> None:
     recipe = elsewhere(finished[stage], tmp_path / "run")
-    torch.manual_seed(999)  # whatever was drawn before
+    torch.manual_seed(999)
     assert fit(recipe)
     assert_same_state(recipe.run.dir, finished[stage].run.dir, 8)
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_another_seed_is_another_run(stage: str, finished: dict[str, TrainConfig], tmp_path: Path) -> None:
+def test_another_seed_gives_other_weights(stage: str, finished: dict[str, TrainConfig], tmp_path: Path) -> None:
     recipe = elsewhere(finished[stage], tmp_path / "run", seed=1)
     torch.manual_seed(11)
     assert fit(recipe)
@@ -148,25 +145,30 @@ def test_another_seed_is_another_run(stage: str, finished: dict[str, TrainConfig
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_a_run_killed_before_its_first_checkpoint_starts_again_as_it_began(
+def test_a_run_killed_before_its_first_checkpoint_starts_over(
     stage: str, finished: dict[str, TrainConfig], tmp_path: Path
 ) -> None:
-    """Its folder holds a config and no step."""
+    """The run folder holds a config and no step."""
     recipe = elsewhere(finished[stage], tmp_path / "run")
-    shutil.copy(finished[stage].run.dir / "config.json", _made(recipe.run.dir) / "config.json")
+    recipe.run.dir.mkdir()
+    shutil.copy(finished[stage].run.dir / "config.json", recipe.run.dir / "config.json")
     torch.manual_seed(11)
     assert fit(recipe)
     assert_same_state(recipe.run.dir, finished[stage].run.dir, 8)
 
 
-def test_a_finished_run_does_nothing_more(finished: dict[str, TrainConfig]) -> None:
+def test_a_complete_run_changes_no_file(finished: dict[str, TrainConfig]) -> None:
     recipe = finished["dit"]
-    before = {path: path.stat().st_mtime_ns for path in recipe.run.dir.rglob("*") if path.is_file()}
+
+    def times() -> dict[Path, int]:
+        return {path: path.stat().st_mtime_ns for path in recipe.run.dir.rglob("*") if path.is_file()}
+
+    before = times()
     assert fit(recipe)
-    assert {path: path.stat().st_mtime_ns for path in recipe.run.dir.rglob("*") if path.is_file()} == before
+    assert times() == before
 
 
-def test_a_run_stops_in_time_and_goes_on(finished: dict[str, TrainConfig], tmp_path: Path) -> None:
+def test_a_run_stops_at_its_time_limit_and_resumes(finished: dict[str, TrainConfig], tmp_path: Path) -> None:
     recipe = elsewhere(finished["dit"], tmp_path / "run", minutes=1e-6)
     assert not fit(recipe)
     assert saved_steps(recipe.run.dir) == [1]
@@ -174,11 +176,11 @@ def test_a_run_stops_in_time_and_goes_on(finished: dict[str, TrainConfig], tmp_p
     assert_same_state(recipe.run.dir, finished["dit"].run.dir, 8)
 
 
-# --- what a run leaves
+# --- the run folder
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_a_run_leaves_its_config_log_two_newest_steps_and_a_checkpoint(
+def test_a_run_folder_holds_config_log_checkpoint_and_the_two_newest_steps(
     stage: str, finished: dict[str, TrainConfig]
 ) -> None:
     run_dir = finished[stage].run.dir
@@ -190,13 +192,13 @@ def test_a_run_leaves_its_config_log_two_newest_steps_and_a_checkpoint(
     assert not [path for path in run_dir.rglob("*") if path.suffix in (".pt", ".pth", ".bin", ".ckpt", ".pkl")]
 
 
-def test_older_steps_go_when_a_new_one_is_safe(finished: dict[str, TrainConfig], tmp_path: Path) -> None:
+def test_only_the_two_newest_steps_are_kept(finished: dict[str, TrainConfig], tmp_path: Path) -> None:
     recipe = elsewhere(finished["dit"], tmp_path / "run", save_every=2)
     assert fit(recipe)
     assert saved_steps(recipe.run.dir) == [6, 8]
 
 
-def test_a_trained_checkpoint_samples(finished: dict[str, TrainConfig]) -> None:
+def test_a_trained_checkpoint_samples_with_the_recipe_s_settings(finished: dict[str, TrainConfig]) -> None:
     pipeline = VideoPipeline.load(finished["dit"].run.dir / "checkpoint")
     assert pipeline.defaults == finished["dit"].sample
     (clip,) = pipeline(["a red circle"])
@@ -211,7 +213,7 @@ def test_the_checkpoint_holds_the_averaged_weights(finished: dict[str, TrainConf
     assert any(not torch.equal(saved[name], live[name]) for name in live)
 
 
-def test_the_latents_of_a_trained_vae_are_used_by_the_next_stage(
+def test_the_dit_stage_trains_on_the_normalised_latents_of_a_trained_vae(
     finished: dict[str, TrainConfig], tmp_path: Path
 ) -> None:
     vae_run = finished["vae"].run.dir / "checkpoint"
@@ -219,7 +221,7 @@ def test_the_latents_of_a_trained_vae_are_used_by_the_next_stage(
     stage = DitStage(replace(recipe, dit=replace(recipe.dit, vae=vae_run)))
     trained = load_part(VideoVAE, vae_run, "vae")
     assert all(map(torch.equal, stage.vae.state_dict().values(), trained.state_dict().values()))
-    latents = torch.cat([latent.float().flatten(1) for latent in stage.read(stage.train).latents], dim=1)
+    latents = torch.cat([latent.float().flatten(1) for latent in stage.load_clips(stage.train_indices).latents], dim=1)
     assert latents.mean(1).abs().max() < 0.3  # measured on the same clips at another size
     assert abs(latents.var(1).mean() - 1) < 0.3
 
@@ -230,11 +232,11 @@ def test_samples_are_written_for_every_prompt(finished: dict[str, TrainConfig], 
     )
     assert fit(recipe)
     samples = recipe.run.dir / "samples"
-    found = sorted(path.relative_to(samples).as_posix() for path in samples.rglob("*") if path.is_file())
-    assert found == ["step_000001.png", "step_000001/0.mp4", "step_000001/1.mp4"]
+    names = sorted(path.relative_to(samples).as_posix() for path in samples.rglob("*") if path.is_file())
+    assert names == ["step_000001.png", "step_000001/0.mp4", "step_000001/1.mp4"]
 
 
-def test_a_longer_run_says_what_is_unlike_before(
+def test_an_extended_run_warns_of_each_changed_setting(
     finished: dict[str, TrainConfig], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     recipe = elsewhere(finished["dit"], tmp_path / "run", steps=1)
@@ -242,25 +244,25 @@ def test_a_longer_run_says_what_is_unlike_before(
     assert "unlike before" not in caplog.text
     longer = elsewhere(recipe, recipe.run.dir, steps=2)
     assert fit(replace(longer, optim=replace(longer.optim, lr=2e-3)))
-    said = [record.getMessage() for record in caplog.records if "unlike before" in record.getMessage()]
-    assert said == ["unlike before, optim.lr is 0.002, was 0.001", "unlike before, run.steps is 2, was 1"]
+    warnings = [record.getMessage() for record in caplog.records if "unlike before" in record.getMessage()]
+    assert warnings == ["unlike before, optim.lr is 0.002, was 0.001", "unlike before, run.steps is 2, was 1"]
 
 
-def test_a_step_of_another_model_is_refused(finished: dict[str, TrainConfig], tmp_path: Path) -> None:
+def test_resuming_from_the_weights_of_another_model_is_refused(
+    finished: dict[str, TrainConfig], tmp_path: Path
+) -> None:
     recipe = elsewhere(finished["dit"], tmp_path / "run")
-    shutil.copytree(finished["dit"].run.dir / "step_000004", _made(recipe.run.dir) / "step_000004")
-    other = replace(recipe, dit=replace(recipe.dit, num_layers=3))
-    with pytest.raises(ValueError, match="was written by another model; choose another --run folder"):
-        Trainer(make_stage(other), other)
-    wider = replace(recipe, dit=replace(recipe.dit, ffn_dim=64))
-    with pytest.raises(ValueError, match="was written by another model; choose another --run folder"):
-        Trainer(make_stage(wider), wider)
+    shutil.copytree(finished["dit"].run.dir / "step_000004", recipe.run.dir / "step_000004")
+    for sizes in ({"num_layers": 3}, {"ffn_dim": 64}):
+        changed = replace(recipe, dit=replace(recipe.dit, **sizes))
+        with pytest.raises(ValueError, match="was written by another model; choose another --run folder"):
+            Trainer(make_stage(changed), changed)
 
 
-# --- parts
+# --- learning rate, optimizer, averages
 
 
-def test_the_learning_rate_rises_stays_and_falls_to_zero() -> None:
+def test_the_learning_rate_warms_up_stays_constant_and_decays_to_zero() -> None:
     config = OptimConfig(lr=2.0, warmup_steps=10, decay_share=0.2)
     rates = [learning_rate(step, 100, config) for step in range(101)]
     assert rates[:10] == pytest.approx([0.2 * (step + 1) for step in range(10)])
@@ -270,7 +272,7 @@ def test_the_learning_rate_rises_stays_and_falls_to_zero() -> None:
     assert rates[100] == 0
 
 
-def test_a_learning_rate_without_rise_or_fall_is_constant() -> None:
+def test_a_learning_rate_without_warmup_or_decay_is_constant() -> None:
     config = OptimConfig(lr=1.0, warmup_steps=0, decay_share=0.0)
     assert {learning_rate(step, 50, config) for step in range(50)} == {1.0}
 
@@ -286,8 +288,8 @@ def test_the_average_of_constant_weights_is_the_constant() -> None:
 
 
 @pytest.mark.parametrize("width", [0.05, 0.1, 0.2])
-def test_an_average_has_the_width_that_was_asked_for(width: float) -> None:
-    """Weights that are the step tell the profile's mean; their squares its deviation, over the run."""
+def test_the_profile_of_an_average_has_the_requested_width(width: float) -> None:
+    """The average of a weight that equals step / steps is the profile's mean; of its square, the second moment."""
     steps = 2000
     model = nn.Linear(2, 1, bias=False).double()
     ema = PowerEMA(model, (width,))
@@ -296,7 +298,7 @@ def test_an_average_has_the_width_that_was_asked_for(width: float) -> None:
             model.weight.copy_(torch.tensor([[step / steps, (step / steps) ** 2]]))
         ema.update(step)
     mean, square = ema.copies[0][0].flatten().tolist()
-    assert (square - mean**2) ** 0.5 == pytest.approx(width, rel=0.02)  # a sum of 2000 for an integral
+    assert (square - mean**2) ** 0.5 == pytest.approx(width, rel=0.02)  # a sum of 2000 terms approximates the integral
 
 
 def test_swapping_twice_brings_the_live_weights_back() -> None:
@@ -324,56 +326,53 @@ def test_weight_decay_is_on_matrices_only() -> None:
 # --- stages
 
 
-def test_every_clip_of_an_epoch_is_in_one_pack_within_the_budget(finished: dict[str, TrainConfig]) -> None:
+def test_an_epoch_packs_every_training_clip_once_within_the_budget(finished: dict[str, TrainConfig]) -> None:
     stage = make_stage(finished["dit"])
     assert isinstance(stage, DitStage)
     for epoch in range(3):
-        packs = packs_of(stage, epoch)
-        assert sorted(index for packed in packs for index in packed) == stage.train
-        for packed in packs:
-            assert sum(stage.folder.entries[index].num_tokens for index in packed) <= 240
-    assert packs_of(stage, 0) != packs_of(stage, 1)
+        packs = packs_of_epoch(stage, epoch)
+        assert sorted(index for indices in packs for index in indices) == stage.train_indices
+        for indices in packs:
+            assert sum(stage.folder.entries[index].num_tokens for index in indices) <= 240
+    assert packs_of_epoch(stage, 0) != packs_of_epoch(stage, 1)
 
 
-def packs_of(stage: DitStage, epoch: int) -> list[list[int]]:
-    found = takewhile(lambda pack: pack[0] <= epoch, stage.packs(stage.model.base_patch))
-    return [indices for number, indices in found if number == epoch]
-
-
-@pytest.mark.parametrize("stage", STAGES)
-def test_batches_from_a_step_are_those_that_a_run_from_the_start_sees(
-    stage: str, finished: dict[str, TrainConfig]
-) -> None:
-    made = make_stage(finished[stage])
-
-    def content(batch: object) -> list[Tensor]:
-        return list(map(torch.as_tensor, batch[0]))  # type: ignore[index]
-
-    whole = [content(batch) for batch, _ in zip(made.batches(0), range(7), strict=False)]
-    later = [content(batch) for batch, _ in zip(made.batches(4), range(3), strict=False)]
-    for one, other in zip(whole[4:], later, strict=True):
-        assert all(map(torch.equal, one, other))
+def packs_of_epoch(stage: DitStage, epoch: int) -> list[list[int]]:
+    packs = takewhile(lambda pack: pack[0] <= epoch, stage.packs(stage.model.base_patch))
+    return [indices for number, indices in packs if number == epoch]
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_the_validation_loss_is_the_same_every_time(stage: str, finished: dict[str, TrainConfig]) -> None:
-    made = make_stage(finished[stage])
-    assert made.validate() == made.validate() != {}
+def test_batches_from_a_later_step_equal_those_of_a_whole_run(stage: str, finished: dict[str, TrainConfig]) -> None:
+    batches = make_stage(finished[stage]).batches
+
+    def tensors(batch: list[Tensor] | TrainingBatch) -> list[Tensor]:
+        return [torch.from_numpy(batch.tokens)] if isinstance(batch, TrainingBatch) else batch
+
+    whole, later = list(islice(batches(0), 7)), list(islice(batches(4), 3))
+    for expected, batch in zip(whole[4:], later, strict=True):
+        assert all(map(torch.equal, tensors(batch), tensors(expected)))
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_a_file_that_breaks_during_a_run_is_named_and_the_run_goes_on(
+def test_validation_is_deterministic(stage: str, finished: dict[str, TrainConfig]) -> None:
+    validate = make_stage(finished[stage]).validate
+    assert validate() == validate() != {}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_file_broken_during_a_run_is_reported_and_the_run_completes(
     stage: str, own_clips: Path, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     recipe = tiny_recipe(stage, own_clips, checkpoint, tmp_path / "run")
-    trainer = Trainer(made := make_stage(recipe), recipe)
-    broken = made.folder.entries[made.train[0]].path
+    trainer = Trainer(loaded := make_stage(recipe), recipe)
+    broken = loaded.folder.entries[loaded.train_indices[0]].path
     broken.write_bytes(broken.read_bytes()[:500])
     assert trainer.fit()
     assert broken.name in capsys.readouterr().err
 
 
-def test_an_unknown_kind_of_known_is_refused_before_anything_is_read(tmp_path: Path, checkpoint: Path) -> None:
+def test_an_unknown_conditioning_mask_is_refused_before_clips_are_read(tmp_path: Path, checkpoint: Path) -> None:
     recipe = tiny_recipe("dit", tmp_path / "nowhere", checkpoint, tmp_path / "run")
     with pytest.raises(ValueError, match=r"dit\.known must name nothing, .*, got 'boxes'"):
         make_stage(replace(recipe, dit=replace(recipe.dit, known={"boxes": 1.0})))

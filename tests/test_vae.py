@@ -1,4 +1,4 @@
-"""The VAE: causal, exact in chunks, and at its start as good as the best linear transform."""
+"""The VAE is causal, exact in chunks, and initialised to the best linear transform."""
 
 import random
 import subprocess
@@ -12,53 +12,53 @@ from torch import Tensor
 
 from tests.conftest import CHANNELS, cuts, seeded, tiny_recipe
 from videogen.config.train import VaeConfig
-from videogen.models.streaming import State
-from videogen.models.vae import VideoVAE, from_patches, to_patches
-from videogen.training.vae_loss import busyness, local_correlation, psnr, pyramid_l1, spoil, vae_loss
+from videogen.models.streaming import StreamState
+from videogen.models.vae import VideoVAE, frames_to_patches, patches_to_frames
+from videogen.training.vae_loss import busyness, corrupt_latents, local_correlation, psnr, pyramid_l1, vae_loss
 from videogen.training.vae_stage import VaeStage
 
 
-def draw_video(frames: int, height: int, width: int, batch: int = 1, seed: int = 0) -> Tensor:
+def random_video(frames: int, height: int, width: int, batch: int = 1, seed: int = 0) -> Tensor:
     return torch.rand(batch, 3, frames, height, width, generator=seeded(seed)) * 2 - 1
 
 
-def test_the_latent_shape_is_the_real_one(vae: VideoVAE) -> None:
+def test_latent_shape_is_the_shape_of_the_encoded_clip(vae: VideoVAE) -> None:
     for frames, height, width in product((1, 5, 9, 21), (8, 16, 40), (8, 24)):
-        latent = vae.encode(draw_video(frames, height, width))
+        latent = vae.encode(random_video(frames, height, width))
         assert tuple(latent[0].shape) == vae.latent_shape(frames, height, width)
         assert vae.decode(latent).shape == (1, 3, frames, height, width)
 
 
 @pytest.mark.parametrize(
-    ("asked", "message"),
+    ("size", "message"),
     [
         ((6, 16, 16), r"frames must be 1 \+ a multiple of 4, got 6; try 5 or 9"),
         ((5, 20, 16), "width and height must be multiples of 8, got 16x20; try 16x16 or 16x24"),
         ((5, 3, 16), "got 16x3; try 16x8"),
     ],
 )
-def test_a_size_off_the_strides_is_refused_with_the_nearest(
-    vae: VideoVAE, asked: tuple[int, int, int], message: str
+def test_a_size_off_the_strides_is_refused_and_the_nearest_offered(
+    vae: VideoVAE, size: tuple[int, int, int], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
-        vae.latent_shape(*asked)
+        vae.latent_shape(*size)
 
 
 # --- causality
 
 
 def test_a_latent_frame_ignores_later_frames(vae: VideoVAE) -> None:
-    video = draw_video(13, 16, 24)
+    video = random_video(13, 16, 24)
     whole = vae.encode(video)
     for latent_frames, frames in ((1, 1), (2, 5), (3, 9)):
-        changed = torch.cat([video[:, :, :frames], draw_video(13 - frames, 16, 24, seed=9)], dim=2)
+        changed = torch.cat([video[:, :, :frames], random_video(13 - frames, 16, 24, seed=9)], dim=2)
         assert torch.equal(vae.encode(changed)[:, :, :latent_frames], whole[:, :, :latent_frames])
         assert not torch.allclose(vae.encode(changed), whole, atol=1e-2)
 
 
-def test_a_later_latent_sees_earlier_frames(vae: VideoVAE) -> None:
-    """Causal, not blind: the memory of one frame reaches across latent frames."""
-    video = draw_video(9, 16, 16)
+def test_a_latent_frame_depends_on_earlier_frames(vae: VideoVAE) -> None:
+    """The state of one frame reaches across latent frames."""
+    video = random_video(9, 16, 16)
     changed = video.clone()
     changed[:, :, 4] = -changed[:, :, 4]  # the last frame of the second latent frame
     assert (vae.encode(changed) - vae.encode(video))[:, :, 2].abs().max() > 1e-5
@@ -70,14 +70,14 @@ def test_a_decoded_frame_ignores_later_latents(vae: VideoVAE) -> None:
     assert torch.equal(vae.decode(latent)[:, :, :5], vae.decode(changed)[:, :, :5])
 
 
-def test_an_image_is_a_clip_of_one_frame(vae: VideoVAE) -> None:
-    video = draw_video(9, 16, 16)
+def test_an_image_encodes_as_the_first_frame_of_a_clip(vae: VideoVAE) -> None:
+    video = random_video(9, 16, 16)
     torch.testing.assert_close(vae.encode(video[:, :, :1]), vae.encode(video)[:, :, :1], atol=1e-5, rtol=0)
     assert vae.decode(vae.encode(video[:, :, :1])).shape[2] == 1
 
 
-def test_a_clip_in_a_batch_is_the_clip_alone(vae: VideoVAE) -> None:
-    batch = draw_video(5, 16, 16, batch=3)
+def test_a_clip_encodes_the_same_alone_or_in_a_batch(vae: VideoVAE) -> None:
+    batch = random_video(5, 16, 16, batch=3)
     alone = torch.cat([vae.encode(clip[None]) for clip in batch])
     torch.testing.assert_close(vae.encode(batch), alone, atol=1e-5, rtol=0)  # float32, only the order of sums differs
 
@@ -87,135 +87,134 @@ def test_a_clip_in_a_batch_is_the_clip_alone(vae: VideoVAE) -> None:
 
 @pytest.mark.parametrize("seed", range(6))
 def test_encoding_in_any_chunks_equals_the_whole(vae: VideoVAE, seed: int) -> None:
-    video = draw_video(29, 16, 24, batch=2)
+    video = random_video(29, 16, 24, batch=2)
     first, *rest = cuts(8, random.Random(seed))
-    sides = [1 + 4 * (first - 1), *(4 * part for part in rest)]
-    chunks = torch.cat(list(vae.encode_stream(iter(video.split(sides, dim=2)))), dim=2)
-    torch.testing.assert_close(chunks, vae.encode(video), atol=1e-5, rtol=0)  # float32, only the order of sums differs
+    lengths = [1 + 4 * (first - 1), *(4 * latent_frames for latent_frames in rest)]
+    latents = torch.cat(list(vae.encode_stream(iter(video.split(lengths, dim=2)))), dim=2)
+    torch.testing.assert_close(latents, vae.encode(video), atol=1e-5, rtol=0)  # float32, only the order of sums differs
 
 
 @pytest.mark.parametrize("seed", range(6))
 def test_decoding_in_any_chunks_equals_the_whole(vae: VideoVAE, seed: int) -> None:
     latent = torch.randn(2, CHANNELS, 8, 2, 3)
-    state: State = {}
-    parts = [
-        vae.reconstruct(vae.denormalise(part), state) for part in latent.split(cuts(8, random.Random(seed)), dim=2)
-    ]
-    torch.testing.assert_close(torch.cat(parts, dim=2), vae.decode(latent), atol=1e-5, rtol=0)  # order of sums
+    state: StreamState = {}
+    chunks = latent.split(cuts(8, random.Random(seed)), dim=2)
+    clips = [vae.reconstruct(vae.denormalise(chunk), state) for chunk in chunks]
+    torch.testing.assert_close(torch.cat(clips, dim=2), vae.decode(latent), atol=1e-5, rtol=0)  # order of sums
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 3, 100])
-def test_a_decoded_stream_equals_the_whole(vae: VideoVAE, chunk: int) -> None:
+def test_decode_stream_equals_decode(vae: VideoVAE, chunk: int) -> None:
     latent = torch.randn(1, CHANNELS, 7, 2, 2)
-    parts = list(vae.decode_stream(latent, chunk=chunk))
-    assert parts[0].shape[2] == 1 + 4 * (min(chunk, 7) - 1)
-    torch.testing.assert_close(torch.cat(parts, dim=2), vae.decode(latent), atol=1e-5, rtol=0)  # order of sums
+    clips = list(vae.decode_stream(latent, chunk=chunk))
+    assert clips[0].shape[2] == 1 + 4 * (min(chunk, 7) - 1)
+    torch.testing.assert_close(torch.cat(clips, dim=2), vae.decode(latent), atol=1e-5, rtol=0)  # order of sums
 
 
-def test_the_memory_of_decoding_does_not_grow_with_duration(vae: VideoVAE) -> None:
-    def held_after(latent_frames: int) -> int:
-        state: State = {}
-        for part in torch.randn(1, CHANNELS, latent_frames, 2, 2).split(1, dim=2):
-            vae.reconstruct(part, state)
+def test_the_decoding_state_does_not_grow_with_duration(vae: VideoVAE) -> None:
+    def state_bytes_after(latent_frames: int) -> int:
+        state: StreamState = {}
+        for latent in torch.randn(1, CHANNELS, latent_frames, 2, 2).split(1, dim=2):
+            vae.reconstruct(latent, state)
         return sum(x.untyped_storage().nbytes() for x in state.values())  # a view keeps its whole storage alive
 
-    assert held_after(1) == held_after(2) == held_after(40) > 0
+    assert state_bytes_after(1) == state_bytes_after(2) == state_bytes_after(40) > 0
 
 
-def test_the_memory_of_encoding_does_not_grow_with_duration(vae: VideoVAE) -> None:
-    def held_after(num_chunks: int) -> int:
-        state: State = {}
-        vae.posterior(draw_video(1, 16, 16), state)
+def test_the_encoding_state_does_not_grow_with_duration(vae: VideoVAE) -> None:
+    def state_bytes_after(num_chunks: int) -> int:
+        state: StreamState = {}
+        vae.posterior(random_video(1, 16, 16), state)
         for _ in range(num_chunks):
-            vae.posterior(draw_video(4, 16, 16), state)
+            vae.posterior(random_video(4, 16, 16), state)
         return sum(x.untyped_storage().nbytes() for x in state.values())
 
-    assert held_after(1) == held_after(20) > 0
+    assert state_bytes_after(1) == state_bytes_after(20) > 0
 
 
-# --- normalisation and start
+# --- normalisation and initialisation
 
 
-def test_patches_go_back_to_frames() -> None:
+def test_patches_to_frames_inverts_frames_to_patches() -> None:
     frames = torch.randn(2, 8, 3, 16, 24)
-    assert torch.equal(from_patches(to_patches(frames)), frames)
+    assert torch.equal(patches_to_frames(frames_to_patches(frames)), frames)
 
 
-def test_normalising_is_undone(vae: VideoVAE) -> None:
+def test_denormalise_inverts_normalise(vae: VideoVAE) -> None:
     raw = torch.randn(2, CHANNELS, 3, 2, 2)
     torch.testing.assert_close(vae.denormalise(vae.normalise(raw)), raw, atol=1e-5, rtol=0)
 
 
-def test_a_vae_without_statistics_says_so() -> None:
+def test_encoding_without_latent_statistics_is_refused() -> None:
     with pytest.raises(ValueError, match="no latent statistics in its config yet; finish its training stage first"):
-        VideoVAE(CHANNELS, width=8).encode(draw_video(1, 8, 8))
+        VideoVAE(CHANNELS, width=8).encode(random_video(1, 8, 8))
 
 
 @pytest.fixture(scope="module")
-def fresh(toybox_patches: Tensor) -> VideoVAE:
-    """16 channels, fitted to the clips and not trained."""
+def new_vae(toybox_patches: Tensor) -> VideoVAE:
+    """A VAE of 16 channels, initialised from the clips and not trained."""
     torch.manual_seed(0)
     model = VideoVAE(16, width=8).eval().requires_grad_(False)
     model.init_weights(toybox_patches)
     return model
 
 
-def test_a_new_vae_is_the_best_linear_transform(fresh: VideoVAE, toybox_patches: Tensor) -> None:
-    """No other transform to 16 numbers a patch has a smaller error on these patches (Eckart and Young)."""
+def test_init_weights_gives_the_best_linear_transform(new_vae: VideoVAE, toybox_patches: Tensor) -> None:
+    """No linear transform to 16 numbers a patch has a smaller error on these patches (Eckart and Young)."""
     centred = toybox_patches - toybox_patches.mean(0)
     *_, axes = torch.pca_lowrank(centred, q=64, center=False, niter=8)
-    best = (centred - centred @ axes[:, :16] @ axes[:, :16].T).square().mean()
-    latents = toybox_patches @ fresh.encoder.linear.weight.flatten(1).T + fresh.encoder.linear.bias
-    rebuilt = latents @ fresh.decoder.linear.weight.flatten(1).T + fresh.decoder.linear.bias
-    assert (rebuilt - toybox_patches).square().mean().item() == pytest.approx(best.item(), rel=1e-3)
+    least_error = (centred - centred @ axes[:, :16] @ axes[:, :16].T).square().mean()
+    latents = toybox_patches @ new_vae.encoder.linear.weight.flatten(1).T + new_vae.encoder.linear.bias
+    reconstruction = latents @ new_vae.decoder.linear.weight.flatten(1).T + new_vae.decoder.linear.bias
+    assert (reconstruction - toybox_patches).square().mean().item() == pytest.approx(least_error.item(), rel=1e-3)
 
 
-def test_a_new_vae_rebuilds_the_toybox_above_20_db(fresh: VideoVAE, toybox_clips: list[Tensor]) -> None:
-    values = [psnr(fresh.reconstruct(fresh.posterior(clip[None]).mean), clip[None]) for clip in toybox_clips]
-    assert sum(values) / len(values) > 20
+def test_an_initialised_vae_reconstructs_the_toybox_above_20_db(new_vae: VideoVAE, toybox_clips: list[Tensor]) -> None:
+    decibels = [psnr(new_vae.reconstruct(new_vae.posterior(clip[None]).mean), clip[None]) for clip in toybox_clips]
+    assert sum(decibels) / len(decibels) > 20
 
 
-def test_a_new_vae_flattens_the_spectrum(fresh: VideoVAE, toybox_patches: Tensor) -> None:
-    """A channel's deviation in latents is a power of what it is in pixels, and the mean variance is 1."""
-    rows = fresh.encoder.linear.weight.flatten(1)
+def test_init_weights_flattens_the_spectrum(new_vae: VideoVAE, toybox_patches: Tensor) -> None:
+    """A channel's deviation in latents is a power of its deviation in pixels, and the mean variance is 1."""
+    rows = new_vae.encoder.linear.weight.flatten(1)
     axes = rows / rows.norm(dim=1, keepdim=True)
     torch.testing.assert_close(axes @ axes.T, torch.eye(16), atol=1e-3, rtol=0)  # orthonormal to SVD's rounding
-    in_latents, expected = (toybox_patches @ rows.T).var(0), (toybox_patches @ axes.T).var(0) ** 0.75
-    torch.testing.assert_close(in_latents, expected / expected.mean(), atol=0, rtol=1e-3)
+    variance, expected = (toybox_patches @ rows.T).var(0), (toybox_patches @ axes.T).var(0) ** 0.75
+    torch.testing.assert_close(variance, expected / expected.mean(), atol=0, rtol=1e-3)
 
 
 def test_exported_statistics_normalise_latents(clips_folder: Path, checkpoint: Path, tmp_path: Path) -> None:
     stage = VaeStage(tiny_recipe("vae", clips_folder, checkpoint, tmp_path / "run"))
     stage.export(tmp_path / "run" / "checkpoint")
     vae = VideoVAE.from_pretrained(tmp_path / "run" / "checkpoint", subfolder="vae")
-    clips = [stage.folder.read(index).video[None] for index in stage.train]
+    clips = [stage.folder.read(index).video[None] for index in stage.train_indices]
     with torch.no_grad():
         latents = torch.cat([vae.encode(clip)[0].flatten(1) for clip in clips], dim=1)
     assert latents.mean(1).abs().max() < 0.05
     assert abs(latents.var(1).mean() - 1) < 0.05
-    assert len(set(vae.config["latents_std"])) == 1  # one common scale: channels stay as unlike as they are
+    assert len(set(vae.config["latents_std"])) == 1  # one scale for all channels keeps their relative variances
 
 
-def test_a_loaded_vae_keeps_its_channels_last(vae: VideoVAE, tmp_path: Path) -> None:
-    """The layout that its convolutions are fast in, and part of being bit-identical."""
+def test_from_pretrained_restores_channels_last(vae: VideoVAE, tmp_path: Path) -> None:
+    """Convolutions are fast in this layout, and another would change the last bit."""
     vae.save_pretrained(tmp_path)
-    opened = dict(VideoVAE.from_pretrained(tmp_path).named_parameters())
+    loaded = dict(VideoVAE.from_pretrained(tmp_path).named_parameters())
     for name, p in vae.named_parameters():
-        assert opened[name].stride() == p.stride(), name
+        assert loaded[name].stride() == p.stride(), name
 
 
-def test_a_saved_vae_is_bit_identical(vae: VideoVAE, tmp_path: Path) -> None:
+def test_a_saved_and_loaded_vae_is_bit_identical(vae: VideoVAE, tmp_path: Path) -> None:
     vae.save_pretrained(tmp_path)
-    opened = VideoVAE.from_pretrained(tmp_path)
-    video = draw_video(5, 16, 16)
-    assert torch.equal(opened.encode(video), vae.encode(video))
-    assert torch.equal(opened.decode(torch.ones(1, CHANNELS, 2, 2, 2)), vae.decode(torch.ones(1, CHANNELS, 2, 2, 2)))
+    loaded = VideoVAE.from_pretrained(tmp_path)
+    video = random_video(5, 16, 16)
+    assert torch.equal(loaded.encode(video), vae.encode(video))
+    assert torch.equal(loaded.decode(torch.ones(1, CHANNELS, 2, 2, 2)), vae.decode(torch.ones(1, CHANNELS, 2, 2, 2)))
 
 
 # --- the loss
 
 
-def trainable(patches: Tensor) -> VideoVAE:
+def trainable_vae(patches: Tensor) -> VideoVAE:
     model = VideoVAE(CHANNELS, width=8)
     model.init_weights(patches)
     return model
@@ -223,9 +222,9 @@ def trainable(patches: Tensor) -> VideoVAE:
 
 @pytest.mark.parametrize("shape", [(9, 16, 16), (1, 16, 16), (5, 24, 16), (5, 8, 24), (5, 24, 8), (1, 8, 8)])
 def test_every_term_of_the_loss_is_finite(toybox_patches: Tensor, shape: tuple[int, int, int]) -> None:
-    """Also for images, odd latent sizes and clips that are one latent high or wide."""
-    model = trainable(toybox_patches)
-    terms = vae_loss(model, draw_video(*shape, batch=2), VaeConfig(), seeded())
+    """Images, odd latent sizes and clips that are one latent high or wide included."""
+    model = trainable_vae(toybox_patches)
+    terms = vae_loss(model, random_video(*shape, batch=2), VaeConfig(), seeded())
     assert {name: value.isfinite().item() for name, value in terms.items()} == dict.fromkeys(terms, True)
     terms["loss"].backward()
     assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
@@ -233,7 +232,7 @@ def test_every_term_of_the_loss_is_finite(toybox_patches: Tensor, shape: tuple[i
 
 def test_the_loss_is_the_weighted_sum_of_its_terms(toybox_patches: Tensor) -> None:
     config = VaeConfig()
-    terms = vae_loss(trainable(toybox_patches), draw_video(5, 16, 16), config, seeded())
+    terms = vae_loss(trainable_vae(toybox_patches), random_video(5, 16, 16), config, seeded())
     total = terms["l1"] + config.kl * terms["kl"] + config.local_correlation * terms["local_correlation"]
     total += config.pyramid * terms["pyramid"] + config.motion * terms["motion"]
     total += config.scale_equivariance * terms["scale"]
@@ -241,7 +240,7 @@ def test_the_loss_is_the_weighted_sum_of_its_terms(toybox_patches: Tensor) -> No
 
 
 def test_the_loss_falls_on_one_clip(toybox_patches: Tensor, toybox_clips: list[Tensor]) -> None:
-    model, clip = trainable(toybox_patches), next(clip for clip in toybox_clips if clip.shape[1] == 9)[None]
+    model, clip = trainable_vae(toybox_patches), next(clip for clip in toybox_clips if clip.shape[1] == 9)[None]
     model.encoder.linear.requires_grad_(False)
     model.decoder.linear.requires_grad_(False)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=2e-3)
@@ -255,28 +254,28 @@ def test_the_loss_falls_on_one_clip(toybox_patches: Tensor, toybox_clips: list[T
     assert sum(losses[-3:]) < 0.9 * sum(losses[:3])
 
 
-def test_every_weight_is_trained(toybox_patches: Tensor) -> None:
-    model = trainable(toybox_patches)
+def test_every_weight_gets_a_gradient(toybox_patches: Tensor) -> None:
+    model = trainable_vae(toybox_patches)
     torch.manual_seed(0)
     with torch.no_grad():
         for weight in model.parameters():
-            weight.add_(0.02 * torch.randn(weight.shape))  # zeros at the start hide what lies before them
-    for seed in range(8):  # holes, and so the mask token, are in three clips of ten
-        vae_loss(model, draw_video(5, 16, 16, batch=4), VaeConfig(), seeded(seed))["loss"].backward()
+            weight.add_(0.02 * torch.randn(weight.shape))  # a zero weight passes no gradient to the layers before it
+    for seed in range(8):  # three clips of ten have holes, where the mask token is used
+        vae_loss(model, random_video(5, 16, 16, batch=4), VaeConfig(), seeded(seed))["loss"].backward()
     assert [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()] == []
 
 
-def test_a_latent_is_spoiled_as_configured(vae: VideoVAE) -> None:
+def test_latents_get_noise_only_as_configured(vae: VideoVAE) -> None:
     latent = torch.randn(64, CHANNELS, 2, 2, 2)
-    calm = VaeConfig(latent_noise=0.0, mask_latents=False)
-    assert torch.equal(spoil(vae, latent, calm, seeded()), latent)
-    noisy = spoil(vae, latent, VaeConfig(latent_noise=0.2, mask_latents=False), seeded())
-    touched = (noisy != latent).flatten(1).any(1).float().mean()
-    assert touched == pytest.approx(0.5, abs=0.2)  # deviation 0.06
-    assert (noisy - latent).std() < 0.2
+    without_noise = VaeConfig(latent_noise=0.0, mask_latents=False)
+    assert torch.equal(corrupt_latents(vae, latent, without_noise, seeded()), latent)
+    noised = corrupt_latents(vae, latent, VaeConfig(latent_noise=0.2, mask_latents=False), seeded())
+    noised_share = (noised != latent).flatten(1).any(1).float().mean()
+    assert noised_share == pytest.approx(0.5, abs=0.2)  # the share of 64 clips has a deviation of 0.06
+    assert (noised - latent).std() < 0.2
 
 
-def test_busyness_is_zero_where_nothing_happens_and_found_where_it_does() -> None:
+def test_busyness_is_zero_in_a_still_video_and_largest_at_a_change() -> None:
     video = torch.zeros(1, 3, 5, 16, 16)
     assert not busyness(video).any()
     video[:, :, 3, 4, 4] = 1.0
@@ -286,34 +285,34 @@ def test_busyness_is_zero_where_nothing_happens_and_found_where_it_does() -> Non
     assert busy.max() <= 1
 
 
-def test_equal_clips_have_no_pyramid_loss_and_neighbours_that_agree_no_correlation_loss() -> None:
-    video = draw_video(5, 16, 16)
+def test_equal_clips_have_no_pyramid_loss_and_equal_neighbours_no_correlation_loss() -> None:
+    video = random_video(5, 16, 16)
     assert pyramid_l1(video, video) == 0
     assert local_correlation(torch.randn(1, 8, 1, 1, 1).expand(1, 8, 3, 4, 4)) == 0
 
 
-def test_psnr_of_a_known_error() -> None:
+def test_psnr_of_an_error_of_a_tenth_of_the_range_is_20_db() -> None:
     a = torch.zeros(1, 3, 1, 8, 8)
     assert psnr(a, a) == 99
     assert psnr(a + 0.2, a) == pytest.approx(20, abs=1e-3)  # a tenth of the range of 2
 
 
-def test_a_long_clip_is_decoded_in_little_memory(vae: VideoVAE, tmp_path: Path) -> None:
-    """The peak of a process that decodes 64 times the frames stays where it was."""
+def test_peak_memory_of_decode_stream_does_not_grow_with_duration(vae: VideoVAE, tmp_path: Path) -> None:
+    """A process that decodes 64 times the frames has the same peak memory, to 40 MB."""
     vae.save_pretrained(tmp_path)
     program = f"""
 import resource, torch
 torch.set_num_threads(1)
-from videogen.vae import VideoVAE
+from videogen.models.vae import VideoVAE
 vae = VideoVAE.from_pretrained({str(tmp_path)!r})
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 def decode(frames):
     with torch.no_grad():
-        return sum(part.shape[2] for part in vae.decode_stream(torch.zeros(1, {CHANNELS}, frames, 16, 16)))
+        return sum(clip.shape[2] for clip in vae.decode_stream(torch.zeros(1, {CHANNELS}, frames, 16, 16)))
 decode(4); before = peak()
 assert decode(256) == 1021
 print(peak() - before)
 """
     root = Path(__file__).parent.parent
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=root)
-    assert float(done.stdout) < 40  # MB; the frames alone are 200
+    process = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=root)
+    assert float(process.stdout) < 40  # MB; all frames together are 200

@@ -1,4 +1,4 @@
-"""Claims about reading and writing videos, on real files made here by FFmpeg."""
+"""Reading and writing videos, on files that FFmpeg writes here."""
 
 from __future__ import annotations
 
@@ -24,37 +24,37 @@ def ffmpeg(*args: str | Path) -> None:
     subprocess.run([imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-y", *map(str, args)], check=True)
 
 
-def make(path: Path, *options: str, size: str = "64x96", seconds: float = 1) -> Path:
-    """A moving test picture at 24 frames a second."""
+def make_video(path: Path, *options: str, size: str = "64x96", seconds: float = 1) -> Path:
+    """Write FFmpeg's moving test picture at 24 frames a second."""
     ffmpeg("-f", "lavfi", "-i", f"testsrc2=size={size}:rate=24:duration={seconds}", *(options or H264), path)
     return path
 
 
 def waves(num_frames: int, height: int = 48, width: int = 64) -> Tensor:
-    """Smooth colours that drift, (t, h, w, 3) uint8."""
+    """Return smooth drifting colours (t, h, w, 3) uint8."""
     t, y, x = torch.meshgrid(torch.arange(num_frames), torch.arange(height), torch.arange(width), indexing="ij")
     angles = torch.stack([x / 9 + t / 3, y / 7 - t / 4, (x + y) / 13], dim=-1)
     return (128 + 90 * torch.sin(angles)).to(torch.uint8)
 
 
-def counting(path: Path, times: list[float]) -> Path:
-    """A file whose frame i is gray 8·i and appears at times[i]."""
+def make_counting_video(path: Path, times: list[float]) -> Path:
+    """Write a file whose frame i is gray 8·i and appears at times[i]."""
     stamps = "+".join(f"eq(N,{i})*{seconds}" for i, seconds in enumerate(times))
     source = f"nullsrc=size=64x64:rate=24,format=gray,geq=lum=8*N,trim=end_frame={len(times)},setpts='({stamps})/TB'"
     ffmpeg("-f", "lavfi", "-i", source, "-fps_mode", "vfr", "-enc_time_base", "1/24000", *H264[:4], "-crf", "1", path)
     return path
 
 
-def numbers(frames: Tensor) -> list[int]:
-    """Which frames of a counting file these are."""
+def frame_numbers(frames: Tensor) -> list[int]:
+    """Return the frame numbers of frames from a counting video."""
     return [round(mean / 8) for mean in frames.float().mean(dim=(1, 2, 3)).tolist()]
 
 
-def psnr(one: Tensor, other: Tensor) -> float:
-    return float(10 * torch.log10(255**2 / (one.float() - other.float()).square().mean()))
+def psnr(frames: Tensor, reference: Tensor) -> float:
+    return float(10 * torch.log10(255**2 / (frames.float() - reference.float()).square().mean()))
 
 
-def files_in(folder: Path) -> list[str]:
+def list_names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
@@ -62,7 +62,7 @@ def files_in(folder: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("suffix", [".mp4", ".webm"])
-def test_what_is_written_reads_back_with_its_count_size_and_fps(tmp_path: Path, suffix: str) -> None:
+def test_a_written_video_reads_back_with_its_length_size_and_fps(tmp_path: Path, suffix: str) -> None:
     frames, path = waves(17), tmp_path / f"clip{suffix}"
     write_video(path, frames, fps=24)
     back, info = read_video(path), probe(path)
@@ -73,7 +73,7 @@ def test_what_is_written_reads_back_with_its_count_size_and_fps(tmp_path: Path, 
     assert info.seconds == pytest.approx(17 / 24, abs=0.002)  # WebM has a clock of milliseconds
 
 
-def test_a_gif_reads_back_with_its_count_size_and_fps(tmp_path: Path) -> None:
+def test_a_gif_reads_back_with_its_length_size_and_fps(tmp_path: Path) -> None:
     write_video(tmp_path / "clip.gif", waves(48), fps=24)
     info = probe(tmp_path / "clip.gif")
     assert info[:3] == (64, 48, 48)
@@ -81,27 +81,27 @@ def test_a_gif_reads_back_with_its_count_size_and_fps(tmp_path: Path) -> None:
     assert psnr(read_video(tmp_path / "clip.gif", fps=24), waves(48)) > 25  # 256 colours a frame
 
 
-def test_a_png_is_lossless_and_holds_one_frame(tmp_path: Path) -> None:
+def test_a_png_is_lossless_and_holds_a_single_frame(tmp_path: Path) -> None:
     write_video(tmp_path / "one.png", waves(1, 33, 17), fps=24)
     assert torch.equal(read_video(tmp_path / "one.png"), waves(1, 33, 17))
     with pytest.raises(ValueError, match="holds one frame"):
         write_video(tmp_path / "two.png", waves(2), fps=24)
-    assert files_in(tmp_path) == ["one.png"]
+    assert list_names(tmp_path) == ["one.png"]
 
 
 @pytest.mark.parametrize(("width", "height"), [(2, 2), (16, 16), (48, 48), (62, 34), (130, 98)])
-def test_small_and_unaligned_sizes_are_kept(tmp_path: Path, width: int, height: int) -> None:
+def test_small_and_unaligned_sizes_are_written_unchanged(tmp_path: Path, width: int, height: int) -> None:
     write_video(tmp_path / "clip.mp4", waves(5, height, width), fps=8)
     assert read_video(tmp_path / "clip.mp4").shape == (5, height, width, 3)
 
 
 @pytest.mark.parametrize("fps", [1, 7.5, 24000 / 1001, 29.97, 60])
-def test_any_fps_is_kept(tmp_path: Path, fps: float) -> None:
+def test_whole_and_fractional_frame_rates_are_kept(tmp_path: Path, fps: float) -> None:
     write_video(tmp_path / "clip.mp4", waves(9), fps=fps)
     assert probe(tmp_path / "clip.mp4").fps == pytest.approx(fps, rel=1e-4)
 
 
-def test_colours_are_tagged_and_keep_their_level(tmp_path: Path) -> None:
+def test_colours_survive_writing_and_reading(tmp_path: Path) -> None:
     colours = torch.tensor([[255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 255], [0, 0, 0], [120, 60, 200]])
     frames = colours.to(torch.uint8)[:, None, None].expand(-1, 32, 64, 3)
     write_video(tmp_path / "clip.mp4", frames, fps=4, crf=1)
@@ -109,7 +109,7 @@ def test_colours_are_tagged_and_keep_their_level(tmp_path: Path) -> None:
     assert iio.immeta(tmp_path / "clip.mp4", plugin="pyav")["profile"] == "High"
 
 
-def test_chunks_give_the_bytes_of_the_whole(tmp_path: Path) -> None:
+def test_frames_in_chunks_give_the_same_bytes_as_frames_in_one_tensor(tmp_path: Path) -> None:
     write_video(tmp_path / "whole.mp4", waves(17), fps=24, settings={"seed": 1})
     write_video(tmp_path / "chunks.mp4", iter(waves(17).split(5)), fps=24, settings={"seed": 1})
     assert (tmp_path / "whole.mp4").read_bytes() == (tmp_path / "chunks.mp4").read_bytes()
@@ -125,15 +125,15 @@ def test_the_same_frames_and_settings_give_the_same_bytes(tmp_path: Path, suffix
 
 def test_an_mp4_starts_with_its_index(tmp_path: Path) -> None:
     write_video(tmp_path / "clip.mp4", waves(5), fps=24)
-    whole = (tmp_path / "clip.mp4").read_bytes()
-    assert 0 < whole.index(b"moov") < whole.index(b"mdat")
+    video = (tmp_path / "clip.mp4").read_bytes()
+    assert 0 < video.index(b"moov") < video.index(b"mdat")
 
 
 # --- settings
 
 
 @pytest.mark.parametrize("suffix", WRITABLE)
-def test_settings_survive_in_every_kind_of_file(tmp_path: Path, suffix: str) -> None:
+def test_settings_are_read_back_from_every_format(tmp_path: Path, suffix: str) -> None:
     settings = {"prompt": PROMPT, "seed": 7, "guidance": 4.5, "sizes": [1, 2], "negative": None, "empty": ""}
     assert len(PROMPT) > 4000
     write_video(tmp_path / f"clip{suffix}", waves(1), fps=24, settings=settings)
@@ -141,9 +141,9 @@ def test_settings_survive_in_every_kind_of_file(tmp_path: Path, suffix: str) -> 
     assert len(read_video(tmp_path / f"clip{suffix}")) == 1
 
 
-def test_a_file_without_settings_is_named(tmp_path: Path) -> None:
+def test_a_file_without_settings_is_refused_by_name(tmp_path: Path) -> None:
     write_video(tmp_path / "plain.mp4", waves(1), fps=24)
-    foreign = make(tmp_path / "foreign.mp4", *H264, "-metadata", "comment=[1, 2]")
+    foreign = make_video(tmp_path / "foreign.mp4", *H264, "-metadata", "comment=[1, 2]")
     for path in (tmp_path / "plain.mp4", foreign):
         with pytest.raises(ValueError, match=f"{path.name} carries no settings"):
             read_settings(path)
@@ -157,47 +157,47 @@ def test_settings_too_long_for_a_file_are_refused(tmp_path: Path) -> None:
 # --- reading by time
 
 
-def test_own_frames_come_back_as_they_are(tmp_path: Path) -> None:
-    path = counting(tmp_path / "clip.mp4", [i / 24 for i in range(20)])
-    assert numbers(read_video(path)) == list(range(20))
-    assert numbers(read_video(path, start_seconds=0.5, num_frames=3)) == [12, 13, 14]
+def test_without_fps_every_frame_is_read_once(tmp_path: Path) -> None:
+    path = make_counting_video(tmp_path / "clip.mp4", [i / 24 for i in range(20)])
+    assert frame_numbers(read_video(path)) == list(range(20))
+    assert frame_numbers(read_video(path, start_seconds=0.5, num_frames=3)) == [12, 13, 14]
 
 
 @pytest.mark.parametrize("fps", [5, 8, 10, 24, 30, 60])
-def test_a_frame_is_the_one_shown_at_its_moment(tmp_path: Path, fps: float) -> None:
-    path = counting(tmp_path / "clip.mp4", [i / 24 for i in range(20)])
-    shown = [int(i / fps * 24 + 1e-6) for i in range(100)]
-    assert numbers(read_video(path, fps=fps)) == [number for number in shown if number < 20]
-    assert numbers(read_video(path, fps=fps, num_frames=3)) == shown[:3]
+def test_with_fps_each_frame_is_the_one_on_screen_at_its_time(tmp_path: Path, fps: float) -> None:
+    path = make_counting_video(tmp_path / "clip.mp4", [i / 24 for i in range(20)])
+    expected = [int(i / fps * 24 + 1e-6) for i in range(100)]
+    assert frame_numbers(read_video(path, fps=fps)) == [number for number in expected if number < 20]
+    assert frame_numbers(read_video(path, fps=fps, num_frames=3)) == expected[:3]
 
 
 @pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
 @pytest.mark.parametrize("reader", ["decord", "pyav"])
-def test_a_variable_rate_is_read_by_time(tmp_path: Path, suffix: str, reader: str) -> None:
-    path = counting(tmp_path / f"vfr{suffix}", [0, 0.1, 0.2, 0.7, 0.8, 1.5])
-    at = {"fps": 10, "num_frames": 14, "reader": reader}
-    assert numbers(read_video(path, **at)) == [0, 1, 2, 2, 2, 2, 2, 3, 4, 4, 4, 4, 4, 4]
-    assert numbers(read_video(path, fps=4, num_frames=3, start_seconds=0.65, reader=reader)) == [2, 4, 4]
-    assert numbers(read_video(path, reader=reader)) == [0, 1, 2, 3, 4, 5]
+def test_a_variable_frame_rate_is_read_by_time(tmp_path: Path, suffix: str, reader: str) -> None:
+    path = make_counting_video(tmp_path / f"vfr{suffix}", [0, 0.1, 0.2, 0.7, 0.8, 1.5])
+    options = {"fps": 10, "num_frames": 14, "reader": reader}
+    assert frame_numbers(read_video(path, **options)) == [0, 1, 2, 2, 2, 2, 2, 3, 4, 4, 4, 4, 4, 4]
+    assert frame_numbers(read_video(path, fps=4, num_frames=3, start_seconds=0.65, reader=reader)) == [2, 4, 4]
+    assert frame_numbers(read_video(path, reader=reader)) == [0, 1, 2, 3, 4, 5]
 
 
-def test_past_the_end_nothing_is_repeated(tmp_path: Path) -> None:
-    path = counting(tmp_path / "clip.mp4", [i / 24 for i in range(12)])
-    assert numbers(read_video(path, fps=24, start_seconds=0.25, num_frames=100)) == [6, 7, 8, 9, 10, 11]
+def test_frames_past_the_end_are_left_out(tmp_path: Path) -> None:
+    path = make_counting_video(tmp_path / "clip.mp4", [i / 24 for i in range(12)])
+    assert frame_numbers(read_video(path, fps=24, start_seconds=0.25, num_frames=100)) == [6, 7, 8, 9, 10, 11]
     with pytest.raises(ValueError, match=r"no frame at 3 s: it ends after 0\.500 s"):
         read_video(path, start_seconds=3)
 
 
 @pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".webm", ".ts", ".mov", ".gif"])
-def test_starting_late_gives_the_end_of_the_whole(tmp_path: Path, suffix: str) -> None:
+def test_a_late_start_gives_the_same_frames_as_reading_from_the_beginning(tmp_path: Path, suffix: str) -> None:
     codec = {".webm": ("-c:v", "libvpx-vp9"), ".gif": ("-c:v", "gif")}.get(suffix, H264)
-    path = make(tmp_path / f"clip{suffix}", *codec, "-g", "10", seconds=2)
+    path = make_video(tmp_path / f"clip{suffix}", *codec, "-g", "10", seconds=2)
     for reader in ("auto", "pyav"):
         late, whole = (read_video(path, fps=8, start_seconds=s, reader=reader) for s in (1.25, 0))
         torch.testing.assert_close(late, whole[10:], atol=0, rtol=0)
 
 
-UNSEEKABLE = {  # decord takes the frames of these for others, late in the file
+SEEK_CASES = {  # Late in most of these, decord's seeking returns the wrong frames.
     "transport stream": (".ts", *H264, "-g", "12"),
     "open groups": (".mp4", *H264, "-g", "12", "-x264-params", "open-gop=1"),
     "HEVC in MKV": (".mkv", "-c:v", "libx265", "-x265-params", "log-level=error:keyint=12"),
@@ -207,45 +207,45 @@ UNSEEKABLE = {  # decord takes the frames of these for others, late in the file
 }
 
 
-@pytest.mark.parametrize("options", UNSEEKABLE.values(), ids=UNSEEKABLE)
-def test_a_late_frame_is_that_of_its_moment_in_any_codec(tmp_path: Path, options: tuple[str, ...]) -> None:
-    """Frame i is gray 3·i: what is read says which it is."""
+@pytest.mark.parametrize("options", SEEK_CASES.values(), ids=SEEK_CASES)
+def test_seeking_gives_the_right_frames_in_every_codec(tmp_path: Path, options: tuple[str, ...]) -> None:
+    """Frame i is gray 16 + 2.9·i, so that its level tells its number."""
     suffix, *codec = options
     path = tmp_path / f"clip{suffix}"
     source = "nullsrc=size=64x64:rate=24:duration=3.2,format=gray,geq=lum=16+2.9*N,format=yuv420p"
     ffmpeg("-f", "lavfi", "-i", source, *codec, path)
     for start, step in ((0, 3), (18, 3), (30, 1), (47, 6), (60, 2)):
         frames = read_video(path, fps=24 / step, start_seconds=start / 24, num_frames=3)
-        wanted = read_video(path, reader="pyav")[[start, start + step, start + 2 * step]]
-        assert (frames.int() - wanted.int()).abs().float().mean() < 1
+        expected = read_video(path, reader="pyav")[[start, start + step, start + 2 * step]]
+        assert (frames.int() - expected.int()).abs().float().mean() < 1
     levels = read_video(path).float().mean(dim=(1, 2, 3))
     assert len(levels) == pytest.approx(77, abs=1)
     assert (levels.diff() > 0).all()  # in order, none twice
 
 
-def test_oblong_pixels_are_shown_square(tmp_path: Path) -> None:
-    path = make(tmp_path / "clip.mp4", *H264, "-vf", "setsar=4/3", size="96x64")
+def test_frames_with_oblong_pixels_are_resized_to_square_ones(tmp_path: Path) -> None:
+    path = make_video(tmp_path / "clip.mp4", *H264, "-vf", "setsar=4/3", size="96x64")
     assert probe(path)[:2] == (128, 64)
     assert read_video(path, num_frames=2).shape == (2, 64, 128, 3)
     assert read_video(path, num_frames=2, size=(64, 32)).shape == (2, 32, 64, 3)
-    plain = read_video(make(tmp_path / "plain.mp4", size="96x64"), num_frames=2, size=(128, 64))
+    plain = read_video(make_video(tmp_path / "plain.mp4", size="96x64"), num_frames=2, size=(128, 64))
     assert (read_video(path, num_frames=2).int() - plain.int()).abs().float().mean() < 1
 
 
-def test_a_title_in_another_encoding_spoils_nothing(tmp_path: Path) -> None:
-    path = make(tmp_path / "clip.avi", "-c:v", "mpeg4", "-metadata", "title=cafe")
+def test_a_video_whose_title_is_not_utf8_is_read(tmp_path: Path) -> None:
+    path = make_video(tmp_path / "clip.avi", "-c:v", "mpeg4", "-metadata", "title=cafe")
     path.write_bytes(path.read_bytes().replace(b"cafe", b"caf\xe9"))
     assert len(read_video(path)) == probe(path).num_frames == 24
 
 
-def test_what_is_made_of_each_chunk_is_what_is_made_of_the_whole(tmp_path: Path) -> None:
-    path = make(tmp_path / "clip.mp4", seconds=2)
-    assert torch.equal(read_video(path, each=lambda chunk: chunk[:, ::2]), read_video(path)[:, ::2])
+def test_a_transform_of_each_chunk_equals_the_transform_of_the_whole_video(tmp_path: Path) -> None:
+    path = make_video(tmp_path / "clip.mp4", seconds=2)
+    assert torch.equal(read_video(path, transform=lambda chunk: chunk[:, ::2]), read_video(path)[:, ::2])
 
 
 # --- the two readers
 
-ODD_FILES = {
+PIXEL_FORMATS = {
     "plain": (),
     "bt709": ("-vf", "scale=out_color_matrix=bt709", *H264, "-colorspace", "bt709"),
     "full range": ("-vf", "scale=out_range=pc", "-c:v", "libx264", "-pix_fmt", "yuvj420p", "-color_range", "pc"),
@@ -255,43 +255,44 @@ ODD_FILES = {
 }
 
 
-@pytest.mark.parametrize("options", ODD_FILES.values(), ids=ODD_FILES)
-def test_both_readers_give_the_same_pixels(tmp_path: Path, options: tuple[str, ...]) -> None:
-    path = make(tmp_path / "clip.mp4", *options)
-    for asked in ({}, {"fps": 10.0}, {"fps": 50.0, "start_seconds": 0.3}, {"size": (40, 30), "num_frames": 4}):
-        by_decord, by_pyav = (read_video(path, reader=reader, **asked) for reader in ("decord", "pyav"))
+@pytest.mark.parametrize("ffmpeg_options", PIXEL_FORMATS.values(), ids=PIXEL_FORMATS)
+def test_both_readers_give_the_same_pixels(tmp_path: Path, ffmpeg_options: tuple[str, ...]) -> None:
+    path = make_video(tmp_path / "clip.mp4", *ffmpeg_options)
+    for options in ({}, {"fps": 10.0}, {"fps": 50.0, "start_seconds": 0.3}, {"size": (40, 30), "num_frames": 4}):
+        by_decord, by_pyav = (read_video(path, reader=reader, **options) for reader in ("decord", "pyav"))
         assert by_decord.shape == by_pyav.shape
         assert (by_decord.int() - by_pyav.int()).abs().max() <= 2
 
 
-def test_a_size_that_decord_refuses_is_read_by_pyav(tmp_path: Path) -> None:
-    path = make(tmp_path / "clip.mp4", size="48x48")
+def test_a_size_that_decord_cannot_read_is_read_by_pyav(tmp_path: Path) -> None:
+    path = make_video(tmp_path / "clip.mp4", size="48x48")
     with pytest.raises(ValueError, match=r"decord cannot read .*clip\.mp4.*use reader='auto'"):
         read_video(path, reader="decord")
     assert torch.equal(read_video(path), read_video(path, reader="pyav"))
-    padded = make(tmp_path / "padded.mp4", "-vf", "pad=64:48", *H264[:4], "-qp", "0", size="48x48")
-    lossless = make(tmp_path / "lossless.mp4", *H264[:4], "-qp", "0", size="48x48")
+    padded = make_video(tmp_path / "padded.mp4", "-vf", "pad=64:48", *H264[:4], "-qp", "0", size="48x48")
+    lossless = make_video(tmp_path / "lossless.mp4", *H264[:4], "-qp", "0", size="48x48")
+    # The same picture, padded to a size that decord can read.
     by_decord, by_pyav = read_video(padded, reader="decord")[:, :, :40], read_video(lossless)[:, :, :40]
-    assert (by_decord.int() - by_pyav.int()).abs().max() <= 2  # the same picture, at a size that decord can read
+    assert (by_decord.int() - by_pyav.int()).abs().max() <= 2
 
 
-@pytest.mark.parametrize("turn", [("-display_rotation", d) for d in ("90", "180", "270")] + [("-display_hflip",)])
-def test_a_video_is_read_as_it_is_displayed(tmp_path: Path, turn: tuple[str, ...]) -> None:
-    plain = make(tmp_path / "plain.mp4", size="64x128")
-    ffmpeg(*turn, "-i", plain, "-c", "copy", tmp_path / "turned.mp4")
-    degrees = int(turn[1]) if len(turn) == 2 else 0
+@pytest.mark.parametrize("rotation", [("-display_rotation", d) for d in ("90", "180", "270")] + [("-display_hflip",)])
+def test_a_video_is_read_as_it_is_displayed(tmp_path: Path, rotation: tuple[str, ...]) -> None:
+    plain = make_video(tmp_path / "plain.mp4", size="64x128")
+    ffmpeg(*rotation, "-i", plain, "-c", "copy", tmp_path / "rotated.mp4")
+    degrees = int(rotation[1]) if len(rotation) == 2 else 0
     expected = read_video(plain).rot90(degrees // 90, dims=(1, 2)) if degrees else read_video(plain).flip(2)
-    info = probe(tmp_path / "turned.mp4")
+    info = probe(tmp_path / "rotated.mp4")
     assert (info.height, info.width) == expected.shape[1:3]
     for reader in ("auto", "pyav"):
-        assert torch.equal(read_video(tmp_path / "turned.mp4", reader=reader), expected)
+        assert torch.equal(read_video(tmp_path / "rotated.mp4", reader=reader), expected)
     if degrees == 180:
-        assert torch.equal(read_video(tmp_path / "turned.mp4", reader="decord"), expected)
+        assert torch.equal(read_video(tmp_path / "rotated.mp4", reader="decord"), expected)
 
 
 @pytest.mark.parametrize("reader", ["auto", "pyav"])
-def test_what_an_edit_list_hides_stays_hidden(tmp_path: Path, reader: str) -> None:
-    plain = make(tmp_path / "plain.mp4")
+def test_frames_hidden_by_an_edit_list_are_not_read(tmp_path: Path, reader: str) -> None:
+    plain = make_video(tmp_path / "plain.mp4")
     ffmpeg("-ss", "0.3", "-i", plain, "-c", "copy", tmp_path / "cut.mp4")
     cut = read_video(tmp_path / "cut.mp4", reader=reader)
     assert torch.equal(cut, read_video(plain)[-len(cut) :])
@@ -299,47 +300,47 @@ def test_what_an_edit_list_hides_stays_hidden(tmp_path: Path, reader: str) -> No
 
 
 @pytest.mark.parametrize("suffix", [".avi", ".ts", ".mkv", ".webm", ".mov", ".gif"])
-def test_other_containers_are_read_whole(tmp_path: Path, suffix: str) -> None:
+def test_every_container_is_read_to_its_last_frame(tmp_path: Path, suffix: str) -> None:
     codec = {".webm": ("-c:v", "libvpx-vp9"), ".gif": ("-c:v", "gif")}.get(suffix, ("-c:v", "mpeg4", "-q:v", "2"))
-    path = make(tmp_path / f"clip{suffix}", *codec)
+    path = make_video(tmp_path / f"clip{suffix}", *codec)
     assert len(read_video(path)) == probe(path).num_frames == 24
     assert probe(path).fps == pytest.approx(24, rel=0.01)
 
 
-def test_a_new_size_is_scaled_without_aliasing(tmp_path: Path) -> None:
-    path = make(tmp_path / "clip.mp4", size="256x128")
-    small = read_video(path, size=(64, 32), num_frames=5)
-    assert small.shape == (5, 32, 64, 3)
+def test_resizing_does_not_alias(tmp_path: Path) -> None:
+    path = make_video(tmp_path / "clip.mp4", size="256x128")
+    resized = read_video(path, size=(64, 32), num_frames=5)
+    assert resized.shape == (5, 32, 64, 3)
     mean = read_video(path, num_frames=5).float().unflatten(1, (32, 4)).unflatten(3, (64, 4)).mean(dim=(2, 4))
-    assert psnr(small, mean) > 25  # bicubic is near the mean of each 4x4; every fourth pixel is not: 15 dB
+    assert psnr(resized, mean) > 25  # bicubic is near the mean of each 4x4; every fourth pixel is not: 15 dB
 
 
-# --- pictures
+# --- images
 
 
-def test_a_picture_is_a_video_of_one_frame(tmp_path: Path) -> None:
+def test_an_image_is_a_video_of_one_frame(tmp_path: Path) -> None:
     for suffix in (".png", ".jpg", ".webp"):
-        path = tmp_path / f"picture{suffix}"
+        path = tmp_path / f"image{suffix}"
         Image.fromarray(waves(1)[0].numpy()).save(path, quality=95)
         assert probe(path) == (64, 48, 1, 1.0, 0.0)
         assert psnr(read_video(path, fps=24, num_frames=17), waves(1)) > 25  # (1, h, w, 3): chroma is halved
         assert read_video(path, size=(32, 24)).shape == (1, 24, 32, 3)
 
 
-def test_a_picture_is_turned_by_its_exif_data(tmp_path: Path) -> None:
+def test_an_image_is_rotated_by_its_exif_data(tmp_path: Path) -> None:
     exif = Image.Exif()
-    exif[274] = 6  # turn a quarter to the right
-    Image.fromarray(waves(1)[0].numpy()).save(tmp_path / "turned.png", exif=exif)
-    assert torch.equal(read_video(tmp_path / "turned.png"), waves(1).rot90(-1, dims=(1, 2)))
-    assert probe(tmp_path / "turned.png")[:2] == (48, 64)
+    exif[274] = 6  # a quarter turn to the right
+    Image.fromarray(waves(1)[0].numpy()).save(tmp_path / "rotated.png", exif=exif)
+    assert torch.equal(read_video(tmp_path / "rotated.png"), waves(1).rot90(-1, dims=(1, 2)))
+    assert probe(tmp_path / "rotated.png")[:2] == (48, 64)
 
 
-def test_16_bits_a_pixel_become_8(tmp_path: Path) -> None:
+def test_an_image_of_16_bits_is_read_as_8_bits(tmp_path: Path) -> None:
     Image.fromarray(np.arange(256, dtype=np.uint16).reshape(16, 16) * 257).save(tmp_path / "deep.png")
     assert read_video(tmp_path / "deep.png")[..., 0].flatten().tolist() == list(range(256))
 
 
-def test_importing_loads_no_heavy_library() -> None:
+def test_importing_video_io_loads_neither_torch_nor_a_video_library() -> None:
     program = "import sys, videogen.data.video_io; print({'torch', 'decord', 'av', 'imageio'} & set(sys.modules))"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "set()"
+    process = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert process.stdout.strip() == "set()"

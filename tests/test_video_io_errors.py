@@ -1,4 +1,4 @@
-"""What cannot be read or written is said in a sentence, and nothing is lost or half-written."""
+"""Errors of reading and writing videos: each names the file and the reason, and no file is left half-written."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.test_video_io import ffmpeg, files_in, make, waves
+from tests.test_video_io import ffmpeg, list_names, make_video, waves
 from videogen.data.video_io import WRITABLE, probe, read_settings, read_video, write_video
 
 
-def test_a_file_that_cannot_be_read_is_named_with_the_reason(tmp_path: Path) -> None:
-    whole = make(tmp_path / "whole.mp4").read_bytes()
-    (tmp_path / "half.mp4").write_bytes(whole[: len(whole) // 2])
+def test_the_error_of_an_unreadable_file_names_it_and_the_reason(tmp_path: Path) -> None:
+    video = make_video(tmp_path / "whole.mp4").read_bytes()
+    (tmp_path / "half.mp4").write_bytes(video[: len(video) // 2])
     (tmp_path / "text.mp4").write_text("this is no video")
     (tmp_path / "text.png").write_text("this is no picture")
     (tmp_path / "empty.mp4").touch()
@@ -26,28 +26,28 @@ def test_a_file_that_cannot_be_read_is_named_with_the_reason(tmp_path: Path) -> 
     reasons = {"half.mp4": "Invalid data", "text.mp4": "Invalid data", "text.png": "Pillow"}
     reasons |= {"empty.mp4": "", "folder.mp4": "is a folder", "sound.mp4": "no picture", "gone.mp4": "does not exist"}
     for name, reason in reasons.items():
-        for use in (probe, read_video, read_settings):
+        for function in (probe, read_video, read_settings):
             with pytest.raises(ValueError, match=f"cannot read .*{name}: .*{reason}"):
-                use(tmp_path / name)
+                function(tmp_path / name)
 
 
-def test_a_file_that_breaks_off_inside_is_named(tmp_path: Path) -> None:
-    broken = bytearray(make(tmp_path / "clip.mp4").read_bytes())
-    start = broken.index(b"mdat") + len(broken) // 3
-    broken[start : start + 2000] = bytes(2000)
-    (tmp_path / "broken.mp4").write_bytes(broken)
+def test_the_error_of_a_damaged_file_names_it(tmp_path: Path) -> None:
+    video = bytearray(make_video(tmp_path / "clip.mp4").read_bytes())
+    start = video.index(b"mdat") + len(video) // 3
+    video[start : start + 2000] = bytes(2000)
+    (tmp_path / "broken.mp4").write_bytes(video)
     with pytest.raises(ValueError, match=r"cannot read .*broken\.mp4: Invalid data"):
         read_video(tmp_path / "broken.mp4")
 
 
-def test_a_changed_file_is_looked_at_again(tmp_path: Path) -> None:
+def test_a_changed_file_is_inspected_again(tmp_path: Path) -> None:
     for size in ((64, 48), (32, 16)):
         write_video(tmp_path / "clip.mp4", waves(3, size[1], size[0]), fps=8, overwrite=True)
         assert probe(tmp_path / "clip.mp4")[:2] == size
 
 
 @pytest.mark.parametrize(
-    ("asked", "message"),
+    ("options", "message"),
     [
         ({"fps": 0}, "fps must be above 0, got 0"),
         ({"start_seconds": -1}, "start_seconds must be 0 or more, got -1"),
@@ -56,13 +56,13 @@ def test_a_changed_file_is_looked_at_again(tmp_path: Path) -> None:
         ({"reader": "cv2"}, "reader must be one of auto, decord, pyav, got 'cv2'"),
     ],
 )
-def test_what_cannot_be_read_is_said(tmp_path: Path, asked: dict, message: str) -> None:
+def test_arguments_of_read_video_out_of_range_are_refused(tmp_path: Path, options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        read_video(make(tmp_path / "clip.mp4"), **asked)
+        read_video(make_video(tmp_path / "clip.mp4"), **options)
 
 
 @pytest.mark.parametrize(
-    ("name", "asked", "message"),
+    ("name", "options", "message"),
     [
         ("clip.avi", {}, r"\.mp4, \.webm, \.gif or \.png, got 'clip\.avi'"),
         ("clip.mp4", {"fps": 0}, "fps of a .mp4 must be above 0"),
@@ -74,21 +74,21 @@ def test_what_cannot_be_read_is_said(tmp_path: Path, asked: dict, message: str) 
         ("clip.mp4", {"frames": iter([])}, "there are no frames"),
     ],
 )
-def test_what_cannot_be_written_is_said_and_leaves_nothing(
-    tmp_path: Path, name: str, asked: dict, message: str
+def test_what_cannot_be_written_is_refused_and_leaves_no_file(
+    tmp_path: Path, name: str, options: dict, message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
-        write_video(tmp_path / name, **({"frames": waves(2), "fps": 24} | asked))
-    assert files_in(tmp_path) == []
+        write_video(tmp_path / name, **({"frames": waves(2), "fps": 24} | options))
+    assert list_names(tmp_path) == []
 
 
 @pytest.mark.parametrize("frames", [waves(2).float(), waves(2)[0], waves(2)[..., :2], waves(2).movedim(-1, 1)])
-def test_frames_of_another_kind_are_an_assertion(tmp_path: Path, frames: Tensor) -> None:
+def test_frames_of_another_shape_or_dtype_fail_an_assertion(tmp_path: Path, frames: Tensor) -> None:
     with pytest.raises(AssertionError):
         write_video(tmp_path / "clip.mp4", frames, fps=24)
 
 
-def test_an_existing_file_is_kept_unless_told(tmp_path: Path) -> None:
+def test_an_existing_file_is_kept_unless_overwrite_is_set(tmp_path: Path) -> None:
     path = tmp_path / "new" / "folders" / "clip.mp4"
     write_video(path, waves(2), fps=24)
     with pytest.raises(FileExistsError, match=r"clip\.mp4 exists already"):
@@ -98,17 +98,17 @@ def test_an_existing_file_is_kept_unless_told(tmp_path: Path) -> None:
     assert probe(path).num_frames == 5
 
 
-# --- what goes wrong while writing
+# --- failures while writing
 
 
 @pytest.mark.parametrize("suffix", [".mp4", ".webm", ".gif"])
 @pytest.mark.parametrize("interruption", [KeyboardInterrupt, RuntimeError])
-def test_an_interrupted_write_leaves_the_old_file_and_nothing_else(
+def test_an_interrupted_write_leaves_the_previous_file_alone(
     tmp_path: Path, suffix: str, interruption: type[BaseException]
 ) -> None:
     path = tmp_path / f"clip{suffix}"
     write_video(path, waves(3), fps=24)
-    before = path.read_bytes()
+    previous_bytes = path.read_bytes()
 
     def chunks() -> Iterator[Tensor]:
         yield waves(9)
@@ -116,38 +116,38 @@ def test_an_interrupted_write_leaves_the_old_file_and_nothing_else(
 
     with pytest.raises(interruption):
         write_video(path, chunks(), fps=24, overwrite=True)
-    assert files_in(tmp_path) == [path.name]
-    assert path.read_bytes() == before
+    assert list_names(tmp_path) == [path.name]
+    assert path.read_bytes() == previous_bytes
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="has no RLIMIT_FSIZE")
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no RLIMIT_FSIZE")
 @pytest.mark.parametrize("suffix", WRITABLE)
-def test_a_full_disk_is_said_and_leaves_nothing(tmp_path: Path, suffix: str) -> None:
+def test_a_full_disk_is_an_error_that_leaves_no_file(tmp_path: Path, suffix: str) -> None:
     import resource
 
     shape = (1 if suffix == ".png" else 30, 128, 128, 3)
     frames = torch.randint(256, shape, generator=torch.Generator().manual_seed(0))
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))  # files larger than this fail, here and in FFmpeg
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))  # Larger files fail, here and in FFmpeg.
     try:
-        with pytest.raises(OSError, match=rf"could not write .*clip\{suffix}: .*; [\d,]+ MB are free") as caught:
+        with pytest.raises(OSError, match=rf"could not write .*clip\{suffix}: .*; [\d,]+ MB are free") as error:
             write_video(tmp_path / "out" / f"clip{suffix}", frames.to(torch.uint8), fps=24)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert len(str(caught.value).splitlines()) == 1
-    assert files_in(tmp_path / "out") == []
+    assert len(str(error.value).splitlines()) == 1
+    assert list_names(tmp_path / "out") == []
 
 
-def test_a_stream_without_times_is_said(tmp_path: Path) -> None:
+def test_a_stream_without_timestamps_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="it has no times; ffmpeg can rewrite it"):
-        read_video(make(tmp_path / "raw.h264"))
+        read_video(make_video(tmp_path / "raw.h264"))
 
 
-def test_an_ffmpeg_that_ends_early_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_ffmpeg_that_writes_no_file_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     program = tmp_path / "ffmpeg"
-    program.write_text("#!/bin/sh\ncat > /dev/null\nexit 1\n")  # takes every frame and writes no file
+    program.write_text("#!/bin/sh\ncat > /dev/null\nexit 1\n")  # It takes every frame and writes no file.
     program.chmod(0o755)
     monkeypatch.setattr(imageio_ffmpeg._io, "get_ffmpeg_exe", lambda: str(program))
     with pytest.raises(OSError, match=r"could not write .*clip\.mp4: FFmpeg left no readable file"):
         write_video(tmp_path / "out" / "clip.mp4", waves(5), fps=24)
-    assert files_in(tmp_path / "out") == []
+    assert list_names(tmp_path / "out") == []

@@ -1,4 +1,4 @@
-"""The line on folders of diffusers' Wan pipelines: the same frames as that pipeline makes, and back."""
+"""Folders of diffusers' Wan pipelines make the same frames here as in diffusers, and saved folders open there."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tests.conftest import seeded, tiny_dit
-from tests.wan_folders import KINDS, make_parts, save
+from tests.wan_folders import KINDS, make_pipeline, save
 from videogen.cli.main import sample
 from videogen.config.parsing import to_mapping
 from videogen.config.sample import SampleConfig
 from videogen.models.checkpoint_config import NO_IMAGE, SAMPLER_OF, read_checkpoint_info
-from videogen.models.text_encoder import clean_as_wan, embed_prompts, load_text
+from videogen.models.text_encoder import clean_wan_prompt, embed_prompts, load_tokenizer_and_encoder
 from videogen.packing.packs import pad_texts
 from videogen.sampling.image_prompts import Images, open_images
 from videogen.sampling.pipeline import ClipRequest, VideoPipeline
@@ -40,14 +40,14 @@ SETTINGS = SampleConfig(
 
 @pytest.fixture(autouse=True)
 def without_ftfy(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where ftfy is missing, diffusers' image-to-video pipeline fails by name; let it leave the text as it is."""
+    """Leave texts as they are where ftfy is missing: diffusers' image-to-video pipeline would raise a NameError."""
     if not is_ftfy_available():
         monkeypatch.setattr(pipeline_wan_i2v, "ftfy", SimpleNamespace(fix_text=str), raising=False)
 
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, DiffusionPipeline]]:
-    """A folder of every kind, and the pipeline that it is of; read only."""
+    """Save a folder of every kind, with the pipeline that it holds; both are read only."""
     root = tmp_path_factory.mktemp("wan")
     return {kind: (root / kind, save(kind, root / kind)) for kind in KINDS}
 
@@ -64,10 +64,12 @@ def images_for(kind: str) -> Images | None:
 
 
 @torch.no_grad()
-def ask_diffusers(theirs: DiffusionPipeline, config: SampleConfig, seed: int, images: Images | None) -> Tensor:
-    """What the pipeline makes of one prompt, (t, h, w, 3) in [0, 1]."""
-    given = {} if images is None else {"image": images.first, "last_image": images.last}
-    made = theirs(
+def sample_frames_with_diffusers(
+    theirs: DiffusionPipeline, config: SampleConfig, seed: int, images: Images | None
+) -> Tensor:
+    """Sample one prompt with diffusers, as frames (t, h, w, 3) in [0, 1]."""
+    image_options = {} if images is None else {"image": images.first, "last_image": images.last}
+    output = theirs(
         prompt=PROMPT,
         negative_prompt=config.negative,
         height=config.height,
@@ -77,20 +79,20 @@ def ask_diffusers(theirs: DiffusionPipeline, config: SampleConfig, seed: int, im
         guidance_scale=config.guidance,
         guidance_scale_2=config.guidance_2,
         generator=torch.Generator().manual_seed(seed),
-        **given,
+        **image_options,
     )
-    return torch.from_numpy(np.asarray(made.frames[0]))
+    return torch.from_numpy(np.asarray(output.frames[0]))
 
 
 def assert_same_frames(ours: Tensor, theirs: Tensor) -> None:
-    """Every pixel within 1/255: half of that is rounding to whole numbers."""
+    """Compare every pixel within 1/255, of which half is rounding to whole numbers."""
     assert ours.shape == theirs.shape
-    assert theirs.std() > 0.02, "a picture of nothing proves nothing"
+    assert theirs.std() > 0.02, "a uniform clip proves nothing"
     assert (ours.float() / 255 - theirs).abs().max() <= 1 / 255
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_folder_makes_the_frames_that_diffusers_makes(
+def test_a_checkpoint_makes_the_frames_that_diffusers_makes(
     kind: str, folders: dict[str, tuple[Path, DiffusionPipeline]]
 ) -> None:
     folder, theirs = folders[kind]
@@ -98,14 +100,16 @@ def test_a_folder_makes_the_frames_that_diffusers_makes(
     config = replace(SETTINGS, guidance_2=2.0 if "A14B" in kind else None)
     clips = ours([PROMPT, PROMPT], config, seeds=[5, 6], images=images)
     for clip, seed in zip(clips, (5, 6), strict=True):
-        assert_same_frames(clip, ask_diffusers(theirs, config, seed, images))
+        assert_same_frames(clip, sample_frames_with_diffusers(theirs, config, seed, images))
 
 
-def latents_of(theirs: DiffusionPipeline, config: SampleConfig, images: Images | None = None, **more: object) -> Tensor:
-    """What the pipeline makes of one prompt and seed 5 before decoding, (c, t, h, w)."""
-    given = {} if images is None else {"image": images.first, "last_image": images.last}
-    made = theirs(
-        **{"prompt": PROMPT, "negative_prompt": config.negative} | more,
+def latents_of(
+    theirs: DiffusionPipeline, config: SampleConfig, images: Images | None = None, **prompts: object
+) -> Tensor:
+    """Sample one prompt and seed 5 with diffusers, up to the latent (c, t, h, w)."""
+    image_options = {} if images is None else {"image": images.first, "last_image": images.last}
+    output = theirs(
+        **{"prompt": PROMPT, "negative_prompt": config.negative} | prompts,
         height=config.height,
         width=config.width,
         num_frames=config.frames,
@@ -114,13 +118,13 @@ def latents_of(theirs: DiffusionPipeline, config: SampleConfig, images: Images |
         guidance_scale_2=config.guidance_2,
         generator=torch.Generator().manual_seed(5),
         output_type="latent",
-        **given,
+        **image_options,
     )
-    return made.frames[0]
+    return output.frames[0]
 
 
 def assert_same_latents(ours: Tensor, theirs: Tensor) -> None:
-    """Float32 rounding of two orders of sums, grown over the steps of a solver that extrapolates."""
+    """Compare up to float32 rounding of two orders of sums, grown over the steps of a multistep solver."""
     torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)
 
 
@@ -140,7 +144,7 @@ RUNS: dict[str, tuple[str, dict[str, object]]] = {
 
 
 @pytest.mark.parametrize(("kind", "changes"), RUNS.values(), ids=RUNS)
-def test_every_setting_means_what_it_does_there(
+def test_every_setting_gives_the_latent_that_diffusers_gives(
     kind: str, changes: dict[str, object], folders: dict[str, tuple[Path, DiffusionPipeline]]
 ) -> None:
     config = replace(SETTINGS, **changes)  # type: ignore[arg-type]
@@ -155,18 +159,18 @@ def test_every_setting_means_what_it_does_there(
     [{"solver_order": 3}, {"solver_order": 1}, {"disable_corrector": [0, 1, 2]}, {"final_sigmas_type": "sigma_min"}],
     ids=lambda options: next(iter(options)),
 )
-def test_the_folder_s_own_scheduler_is_run(options: dict[str, object], tmp_path: Path) -> None:
-    theirs = make_parts("T2V 2.1")
+def test_the_checkpoints_own_scheduler_settings_are_used(options: dict[str, object], tmp_path: Path) -> None:
+    theirs = make_pipeline("T2V 2.1")
     theirs.scheduler = type(theirs.scheduler).from_config(theirs.scheduler.config, **options)
     theirs.save_pretrained(str(tmp_path))
     config = replace(SETTINGS, steps=9)
     (ours,) = VideoPipeline.from_pretrained(tmp_path).sample([ClipRequest(PROMPT, 5)], config)
     assert_same_latents(ours, latents_of(theirs, config))
-    plain = latents_of(make_parts("T2V 2.1"), config)
-    assert (ours - plain).abs().max() > 1e-3
+    default_latent = latents_of(make_pipeline("T2V 2.1"), config)
+    assert (ours - default_latent).abs().max() > 1e-3
 
 
-def test_an_euler_scheduler_is_run_too(tmp_path: Path) -> None:
+def test_a_checkpoint_with_an_euler_scheduler_is_sampled_by_flow_euler(tmp_path: Path) -> None:
     theirs = save("T2V 2.1", tmp_path, scheduler="euler", shift=7.0)
     defaults = read_checkpoint_info(tmp_path).defaults
     assert (defaults.sampler, defaults.shift) == ("flow_euler", 7.0)
@@ -175,27 +179,33 @@ def test_an_euler_scheduler_is_run_too(tmp_path: Path) -> None:
     assert_same_latents(ours, latents_of(theirs, config))
 
 
-def test_timesteps_are_whole_and_it_shows(folders: dict[str, tuple[Path, DiffusionPipeline]]) -> None:
+def test_the_network_sees_the_schedulers_timesteps_which_are_not_its_noise_levels(
+    folders: dict[str, tuple[Path, DiffusionPipeline]],
+) -> None:
     ours = VideoPipeline.from_pretrained(folders["T2V 2.1"][0])
-    told: list[float] = []
-    hook = ours.transformer.register_forward_pre_hook(lambda _, args: told.extend((1000 * args[1].values).tolist()))
+    timesteps: list[float] = []
+    hook = ours.transformer.register_forward_pre_hook(
+        lambda _, args: timesteps.extend((1000 * args[1].values).tolist())
+    )
     ours.sample([ClipRequest(PROMPT, 5)], SETTINGS)
     hook.remove()
     theirs = folders["T2V 2.1"][1].scheduler
-    theirs = type(theirs).from_config(theirs.config, flow_shift=SETTINGS.shift)
-    theirs.set_timesteps(SETTINGS.steps)
-    assert told == theirs.timesteps.tolist()
-    assert any(abs(1000 * sigma - t) > 0.1 for sigma, t in zip(theirs.sigmas.tolist(), told, strict=False))
+    scheduler = type(theirs).from_config(theirs.config, flow_shift=SETTINGS.shift)
+    scheduler.set_timesteps(SETTINGS.steps)
+    assert timesteps == scheduler.timesteps.tolist()
+    assert any(abs(1000 * sigma - t) > 0.1 for sigma, t in zip(scheduler.sigmas.tolist(), timesteps, strict=False))
 
 
 def test_each_expert_answers_on_its_side_of_the_boundary(folders: dict[str, tuple[Path, DiffusionPipeline]]) -> None:
     ours = VideoPipeline.from_pretrained(folders["T2V A14B"][0])
-    heard: list[tuple[int, float]] = []
+    evaluations: list[tuple[int, float]] = []
     for i, expert in enumerate(ours.experts):
-        expert.register_forward_pre_hook(lambda _, args, i=i: heard.append((i, 1000 * args[1].values.max().item())))
+        expert.register_forward_pre_hook(
+            lambda _, args, i=i: evaluations.append((i, 1000 * args[1].values.max().item()))
+        )
     ours.sample([ClipRequest(PROMPT, 5)], replace(SETTINGS, steps=9))
-    assert {i for i, _ in heard} == {0, 1}
-    assert all((t >= 875) == (i == 0) for i, t in heard)
+    assert {i for i, _ in evaluations} == {0, 1}
+    assert all((timestep >= 875) == (i == 0) for i, timestep in evaluations)
 
 
 # --- text
@@ -208,11 +218,13 @@ TEXTS = (
 
 @torch.no_grad()
 @pytest.mark.parametrize("text", TEXTS, ids=lambda text: repr(text)[:24])
-def test_a_prompt_is_cleaned_and_read_as_there(text: str, folders: dict[str, tuple[Path, DiffusionPipeline]]) -> None:
+def test_a_prompt_is_cleaned_and_embedded_as_in_diffusers(
+    text: str, folders: dict[str, tuple[Path, DiffusionPipeline]]
+) -> None:
     folder, theirs = folders["T2V 2.1"]
-    assert clean_as_wan(text) == pipeline_wan.prompt_clean(text)
+    assert clean_wan_prompt(text) == pipeline_wan.prompt_clean(text)
     padded = theirs._get_t5_prompt_embeds(text, max_sequence_length=512)[0]
-    (rows,) = embed_prompts([text], load_text(folder)[0], theirs.text_encoder)
+    (rows,) = embed_prompts([text], load_tokenizer_and_encoder(folder)[0], theirs.text_encoder)
     packed = pad_texts([rows], 512)
     torch.testing.assert_close(packed.tokens[: len(rows)], padded[: len(rows)], atol=1e-5, rtol=0)  # order of sums
     assert not padded[len(rows) :].any()
@@ -223,20 +235,22 @@ def test_a_prompt_is_cleaned_and_read_as_there(text: str, folders: dict[str, tup
 # --- settings
 
 
-def test_a_folder_brings_the_settings_of_its_model(folders: dict[str, tuple[Path, DiffusionPipeline]]) -> None:
+def test_a_checkpoints_defaults_are_those_of_its_model_card(folders: dict[str, tuple[Path, DiffusionPipeline]]) -> None:
     defaults = {kind: read_checkpoint_info(folder).defaults for kind, (folder, _) in folders.items()}
-    assert all(one.sampler == "unipc" and one.shift == 3.0 and not one.cfg_zero for one in defaults.values())
+    assert all(
+        config.sampler == "unipc" and config.shift == 3.0 and not config.cfg_zero for config in defaults.values()
+    )
     common = ("832x480", 81, 16.0)
-    for kind, one in defaults.items():
-        assert (one.size, one.frames, one.fps) == (("1280x704", 121, 24.0) if "5B" in kind else common)
-    guidance = {kind: (one.guidance, one.guidance_2, one.steps) for kind, one in defaults.items()}
+    for kind, config in defaults.items():
+        assert (config.size, config.frames, config.fps) == (("1280x704", 121, 24.0) if "5B" in kind else common)
+    guidance = {kind: (config.guidance, config.guidance_2, config.steps) for kind, config in defaults.items()}
     assert guidance["T2V 2.1"] == (5.0, None, 50)
     assert guidance["T2V A14B"] == (4.0, 3.0, 40)
     assert guidance["I2V A14B"] == (3.5, None, 40)
     assert VideoPipeline.from_pretrained(folders["TI2V 5B"][0]).defaults == defaults["TI2V 5B"]
 
 
-def test_names_of_schedulers_are_those_of_the_samplers() -> None:
+def test_every_scheduler_class_maps_to_the_sampler_that_runs_it() -> None:
     known = {name: sampler for sampler, (name, _) in DIFFUSERS_SAMPLERS.items()}
     assert {name: sampler for name, (sampler, _) in SAMPLER_OF.items()} == known
 
@@ -251,12 +265,12 @@ def test_the_command_writes_the_frames_that_diffusers_makes(
     words = [PROMPT, "--model", str(folder), "--seed", "5", "--size", "48x32", "--frames", "1", "--steps", "3"]
     assert sample([*words, "--negative", NEGATIVE, "--out", str(tmp_path / "a.png")]) == 0
     config = replace(SETTINGS, size="48x32", frames=1, steps=3, guidance=5.0)
-    made = torch.from_numpy(np.array(Image.open(tmp_path / "a.png").convert("RGB")))[None]
+    frames = torch.from_numpy(np.array(Image.open(tmp_path / "a.png").convert("RGB")))[None]
     theirs.scheduler = type(theirs.scheduler).from_config(theirs.scheduler.config, flow_shift=3.0)
-    assert_same_frames(made, ask_diffusers(theirs, config, 5, None))
+    assert_same_frames(frames, sample_frames_with_diffusers(theirs, config, 5, None))
 
 
-def test_the_command_takes_an_image_and_from_takes_it_again(
+def test_the_command_takes_an_image_and_from_makes_the_same_clip_again(
     folders: dict[str, tuple[Path, DiffusionPipeline]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder, theirs = folders["TI2V 5B, image"]
@@ -265,15 +279,15 @@ def test_the_command_takes_an_image_and_from_takes_it_again(
     words += ["--image", str(tmp_path / "first.png")]
     assert sample([*words, "--out", str(tmp_path / "a.mp4"), "--save-latents"]) == 0
     config = replace(SETTINGS, size="64x32", frames=5, steps=2, guidance=5.0, negative="")
-    made = load_file(tmp_path / "a.safetensors")["latent"]
-    assert_same_latents(made, latents_of(theirs, config, images_for("TI2V 5B, image")))
-    again = ["--from", str(tmp_path / "a.mp4"), "--model", str(folder), "--out", str(tmp_path / "b.mp4")]
-    assert sample(again) == 0
+    latent = load_file(tmp_path / "a.safetensors")["latent"]
+    assert_same_latents(latent, latents_of(theirs, config, images_for("TI2V 5B, image")))
+    from_words = ["--from", str(tmp_path / "a.mp4"), "--model", str(folder), "--out", str(tmp_path / "b.mp4")]
+    assert sample(from_words) == 0
     assert (tmp_path / "a.mp4").read_bytes() == (tmp_path / "b.mp4").read_bytes()
     assert capsys.readouterr().err.count("error") == 0
     (tmp_path / "words.png").write_text("not an image")
-    refused = [*words[:-1], str(tmp_path / "words.png"), "--out", str(tmp_path / "c.mp4")]
-    assert sample(refused) == 2
+    refused_words = [*words[:-1], str(tmp_path / "words.png"), "--out", str(tmp_path / "c.mp4")]
+    assert sample(refused_words) == 2
     assert "Pillow finds no whole picture in it" in capsys.readouterr().err
     assert sample([*words[:-1], str(tmp_path / "gone.png"), "--out", str(tmp_path / "c.mp4")]) == 2
     assert "gone.png; give another with --image" in capsys.readouterr().err
@@ -281,7 +295,7 @@ def test_the_command_takes_an_image_and_from_takes_it_again(
     assert "goes with a first; give both" in capsys.readouterr().err
 
 
-def test_a_model_that_begins_with_an_image_is_asked_for_one_before_it_is_loaded(
+def test_an_image_to_video_model_without_an_image_is_refused_before_it_is_loaded(
     folders: dict[str, tuple[Path, DiffusionPipeline]],
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -293,12 +307,12 @@ def test_a_model_that_begins_with_an_image_is_asked_for_one_before_it_is_loaded(
         assert NO_IMAGE in capsys.readouterr().err
 
 
-def test_images_are_upright_and_in_8_bits(tmp_path: Path) -> None:
-    turned = Image.Exif()
-    turned[0x0112] = 6  # orientation: to be turned clockwise
-    Image.new("RGB", (40, 20)).save(tmp_path / "phone.jpg", exif=turned)
-    grey = Image.fromarray(np.full((8, 8), 20000, np.uint16))
-    grey.save(tmp_path / "deep.png")
+def test_opened_images_are_upright_and_in_8_bits(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the orientation tag: rotate clockwise
+    Image.new("RGB", (40, 20)).save(tmp_path / "phone.jpg", exif=exif)
+    image = Image.fromarray(np.full((8, 8), 20000, np.uint16))
+    image.save(tmp_path / "deep.png")
     images = open_images(tmp_path / "phone.jpg", tmp_path / "deep.png")
     assert images is not None
     assert images.last is not None
@@ -306,7 +320,7 @@ def test_images_are_upright_and_in_8_bits(tmp_path: Path) -> None:
     assert images.last.getpixel((0, 0)) == (77, 77, 77)
 
 
-def test_weights_of_an_image_encoder_are_not_drawn_at_random(
+def test_an_image_encoder_that_lacks_weights_is_refused(
     folders: dict[str, tuple[Path, DiffusionPipeline]], tmp_path: Path
 ) -> None:
     folder = Path(shutil.copytree(folders["I2V 2.1"][0], tmp_path / "i2v"))
@@ -318,11 +332,11 @@ def test_weights_of_an_image_encoder_are_not_drawn_at_random(
         VideoPipeline.load(folder)
 
 
-# --- back
+# --- saving
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_folder_saved_here_opens_there_and_makes_the_same(
+def test_a_saved_checkpoint_opens_in_diffusers_and_makes_the_same_latent(
     kind: str, folders: dict[str, tuple[Path, DiffusionPipeline]], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder, theirs = folders[kind]
@@ -331,7 +345,7 @@ def test_a_folder_saved_here_opens_there_and_makes_the_same(
     ours.register_to_config(defaults=to_mapping(settings))
     with torch.no_grad():
         for expert in ours.experts:
-            expert.proj_out.bias.add_(0.1)  # as training would
+            expert.proj_out.bias.add_(0.1)  # so that the weights are not those of the first folder
     ours.save_pretrained(tmp_path)
     caplog.clear()
     opened = type(theirs).from_pretrained(str(tmp_path))
@@ -340,30 +354,30 @@ def test_a_folder_saved_here_opens_there_and_makes_the_same(
     assert {name: type(part) for name, part in opened.components.items()} == {
         name: type(part) for name, part in theirs.components.items()
     }
-    (made,) = ours.sample([ClipRequest(PROMPT, 5, images_for(kind))], settings)
-    wanted = latents_of(opened, settings, images_for(kind))
-    assert_same_latents(made, wanted)
-    assert (wanted - latents_of(theirs, settings, images_for(kind))).abs().max() > 1e-3
-    again = VideoPipeline.from_pretrained(tmp_path)
-    assert again.defaults == settings
-    assert torch.equal(again.sample([ClipRequest(PROMPT, 5, images_for(kind))], settings)[0], made)
+    (latent,) = ours.sample([ClipRequest(PROMPT, 5, images_for(kind))], settings)
+    their_latent = latents_of(opened, settings, images_for(kind))
+    assert_same_latents(latent, their_latent)
+    assert (their_latent - latents_of(theirs, settings, images_for(kind))).abs().max() > 1e-3
+    reopened = VideoPipeline.from_pretrained(tmp_path)
+    assert reopened.defaults == settings
+    assert torch.equal(reopened.sample([ClipRequest(PROMPT, 5, images_for(kind))], settings)[0], latent)
     VideoPipeline.load(tmp_path)
 
 
-def test_a_model_made_here_of_wan_s_parts_opens_there(
+def test_our_transformer_with_wans_vae_opens_in_diffusers(
     folders: dict[str, tuple[Path, DiffusionPipeline]], tmp_path: Path
 ) -> None:
-    """Its own transformer, no scheduler: saved, it has one that says the same."""
+    """It has a transformer of ours and no scheduler: saving adds a scheduler with the same settings."""
     ours = VideoPipeline.from_pretrained(folders["T2V 2.1"][0])
     dit = tiny_dit(text_dim=16, num_attention_heads=3)
-    made = VideoPipeline(dit, ours.vae, ours.text_encoder, ours.tokenizer, defaults=to_mapping(SETTINGS))
-    made.save_pretrained(tmp_path)
+    mixed = VideoPipeline(dit, ours.vae, ours.text_encoder, ours.tokenizer, defaults=to_mapping(SETTINGS))
+    mixed.save_pretrained(tmp_path)
     assert json.loads((tmp_path / "model_index.json").read_text())["_class_name"] == "WanPipeline"
     theirs = WanPipeline.from_pretrained(str(tmp_path))
-    assert_same_latents(made.sample([ClipRequest(PROMPT, 5)], SETTINGS)[0], latents_of(theirs, SETTINGS))
+    assert_same_latents(mixed.sample([ClipRequest(PROMPT, 5)], SETTINGS)[0], latents_of(theirs, SETTINGS))
 
 
-def test_what_diffusers_could_not_run_stays_a_folder_of_ours(
+def test_a_pipeline_that_diffusers_cannot_run_is_saved_under_our_class(
     folders: dict[str, tuple[Path, DiffusionPipeline]], tmp_path: Path
 ) -> None:
     ours = VideoPipeline.from_pretrained(folders["T2V 2.1"][0])
@@ -374,10 +388,12 @@ def test_what_diffusers_could_not_run_stays_a_folder_of_ours(
     assert VideoPipeline.load(tmp_path).transformer.config["prediction"] == "clean"
 
 
-def test_a_sweep_makes_the_clips_of_two_experts(folders: dict[str, tuple[Path, DiffusionPipeline]]) -> None:
+def test_a_sweep_of_two_experts_makes_the_latents_of_each_run_alone(
+    folders: dict[str, tuple[Path, DiffusionPipeline]],
+) -> None:
     ours = VideoPipeline.from_pretrained(folders["T2V A14B"][0])
     configs = [replace(SETTINGS, guidance_2=guidance) for guidance in (None, 1.0, 2.0)]
     runs = [Run(PROMPT, 5, config) for config in configs]
-    for run, made in zip(runs, BatchedRuns(ours).denoise(runs), strict=True):
-        assert made.latent is not None, made.error
-        assert_same_latents(made.latent, ours.sample([ClipRequest(PROMPT, 5)], run.config)[0])
+    for run, result in zip(runs, BatchedRuns(ours).denoise(runs), strict=True):
+        assert result.latent is not None, result.error
+        assert_same_latents(result.latent, ours.sample([ClipRequest(PROMPT, 5)], run.config)[0])

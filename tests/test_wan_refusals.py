@@ -1,4 +1,4 @@
-"""Folders, images and sizes that a Wan model does not go with: one sentence each."""
+"""Folders, images and sizes that a Wan model cannot use are refused in one sentence each."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from videogen.sweep.shared_calls import BatchedRuns
         ("TI2V 5B", Images(draw_image(0), draw_image(1)), "cannot be told the last; leave the last image out"),
     ],
 )
-def test_an_image_of_the_wrong_kind_is_refused(
+def test_images_that_the_model_does_not_take_are_refused(
     kind: str, images: Images | None, message: str, folders: dict[str, tuple[Path, DiffusionPipeline]]
 ) -> None:
     with pytest.raises(ValueError, match=message):
@@ -45,7 +45,7 @@ def test_an_image_of_the_wrong_kind_is_refused(
         ("I2V 2.1", ["cut"], "cut.png: Pillow finds no whole picture in it"),
     ],
 )
-def test_an_image_that_cannot_be_is_said_before_anything_is_loaded(
+def test_unusable_images_are_refused_before_the_model_is_loaded(
     kind: str,
     names: list[str],
     message: str,
@@ -63,14 +63,16 @@ def test_an_image_that_cannot_be_is_said_before_anything_is_loaded(
     assert message in capsys.readouterr().err
 
 
-def test_a_sweep_of_a_model_that_begins_with_an_image_says_so(
+def test_a_sweep_of_an_image_to_video_model_fails_for_want_of_an_image(
     folders: dict[str, tuple[Path, DiffusionPipeline]],
 ) -> None:
-    (made,) = BatchedRuns(VideoPipeline.from_pretrained(folders["I2V A14B"][0])).denoise([Run(PROMPT, 5, SETTINGS)])
-    assert made.error == "this model begins with an image; give one for every clip (--image)"
+    (result,) = BatchedRuns(VideoPipeline.from_pretrained(folders["I2V A14B"][0])).denoise([Run(PROMPT, 5, SETTINGS)])
+    assert result.error == "this model begins with an image; give one for every clip (--image)"
 
 
-def test_a_size_off_the_stride_is_refused(folders: dict[str, tuple[Path, DiffusionPipeline]]) -> None:
+def test_a_size_that_is_no_multiple_of_the_stride_is_refused(
+    folders: dict[str, tuple[Path, DiffusionPipeline]],
+) -> None:
     with pytest.raises(ValueError, match="multiples of 32, got 48x32; try 32x32 or 64x32"):
         VideoPipeline.from_pretrained(folders["TI2V 5B"][0]).sample(
             [ClipRequest(PROMPT, 5)], replace(SETTINGS, size="48x32")
@@ -86,18 +88,20 @@ BROKEN: list[tuple[str, object, str]] = [
 
 
 @pytest.mark.parametrize(("key", "value", "message"), BROKEN, ids=["family", "vae", "transformer"])
-def test_a_folder_of_another_family_is_refused_with_what_it_is(
+def test_a_pipeline_of_another_family_is_refused_by_its_class(
     key: str, value: object, message: str, folders: dict[str, tuple[Path, DiffusionPipeline]], tmp_path: Path
 ) -> None:
-    own = Path(shutil.copytree(folders["T2V 2.1"][0], tmp_path / "own"))
-    index = json.loads((own / "model_index.json").read_text()) | {key: value}
-    (own / "model_index.json").write_text(json.dumps(index))
-    for way in (VideoPipeline.load, VideoPipeline.from_pretrained, read_checkpoint_info):
+    folder = Path(shutil.copytree(folders["T2V 2.1"][0], tmp_path / "copy"))
+    index = json.loads((folder / "model_index.json").read_text()) | {key: value}
+    (folder / "model_index.json").write_text(json.dumps(index))
+    for load in (VideoPipeline.load, VideoPipeline.from_pretrained, read_checkpoint_info):
         with pytest.raises(ValueError, match=message):
-            way(own)
+            load(folder)
 
 
-def test_a_missing_shard_is_named(folders: dict[str, tuple[Path, DiffusionPipeline]], tmp_path: Path) -> None:
+def test_a_missing_shard_is_refused_by_its_name(
+    folders: dict[str, tuple[Path, DiffusionPipeline]], tmp_path: Path
+) -> None:
     folders["T2V 2.1"][1].save_pretrained(str(tmp_path), max_shard_size="20KB")
     shards = sorted((tmp_path / "transformer").glob("*-of-*.safetensors"))
     assert len(shards) > 1
@@ -108,8 +112,8 @@ def test_a_missing_shard_is_named(folders: dict[str, tuple[Path, DiffusionPipeli
 
 
 def test_an_unknown_scheduler_is_refused(folders: dict[str, tuple[Path, DiffusionPipeline]], tmp_path: Path) -> None:
-    own = Path(shutil.copytree(folders["T2V 2.1"][0], tmp_path / "own"))
-    path = own / "scheduler" / "scheduler_config.json"
+    folder = Path(shutil.copytree(folders["T2V 2.1"][0], tmp_path / "copy"))
+    path = folder / "scheduler" / "scheduler_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"_class_name": "DDIMScheduler"}))
     with pytest.raises(ValueError, match="the scheduler is a DDIMScheduler; what runs here is one of UniPC"):
-        read_checkpoint_info(own)
+        read_checkpoint_info(folder)

@@ -1,4 +1,4 @@
-"""Wan's VAEs: the weights, the chunks and the numbers of diffusers' AutoencoderKLWan, in every form of convolution."""
+"""WanVAE equals diffusers' AutoencoderKLWan: weights, chunks, tiles and numbers, in every form of convolution."""
 
 import inspect
 import random
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from tests.conftest import cuts, seeded
-from videogen.models.wan_vae import States, WanVAE
+from videogen.models.wan_vae import TileStates, WanVAE
 
 REAL_21: dict[str, object] = {}
 REAL_22 = {
@@ -37,7 +37,7 @@ Pair = tuple[AutoencoderKLWan, WanVAE]
 
 
 def make_pair(name: str, dtype: torch.dtype = torch.float32) -> Pair:
-    """Theirs with random weights, gains too, and ours with the same."""
+    """Build diffusers' VAE with random weights and gains, and ours with the same weights."""
     torch.manual_seed(5)
     theirs = AutoencoderKLWan(**SMALL[name]).eval().requires_grad_(False)  # type: ignore[arg-type]
     for key, weight in theirs.named_parameters():
@@ -53,18 +53,18 @@ def pair(request: pytest.FixtureRequest) -> Pair:
     return make_pair(request.param)
 
 
-def draw_video(vae: WanVAE, latent_frames: int, h: int, w: int, *, batch: int = 1, dtype: torch.dtype) -> Tensor:
+def random_video(vae: WanVAE, latent_frames: int, h: int, w: int, *, batch: int = 1, dtype: torch.dtype) -> Tensor:
     frames = 1 + (latent_frames - 1) * vae.time_stride
     shape = batch, 3, frames, h * vae.space_stride, w * vae.space_stride
     return (torch.rand(shape, generator=seeded()) * 2 - 1).to(dtype)
 
 
-def draw_latent(vae: WanVAE, t: int, h: int, w: int, *, batch: int = 1, dtype: torch.dtype = torch.float32) -> Tensor:
+def random_latent(vae: WanVAE, t: int, h: int, w: int, *, batch: int = 1, dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.randn(batch, vae.config["z_dim"], t, h, w, generator=seeded(1)).to(dtype)
 
 
-def assert_equal(ours: Tensor, theirs: Tensor) -> None:
-    """To 2e-5 in float32, where only the order of sums differs over some 40 layers; to 1e-9 in float64."""
+def assert_close(ours: Tensor, theirs: Tensor) -> None:
+    """Compare to 2e-5 in float32, where only the order of sums differs over some 40 layers, and to 1e-9 in float64."""
     tolerance = 1e-9 if ours.dtype == torch.float64 else 2e-5
     torch.testing.assert_close(ours, theirs, atol=tolerance, rtol=0)
 
@@ -73,18 +73,18 @@ def assert_equal(ours: Tensor, theirs: Tensor) -> None:
 
 
 @pytest.mark.parametrize(("real", "total"), [(REAL_21, 126_892_531), (REAL_22, 704_688_668)], ids=["2.1", "2.2"])
-def test_names_and_shapes_are_those_of_the_real_ones(real: dict[str, object], total: int) -> None:
+def test_parameter_names_and_shapes_are_those_of_diffusers(real: dict[str, object], total: int) -> None:
     with torch.device("meta"):
         theirs, ours = AutoencoderKLWan(**real), WanVAE(**real)  # type: ignore[arg-type]
-    manifest = [{name: tuple(x.shape) for name, x in model.state_dict().items()} for model in (theirs, ours)]
-    assert manifest[0] == manifest[1]
+    shapes = [{name: tuple(x.shape) for name, x in model.state_dict().items()} for model in (theirs, ours)]
+    assert shapes[0] == shapes[1]
     assert sum(p.numel() for p in ours.parameters()) == total
 
 
-def test_the_config_and_its_defaults_are_theirs() -> None:
+def test_the_config_and_its_defaults_are_those_of_diffusers() -> None:
     def defaults(kind: type) -> dict[str, object]:
-        given = {name: p.default for name, p in inspect.signature(kind.__init__).parameters.items() if name != "self"}
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in given.items()}
+        parameters = {k: p.default for k, p in inspect.signature(kind.__init__).parameters.items() if k != "self"}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in parameters.items()}
 
     assert defaults(WanVAE) == defaults(AutoencoderKLWan)
 
@@ -92,26 +92,25 @@ def test_the_config_and_its_defaults_are_theirs() -> None:
 def test_a_folder_of_either_opens_in_the_other(pair: Pair, tmp_path: Path) -> None:
     theirs, ours = pair
     theirs.save_pretrained(tmp_path / "theirs" / "vae")
-    opened = WanVAE.from_pretrained(tmp_path / "theirs", subfolder="vae")
-    opened.requires_grad_(False)  # or torch multiplies matrices in another order, and the last bit differs
-    video, latent = draw_video(ours, 2, 2, 1, dtype=torch.float32), draw_latent(ours, 2, 2, 1)
-    assert torch.equal(opened.encode(video), ours.encode(video))
-    assert torch.equal(opened.decode(latent), ours.decode(latent))
+    loaded = WanVAE.from_pretrained(tmp_path / "theirs", subfolder="vae")
+    loaded.requires_grad_(False)  # with gradients torch multiplies matrices in another order, and the last bit differs
+    video, latent = random_video(ours, 2, 2, 1, dtype=torch.float32), random_latent(ours, 2, 2, 1)
+    assert torch.equal(loaded.encode(video), ours.encode(video))
+    assert torch.equal(loaded.decode(latent), ours.decode(latent))
     ours.save_pretrained(tmp_path / "ours" / "vae")
-    back = AutoencoderKLWan.from_pretrained(tmp_path / "ours", subfolder="vae").requires_grad_(False)
-    assert torch.equal(back.decode(latent).sample, theirs.decode(latent).sample)
-    assert {k: v for k, v in back.config.items() if k[0] != "_"} == {
-        k: v for k, v in theirs.config.items() if k[0] != "_"
-    }
+    reloaded = AutoencoderKLWan.from_pretrained(tmp_path / "ours", subfolder="vae").requires_grad_(False)
+    assert torch.equal(reloaded.decode(latent).sample, theirs.decode(latent).sample)
+    configs = [{k: v for k, v in vae.config.items() if k[0] != "_"} for vae in (reloaded, theirs)]
+    assert configs[0] == configs[1]
 
 
-def test_a_loaded_vae_keeps_its_layout(tmp_path: Path) -> None:
-    """The layout that its convolutions are fast in, and part of being bit-identical."""
+def test_from_pretrained_restores_the_fast_weight_layout(tmp_path: Path) -> None:
+    """Convolutions are fast in this layout, and another would change the last bit."""
     _, ours = make_pair("2.2")
     ours.save_pretrained(tmp_path)
-    opened = dict(WanVAE.from_pretrained(tmp_path).named_parameters())
+    loaded = dict(WanVAE.from_pretrained(tmp_path).named_parameters())
     for name, p in ours.named_parameters():
-        assert opened[name].stride() == p.stride(), name
+        assert loaded[name].stride() == p.stride(), name
 
 
 # --- the same numbers
@@ -119,98 +118,95 @@ def test_a_loaded_vae_keeps_its_layout(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", SMALL)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
-def test_encoding_and_decoding_are_theirs(
+def test_encoding_and_decoding_equal_those_of_diffusers(
     name: str, dtype: torch.dtype, form: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Images, clips, batches, odd sizes and latents of one pixel."""
-    monkeypatch.setattr(WanUpsample, "forward", nn.Upsample.forward)  # theirs goes through float32, also from float64
+    """Images, clips, batches, odd sizes and latents of one pixel are compared."""
+    monkeypatch.setattr(WanUpsample, "forward", nn.Upsample.forward)  # diffusers' upsamples float64 in float32
     theirs, ours = make_pair(name, dtype)
     for batch, t, h, w in ((1, 1, 3, 2), (2, 3, 1, 1), (1, 6, 3, 5), (2, 2, 2, 3)):
-        t = t if ours.time_stride == 4 else 2 * t - 1  # theirs takes four frames at a time and drops what is left
-        video, latent = (
-            draw_video(ours, t, h, w, batch=batch, dtype=dtype),
-            draw_latent(ours, t, h, w, batch=batch, dtype=dtype),
-        )
-        posterior, believed = ours.posterior(video), theirs.encode(video).latent_dist
-        assert_equal(posterior.mean, believed.mean)
-        assert_equal(posterior.logvar, believed.logvar)
-        assert_equal(ours.reconstruct(latent), theirs.decode(latent).sample)
+        t = t if ours.time_stride == 4 else 2 * t - 1  # diffusers encodes four frames at a time and drops the rest
+        video = random_video(ours, t, h, w, batch=batch, dtype=dtype)
+        latent = random_latent(ours, t, h, w, batch=batch, dtype=dtype)
+        posterior, expected = ours.posterior(video), theirs.encode(video).latent_dist
+        assert_close(posterior.mean, expected.mean)
+        assert_close(posterior.logvar, expected.logvar)
+        assert_close(ours.reconstruct(latent), theirs.decode(latent).sample)
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_any_chunks_give_the_same(pair: Pair, seed: int, form: str) -> None:
+def test_encoding_and_decoding_in_any_chunks_equal_diffusers(pair: Pair, seed: int, form: str) -> None:
     theirs, ours = pair
     rng, stride = random.Random(seed), ours.time_stride
-    latent, states = draw_latent(ours, 7, 2, 3), {}
-    parts = [ours.reconstruct(part, states) for part in latent.split(cuts(7, rng), dim=2)]
-    assert_equal(torch.cat(parts, dim=2), theirs.decode(latent).sample)
-    video, states = draw_video(ours, 7, 2, 1, dtype=torch.float32), {}
+    latent, states = random_latent(ours, 7, 2, 3), {}
+    clips = [ours.reconstruct(chunk, states) for chunk in latent.split(cuts(7, rng), dim=2)]
+    assert_close(torch.cat(clips, dim=2), theirs.decode(latent).sample)
+    video, states = random_video(ours, 7, 2, 1, dtype=torch.float32), {}
     first, *rest = cuts(7, rng)
-    sides = [1 + stride * (first - 1), *(stride * part for part in rest)]
-    means = [ours.posterior(part, states).mean for part in video.split(sides, dim=2)]
-    assert_equal(torch.cat(means, dim=2), theirs.encode(video).latent_dist.mean)
+    lengths = [1 + stride * (first - 1), *(stride * latent_frames for latent_frames in rest)]
+    means = [ours.posterior(chunk, states).mean for chunk in video.split(lengths, dim=2)]
+    assert_close(torch.cat(means, dim=2), theirs.encode(video).latent_dist.mean)
 
 
-def test_streams_equal_the_whole(pair: Pair) -> None:
+def test_encode_stream_and_decode_stream_equal_encode_and_decode(pair: Pair) -> None:
     _, ours = pair
-    latent, video = draw_latent(ours, 6, 2, 2), draw_video(ours, 3, 2, 2, dtype=torch.float32)
+    latent, video = random_latent(ours, 6, 2, 2), random_video(ours, 3, 2, 2, dtype=torch.float32)
     whole = ours.decode(latent)
     for chunk in (1, 2, 5, 100):
-        parts = list(ours.decode_stream(latent, chunk=chunk))
-        assert parts[0].shape[2] == 1 + ours.time_stride * (min(chunk, 6) - 1)
-        assert_equal(torch.cat(parts, dim=2), whole)
-    frames = [1, ours.time_stride, ours.time_stride]
-    assert_equal(torch.cat(list(ours.encode_stream(iter(video.split(frames, dim=2)))), dim=2), ours.encode(video))
+        clips = list(ours.decode_stream(latent, chunk=chunk))
+        assert clips[0].shape[2] == 1 + ours.time_stride * (min(chunk, 6) - 1)
+        assert_close(torch.cat(clips, dim=2), whole)
+    chunks = video.split([1, ours.time_stride, ours.time_stride], dim=2)
+    assert_close(torch.cat(list(ours.encode_stream(iter(chunks))), dim=2), ours.encode(video))
 
 
-def test_latents_are_normalised_as_wans_pipelines_do(pair: Pair) -> None:
+def test_latents_are_normalised_as_in_the_wan_pipelines_of_diffusers(pair: Pair) -> None:
     theirs, ours = pair
-    video, latent = draw_video(ours, 1, 2, 2, dtype=torch.float32), draw_latent(ours, 1, 2, 2)
+    video, latent = random_video(ours, 1, 2, 2, dtype=torch.float32), random_latent(ours, 1, 2, 2)
     mean, std = (rearrange(torch.tensor(ours.config[key]), "c -> 1 c 1 1 1") for key in ("latents_mean", "latents_std"))
-    assert_equal(ours.encode(video), (theirs.encode(video).latent_dist.mode() - mean) / std)
-    assert_equal(ours.decode(latent), theirs.decode(latent * std + mean).sample)
+    assert_close(ours.encode(video), (theirs.encode(video).latent_dist.mode() - mean) / std)
+    assert_close(ours.decode(latent), theirs.decode(latent * std + mean).sample)
 
 
-def test_the_latent_shape_is_the_real_one(pair: Pair) -> None:
+def test_latent_shape_is_the_shape_of_the_encoded_clip(pair: Pair) -> None:
     _, ours = pair
     for t, h, w in product((1, 2, 4), (1, 3), (2,)):
-        video = draw_video(ours, t, h, w, dtype=torch.float32)
-        assert (
-            tuple(ours.encode(video)[0].shape) == ours.latent_shape(*video.shape[2:]) == (ours.config["z_dim"], t, h, w)
-        )
+        video = random_video(ours, t, h, w, dtype=torch.float32)
+        assert ours.latent_shape(*video.shape[2:]) == (ours.config["z_dim"], t, h, w)
+        assert ours.encode(video)[0].shape == (ours.config["z_dim"], t, h, w)
 
 
-def test_half_precision_is_no_further_from_the_truth_than_theirs() -> None:
-    latent = draw_latent(make_pair("2.1")[1], 3, 3, 3)
-    truth = make_pair("2.1")[1].reconstruct(latent)
+def test_the_error_of_bfloat16_is_no_larger_than_that_of_diffusers() -> None:
+    latent = random_latent(make_pair("2.1")[1], 3, 3, 3)
+    exact = make_pair("2.1")[1].reconstruct(latent)
     theirs, ours = make_pair("2.1", torch.bfloat16)
-    error = (ours.reconstruct(latent.bfloat16()) - truth).square().mean()
-    assert error < 1.2 * (theirs.decode(latent.bfloat16()).sample - truth).square().mean()
+    error = (ours.reconstruct(latent.bfloat16()) - exact).square().mean()
+    assert error < 1.2 * (theirs.decode(latent.bfloat16()).sample - exact).square().mean()
 
 
 @pytest.mark.parametrize("kind", ["leaf_level", "block_level"])
 def test_offloading_changes_nothing(pair: Pair, kind: str) -> None:
-    """It copies what layers are called with, but not the state."""
+    """Offloading copies the arguments of layers, and must not copy the state."""
     _, ours = pair
     offloaded = deepcopy(ours)
     cpu = torch.device("cpu")
     offloaded.enable_group_offload(cpu, cpu, offload_type=kind, num_blocks_per_group=1)
-    latent, video = draw_latent(ours, 3, 2, 2), draw_video(ours, 2, 2, 2, dtype=torch.float32)
+    latent, video = random_latent(ours, 3, 2, 2), random_video(ours, 2, 2, 2, dtype=torch.float32)
     assert torch.equal(offloaded.decode(latent), ours.decode(latent))
     assert torch.equal(offloaded.encode(video), ours.encode(video))
 
 
-def test_weights_stored_in_less_precision_are_cast_layer_by_layer() -> None:
+def test_layerwise_casting_equals_that_of_diffusers() -> None:
     theirs, ours = make_pair("2.2")
     for vae in (theirs, ours):
         vae.enable_layerwise_casting(storage_dtype=torch.bfloat16, compute_dtype=torch.float32)
-    latent = draw_latent(ours, 3, 2, 2)
-    assert_equal(ours.reconstruct(latent), theirs.decode(latent).sample)
+    latent = random_latent(ours, 3, 2, 2)
+    assert_close(ours.reconstruct(latent), theirs.decode(latent).sample)
 
 
-def test_gradients_are_theirs(form: str) -> None:
+def test_gradients_equal_those_of_diffusers(form: str) -> None:
     theirs, ours = make_pair("2.2", torch.float64)
-    video, latent = draw_video(ours, 2, 1, 2, dtype=torch.float64), draw_latent(ours, 2, 1, 2, dtype=torch.float64)
+    video, latent = random_video(ours, 2, 1, 2, dtype=torch.float64), random_latent(ours, 2, 1, 2, dtype=torch.float64)
     gradients = []
     for encode, decode, model in (
         (lambda x: theirs.encode(x).latent_dist.mean, lambda z: theirs.decode(z).sample, theirs),
@@ -220,95 +216,95 @@ def test_gradients_are_theirs(form: str) -> None:
         inputs = video.clone().requires_grad_(), latent.clone().requires_grad_()
         loss = encode(inputs[0]).square().sum() + decode(inputs[1]).square().mean()
         gradients.append(torch.autograd.grad(loss, [*inputs, *(p for _, p in sorted(model.named_parameters()))]))
-    for mine, other in zip(*gradients, strict=True):
-        torch.testing.assert_close(mine, other, atol=1e-5, rtol=1e-4)  # theirs goes through float32 on its way up
+    for expected, actual in zip(*gradients, strict=True):
+        torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-4)  # diffusers' upsamples in float32
 
 
 @pytest.mark.gpu
-def test_a_gpu_gives_the_same_numbers(pair: Pair) -> None:
+def test_a_gpu_computes_what_the_cpu_does(pair: Pair) -> None:
     _, ours = pair
-    latent, video = draw_latent(ours, 3, 2, 3), draw_video(ours, 3, 2, 3, dtype=torch.float32)
-    there = deepcopy(ours).cuda()
+    latent, video = random_latent(ours, 3, 2, 3), random_video(ours, 3, 2, 3, dtype=torch.float32)
+    on_gpu = deepcopy(ours).cuda()
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-        torch.testing.assert_close(there.decode(latent.cuda()).cpu(), ours.decode(latent), atol=1e-4, rtol=0)
-        torch.testing.assert_close(there.encode(video.cuda()).cpu(), ours.encode(video), atol=1e-4, rtol=0)
+        torch.testing.assert_close(on_gpu.decode(latent.cuda()).cpu(), ours.decode(latent), atol=1e-4, rtol=0)
+        torch.testing.assert_close(on_gpu.encode(video.cuda()).cpu(), ours.encode(video), atol=1e-4, rtol=0)
 
 
-# --- causal, in bounded memory, and less work
+# --- causality, memory and operations
 
 
 def test_a_latent_frame_ignores_later_frames(pair: Pair) -> None:
     _, ours = pair
-    video = draw_video(ours, 4, 2, 2, dtype=torch.float32)
+    video = random_video(ours, 4, 2, 2, dtype=torch.float32)
     changed = video.clone()
     changed[:, :, 1 + ours.time_stride :] *= -1
-    assert_equal(ours.encode(changed)[:, :, :2], ours.encode(video)[:, :, :2])
+    assert_close(ours.encode(changed)[:, :, :2], ours.encode(video)[:, :, :2])
     assert not torch.allclose(ours.encode(changed), ours.encode(video), atol=1e-2)
 
 
-def test_a_decoded_frame_sees_earlier_latents_and_no_later_ones(pair: Pair) -> None:
+def test_a_decoded_frame_depends_on_earlier_latents_and_ignores_later_ones(pair: Pair) -> None:
     _, ours = pair
-    latent = draw_latent(ours, 4, 2, 2)
-    early, late = latent.clone(), latent.clone()
-    early[:, :, 0], late[:, :, 2:] = 0, 0
-    seen = 1 + ours.time_stride
-    assert_equal(ours.decode(late)[:, :, :seen], ours.decode(latent)[:, :, :seen])
-    assert (ours.decode(early) - ours.decode(latent))[:, :, -1].abs().max() > 1e-4
+    latent = random_latent(ours, 4, 2, 2)
+    other_start, other_end = latent.clone(), latent.clone()
+    other_start[:, :, 0], other_end[:, :, 2:] = 0, 0
+    num_frames = 1 + ours.time_stride  # of the first two latent frames
+    assert_close(ours.decode(other_end)[:, :, :num_frames], ours.decode(latent)[:, :, :num_frames])
+    assert (ours.decode(other_start) - ours.decode(latent))[:, :, -1].abs().max() > 1e-4
 
 
-def test_the_memory_of_a_stream_does_not_grow_with_duration(pair: Pair) -> None:
+def test_the_state_of_a_stream_does_not_grow_with_duration(pair: Pair) -> None:
     _, ours = pair
 
-    def held(states: States) -> int:
+    def state_bytes(states: TileStates) -> int:
         (state,) = states.values()
         return sum(x.untyped_storage().nbytes() for x in state.values())  # a view keeps its whole storage alive
 
-    decoding: States = {}
-    encoding: States = {}
-    ours.posterior(draw_video(ours, 1, 1, 1, dtype=torch.float32), encoding)
+    decoding: TileStates = {}
+    encoding: TileStates = {}
+    ours.posterior(random_video(ours, 1, 1, 1, dtype=torch.float32), encoding)
     sizes = []
     for _ in range(5):
-        ours.reconstruct(draw_latent(ours, 2, 1, 1), decoding)
-        ours.posterior(draw_video(ours, 3, 1, 1, dtype=torch.float32)[:, :, 1:], encoding)
-        sizes.append((held(decoding), held(encoding)))
+        ours.reconstruct(random_latent(ours, 2, 1, 1), decoding)
+        ours.posterior(random_video(ours, 3, 1, 1, dtype=torch.float32)[:, :, 1:], encoding)
+        sizes.append((state_bytes(decoding), state_bytes(encoding)))
     assert sizes[1] == sizes[-1] > (0, 0)
 
 
 def test_an_image_takes_less_than_half_of_the_operations(pair: Pair) -> None:
-    """One tap of three, and no 3 x 3 window on doubled pixels."""
+    """An image needs one tap of three, and upsampling no 3 x 3 window on doubled pixels."""
     theirs, ours = pair
-    video, latent = draw_video(ours, 1, 2, 2, dtype=torch.float32), draw_latent(ours, 1, 2, 2)
-    counts = []
+    video, latent = random_video(ours, 1, 2, 2, dtype=torch.float32), random_latent(ours, 1, 2, 2)
+    flops = []
     for encode, decode in ((theirs.encode, theirs.decode), (ours.posterior, ours.reconstruct)):
         with FlopCounterMode(display=False) as encoding:
             encode(video)
         with FlopCounterMode(display=False) as decoding:
             decode(latent)
-        counts.append((encoding.get_total_flops(), decoding.get_total_flops()))
-    assert counts[1][0] < 0.45 * counts[0][0]
-    assert counts[1][1] < 0.45 * counts[0][1]
+        flops.append((encoding.get_total_flops(), decoding.get_total_flops()))
+    assert flops[1][0] < 0.45 * flops[0][0]
+    assert flops[1][1] < 0.45 * flops[0][1]
 
 
 # --- tiles
 
 
 @pytest.mark.parametrize(("name", "sizes"), [("2.1", ((7, 9), (3, 5), (9, 2))), ("2.2", ((7, 6), (2, 5)))])
-def test_tiles_are_theirs(name: str, sizes: tuple[tuple[int, int], ...]) -> None:
+def test_tiling_equals_that_of_diffusers(name: str, sizes: tuple[tuple[int, int], ...]) -> None:
     theirs, ours = make_pair(name)
-    tiles = [side * ours.space_stride for side in (4, 3, 3, 2)]
-    theirs.enable_tiling(*tiles)
-    ours.enable_tiling(*tiles)
+    sizes_and_strides = [side * ours.space_stride for side in (4, 3, 3, 2)]
+    theirs.enable_tiling(*sizes_and_strides)
+    ours.enable_tiling(*sizes_and_strides)
     for h, w in sizes:
-        video, latent = draw_video(ours, 2, h, w, dtype=torch.float32), draw_latent(ours, 3, h, w)
-        assert_equal(ours.posterior(video).mean, theirs.encode(video).latent_dist.mean)
-        assert_equal(ours.reconstruct(latent), theirs.decode(latent).sample)
-        assert_equal(torch.cat(list(ours.decode_stream(latent)), dim=2), ours.decode(latent))
+        video, latent = random_video(ours, 2, h, w, dtype=torch.float32), random_latent(ours, 3, h, w)
+        assert_close(ours.posterior(video).mean, theirs.encode(video).latent_dist.mean)
+        assert_close(ours.reconstruct(latent), theirs.decode(latent).sample)
+        assert_close(torch.cat(list(ours.decode_stream(latent)), dim=2), ours.decode(latent))
     ours.disable_tiling()
     theirs.disable_tiling()
-    assert_equal(ours.reconstruct(latent), theirs.decode(latent).sample)
+    assert_close(ours.reconstruct(latent), theirs.decode(latent).sample)
 
 
-# --- what is refused
+# --- errors
 
 
 @pytest.mark.parametrize(
@@ -325,14 +321,14 @@ def test_a_clip_of_a_wrong_shape_is_refused(shape: tuple[int, ...], message: str
         make_pair("2.1")[1].encode(torch.zeros(shape))
 
 
-def test_wrong_latents_types_chunks_and_tiles_are_refused() -> None:
+def test_latents_dtypes_chunks_and_tiles_that_do_not_fit_are_refused() -> None:
     _, ours = make_pair("2.1")
     with pytest.raises(ValueError, match=r"latents must be \(b, 4, t, h, w\), got \(1, 5, 1, 2, 2\)"):
         ours.decode(torch.zeros(1, 5, 1, 2, 2))
     with pytest.raises(ValueError, match=r"works in torch.float32, got torch.float64; pass x.to\(vae.dtype\)"):
         ours.decode(torch.zeros(1, 4, 1, 2, 2).double())
     chunks = iter([torch.zeros(1, 3, 1, 8, 8), torch.zeros(1, 3, 5, 8, 8)])
-    with pytest.raises(ValueError, match="after the first chunk frames must come in multiples of 4, got 5"):
+    with pytest.raises(ValueError, match="chunks after the first must have a multiple of 4 frames, got 5"):
         list(ours.encode_stream(chunks))
     with pytest.raises(ValueError, match="must be multiples of 8, the stride no larger than the tile, got 256 and 100"):
         ours.enable_tiling(tile_sample_stride_width=100)

@@ -1,4 +1,4 @@
-"""Folders of diffusers' Wan pipelines: real classes, tiny, random weights, a tokenizer and encoders built here."""
+"""Save folders of diffusers' Wan pipelines: real classes, tiny, with random weights, a tokenizer and encoders."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from transformers import (
     UMT5EncoderModel,
 )
 
-TEXT, CHANNELS, VIEW = 16, 4, 12
+TEXT_WIDTH, CHANNELS, CLIP_WIDTH = 16, 4, 12
 WORDS = ("a", "cat", "and", "dog", "walk", "in", "the", "rain", "blurry", "worst", "quality", "café", "&", "<", ">")
 VAE = {"base_dim": 8, "z_dim": CHANNELS, "num_res_blocks": 1}
 VAE_22 = VAE | {
@@ -31,40 +31,40 @@ VAE_22 = VAE | {
 }  # fmt: skip
 DIT = {
     "num_attention_heads": 3, "attention_head_dim": 12, "in_channels": CHANNELS, "out_channels": CHANNELS,
-    "text_dim": TEXT, "freq_dim": 24, "ffn_dim": 40, "num_layers": 2,
+    "text_dim": TEXT_WIDTH, "freq_dim": 24, "ffn_dim": 40, "num_layers": 2,
 }  # fmt: skip
-BESIDE = {"in_channels": 2 * CHANNELS + 4}
-SEEING = BESIDE | {"image_dim": VIEW, "added_kv_proj_dim": 36}
+WITH_IMAGE_CHANNELS = {"in_channels": 2 * CHANNELS + 4}
+WITH_CLIP = WITH_IMAGE_CHANNELS | {"image_dim": CLIP_WIDTH, "added_kv_proj_dim": 36}
 Kind = tuple[type, dict[str, object], dict[str, object], dict[str, object]]
-KINDS: dict[str, Kind] = {  # pipeline, transformer, VAE, what else it is given
+KINDS: dict[str, Kind] = {  # pipeline class, changes to DIT, VAE, further options
     "T2V 2.1": (WanPipeline, {}, VAE, {}),
     "T2V A14B": (WanPipeline, {}, VAE, {"boundary_ratio": 0.875}),
     "TI2V 5B": (WanPipeline, {}, VAE_22, {"expand_timesteps": True}),
-    "I2V 2.1": (WanImageToVideoPipeline, SEEING, VAE, {}),
-    "FLF2V 2.1": (WanImageToVideoPipeline, SEEING | {"pos_embed_seq_len": 20}, VAE, {}),
-    "I2V A14B": (WanImageToVideoPipeline, BESIDE, VAE, {"boundary_ratio": 0.9}),
+    "I2V 2.1": (WanImageToVideoPipeline, WITH_CLIP, VAE, {}),
+    "FLF2V 2.1": (WanImageToVideoPipeline, WITH_CLIP | {"pos_embed_seq_len": 20}, VAE, {}),
+    "I2V A14B": (WanImageToVideoPipeline, WITH_IMAGE_CHANNELS, VAE, {"boundary_ratio": 0.9}),
     "TI2V 5B, image": (WanImageToVideoPipeline, {}, VAE_22, {"expand_timesteps": True}),
 }
 
 
 def make_tokenizer() -> T5TokenizerFast:
-    """Unigram with an end token, over some words and all letters, as UMT5's."""
+    """Build a Unigram tokenizer with an end token, like UMT5's, over some words and all letters."""
     letters = sorted({*"abcdefghijklmnopqrstuvwxyz0123456789.,!&<>;#'\"é\u00a0"})
     pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0)]
     pieces += [(f"▁{word}", -3.0) for word in WORDS] + [(letter, -6.0) for letter in letters]
     return T5TokenizerFast(vocab=pieces, extra_ids=0)
 
 
-def make_parts(kind: str, *, scheduler: str = "unipc", shift: float = 3.0) -> WanPipeline | WanImageToVideoPipeline:
-    """A pipeline of a kind."""
-    pipeline, transformer, vae, more = KINDS[kind]
+def make_pipeline(kind: str, *, scheduler: str = "unipc", shift: float = 3.0) -> WanPipeline | WanImageToVideoPipeline:
+    """Build the pipeline of a kind."""
+    pipeline_class, transformer, vae, options = KINDS[kind]
     torch.manual_seed(4)
     tokenizer = make_tokenizer()
-    text = UMT5Config(vocab_size=len(tokenizer), d_model=TEXT, d_kv=8, d_ff=24, num_layers=2, num_heads=2)
+    text = UMT5Config(vocab_size=len(tokenizer), d_model=TEXT_WIDTH, d_kv=8, d_ff=24, num_layers=2, num_heads=2)
     parts: dict[str, object] = {"tokenizer": tokenizer, "text_encoder": UMT5EncoderModel(text).eval()}
     channels = {"latents_mean": [0.2] * CHANNELS, "latents_std": [1.4] * CHANNELS}
     parts["vae"] = AutoencoderKLWan(**vae, **channels).eval()  # type: ignore[arg-type]
-    for part in ("transformer", *(["transformer_2"] if "boundary_ratio" in more else [])):
+    for part in ("transformer", *(["transformer_2"] if "boundary_ratio" in options else [])):
         parts[part] = WanTransformer3DModel(**(DIT | transformer)).eval()  # type: ignore[arg-type]
         torch.nn.init.normal_(parts[part].proj_out.weight, std=0.3)  # type: ignore[attr-defined]
     if scheduler == "unipc":
@@ -75,18 +75,18 @@ def make_parts(kind: str, *, scheduler: str = "unipc", shift: float = 3.0) -> Wa
         parts["scheduler"] = FlowMatchEulerDiscreteScheduler(shift=shift)
     if "image_dim" in transformer:
         config = CLIPVisionConfig(
-            hidden_size=VIEW, intermediate_size=20, num_hidden_layers=3, num_attention_heads=2, image_size=24,
+            hidden_size=CLIP_WIDTH, intermediate_size=20, num_hidden_layers=3, num_attention_heads=2, image_size=24,
             patch_size=8,
         )  # fmt: skip
         parts["image_encoder"] = CLIPVisionModel(config).eval()
         parts["image_processor"] = CLIPImageProcessor(size={"shortest_edge": 24}, crop_size={"height": 24, "width": 24})
-    made = pipeline(**parts, **more)
-    made.set_progress_bar_config(disable=True)
-    return made
+    pipeline = pipeline_class(**parts, **options)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
 
 
 def save(kind: str, folder: Path, **options: object) -> WanPipeline | WanImageToVideoPipeline:
-    """A folder of a kind, and the pipeline that it is of."""
-    made = make_parts(kind, **options)  # type: ignore[arg-type]
-    made.save_pretrained(str(folder))
-    return made
+    """Save the pipeline of a kind as a folder, and return it."""
+    pipeline = make_pipeline(kind, **options)  # type: ignore[arg-type]
+    pipeline.save_pretrained(str(folder))
+    return pipeline

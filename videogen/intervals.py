@@ -1,6 +1,8 @@
-"""What many clips of few prompts are worth: those of one prompt are alike, and say less than as many of others would.
+"""Estimate how far a mean over clips can be trusted: Wilson's interval of a share, and the effective sample size.
 
-[(prompt, value) of a clip]  ->  the number of independent clips that they count as
+    successes, clips  ->  (low, high);  [(prompt, value) of a clip]  ->  the number of independent clips they count as
+
+The clips of one prompt are alike, so many clips of few prompts count for less than as many of different prompts.
 """
 
 from __future__ import annotations
@@ -10,11 +12,11 @@ from collections.abc import Sequence
 from math import sqrt
 
 
-def effective_number(clips: Sequence[tuple[object, float]]) -> float:
-    """The number of clips over the design effect of their mean (Kish 1965), prompts being the clusters.
+def effective_sample_size(clips: Sequence[tuple[object, float]]) -> float:
+    """Divide the number of clips by the design effect of their mean (Kish 1965), with prompts as the clusters.
 
-    As many as there are clips where those of a prompt are no more alike than others, as there are prompts where they
-    are the same, and never more or less. Of one prompt alone its clips are the sample.
+    The result lies between the number of prompts, where a prompt's clips are all the same, and the number of clips,
+    where they are no more alike than others. With one prompt alone, its clips are the sample.
     """
     groups = defaultdict[object, list[float]](list)
     for prompt, value in clips:
@@ -23,18 +25,18 @@ def effective_number(clips: Sequence[tuple[object, float]]) -> float:
     if len(groups) < 2:
         return num
     mean = sum(value for _, value in clips) / num
-    apart = sum((value - mean) ** 2 for _, value in clips)
-    if apart == 0:
-        return len(groups)  # nothing tells how alike they are
+    total = sum((value - mean) ** 2 for _, value in clips)
+    if total == 0:
+        return len(groups)  # all values are equal, which does not show how alike the clips of a prompt are
     between = sum(sum(value - mean for value in group) ** 2 for group in groups.values())
-    return min(num, max(len(groups), num * apart / between)) if between else num
+    return min(num, max(len(groups), num * total / between)) if between else num
 
 
 def wilson(successes: float, num: float, z: float = 1.96) -> tuple[float, float]:
-    """The 95% interval of a share (Wilson 1927), which stays within 0 and 1 and is right for small numbers, too."""
+    """Compute the 95% interval of a share (Wilson 1927), which stays within 0 and 1 and holds for small numbers too."""
     if not num:
         return 0.0, 1.0
     share, scale = successes / num, 1 + z * z / num
-    middle = (share + z * z / (2 * num)) / scale
-    half = z * sqrt(share * (1 - share) / num + z * z / (4 * num * num)) / scale
-    return max(0.0, middle - half), min(1.0, middle + half)
+    centre = (share + z * z / (2 * num)) / scale
+    half_width = z * sqrt(share * (1 - share) / num + z * z / (4 * num * num)) / scale
+    return max(0.0, centre - half_width), min(1.0, centre + half_width)

@@ -1,6 +1,6 @@
-"""Clips of a checkpoint held against their captions: what bench sizes, patches and framing have in common.
+"""Judge clips of a checkpoint by their captions: what bench framing, halfway, mini, patches and sizes share.
 
-VideoPipeline, SampleConfig, captions  ->  [Judged], and what it took
+VideoPipeline, SampleConfig, captions  ->  [BenchClip]  ->  [JudgedClip]  ->  Scores, a result file
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from videogen.cli.judge import FIRST_SEED, case_of, count_as_json
 from videogen.config.sample import SampleConfig, resolve_frames
 from videogen.sampling.pipeline import ClipRequest, VideoPipeline
 from videogen.toybox import draw_scene
-from videogen.toybox.judge.scores import Case, Judged, tally
-from videogen.toybox.judge.workers import Clip, crew, look
+from videogen.toybox.judge.scores import Case, JudgedClip, tally
+from videogen.toybox.judge.workers import ClipToJudge, judge_clip, worker_pool
 
 ROOT = Path(__file__).parents[2]
 BENCH = ROOT / "assets" / "bench"
-TOKENS_AT_ONCE = 1280
+TOKENS_PER_PACK = 1280
 FIRST_TRIAL = FIRST_SEED + 600_000_000
-"""The first scene that settings are chosen on; bench mini, which says what they are worth, never sees those."""
+"""The first scene that settings are chosen on; bench mini, which measures their worth, never sees these scenes."""
 
 
 class Score(TypedDict):
-    """How many clips are right."""
+    """The clips that are right, as a number and as a share with its 95% interval."""
 
     right: int
     clips: int
@@ -44,57 +44,59 @@ class Score(TypedDict):
 Scores = dict[str, Score]
 
 
-class Made(NamedTuple):
-    """A clip of a checkpoint, for a caption and a seed."""
+class BenchClip(NamedTuple):
+    """A clip to judge, with its caption and its seed."""
 
     case: Case
     seed: int
     frames: Tensor  # (t, h, w, 3) uint8
 
 
-def cases_of(config: SampleConfig, num: int, first: int = FIRST_TRIAL) -> list[Case]:
-    """Captions of scenes of the size and length that the settings ask for; none of them is drawn for training."""
+def draw_cases(config: SampleConfig, num: int, first: int = FIRST_TRIAL) -> list[Case]:
+    """Draw captions of scenes of the settings' size and length; none of them is drawn for training."""
     size, frames = (config.width, config.height), resolve_frames(config, 4)
     return [case_of(draw_scene(seed, sizes=(size,), lengths=(frames,))) for seed in range(first, first + num)]
 
 
-def pack_size(pipeline: VideoPipeline, config: SampleConfig) -> int:
-    """How many clips fit one pack."""
+def clips_per_pack(pipeline: VideoPipeline, config: SampleConfig) -> int:
+    """Count the clips that fit one pack."""
     _, t, h, w = pipeline.latent_shape(config)
-    return max(1, TOKENS_AT_ONCE * math.prod(pipeline.transformer.base_patch) // (t * h * w))
+    return max(1, TOKENS_PER_PACK * math.prod(pipeline.transformer.base_patch) // (t * h * w))
 
 
-def batches(
+def group_into_packs(
     pipeline: VideoPipeline, cases: Sequence[Case], num_seeds: int, config: SampleConfig
 ) -> list[list[tuple[Case, int]]]:
-    """Captions and seeds in groups that fit one pack."""
-    size = pack_size(pipeline, config)
+    """Group captions, each with its seeds, into packs."""
+    num_clips = clips_per_pack(pipeline, config)
     jobs = [(case, seed) for seed, case in enumerate(case for case in cases for _ in range(num_seeds))]
-    return [jobs[i : i + size] for i in range(0, len(jobs), size)]
+    return [jobs[i : i + num_clips] for i in range(0, len(jobs), num_clips)]
 
 
-def make(pipeline: VideoPipeline, jobs: Sequence[tuple[Case, int]], config: SampleConfig) -> tuple[list[Made], float]:
-    """The clips of one pack, and the seconds that a clip took to denoise."""
+def sample_pack(
+    pipeline: VideoPipeline, jobs: Sequence[tuple[Case, int]], config: SampleConfig
+) -> tuple[list[BenchClip], float]:
+    """Sample the clips of one pack, and measure the seconds that a clip took to denoise."""
     began = time.perf_counter()
     latents = pipeline.sample([ClipRequest(case.prompt, seed) for case, seed in jobs], config)
     seconds = (time.perf_counter() - began) / len(jobs)
     clips = [torch.cat(list(pipeline.frames(latent))) for latent in latents]
-    return [Made(case, seed, clip) for (case, seed), clip in zip(jobs, clips, strict=True)], seconds
+    return [BenchClip(case, seed, clip) for (case, seed), clip in zip(jobs, clips, strict=True)], seconds
 
 
-def judge_clips(made: Sequence[Made]) -> list[Judged]:
-    """What is seen in the clips, and which clauses hold."""
-    with crew(len(made)) as judges:
-        return list(judges.map(look, [Clip(one.case, one.seed, one.frames.numpy()) for one in made]))
+def judge_clips(clips: Sequence[BenchClip]) -> list[JudgedClip]:
+    """Judge which clauses of its caption each clip fulfils."""
+    with worker_pool(len(clips)) as judges:
+        return list(judges.map(judge_clip, [ClipToJudge(clip.case, clip.seed, clip.frames.numpy()) for clip in clips]))
 
 
-def scores_of(judged: Sequence[Judged]) -> Scores:
-    """Each clause, and all of them: how many clips are right, with the 95% interval."""
-    return {name: cast("Score", count_as_json(one)) for name, one in tally(judged).items()}
+def tally_scores(judged: Sequence[JudgedClip]) -> Scores:
+    """Count for each clause, and for all of them, the clips that are right."""
+    return {name: cast("Score", count_as_json(proportion)) for name, proportion in tally(judged).items()}
 
 
 def write_result(path: Path, result: Mapping[str, object]) -> None:
-    """A measurement with its machine and date."""
+    """Write a measurement with its machine and date."""
     about = {"machine": f"{platform.machine()}, torch {torch.__version__}", "date": date.today().isoformat()}
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({**about, **result}, indent=2) + "\n", encoding="utf-8")

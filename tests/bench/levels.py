@@ -1,10 +1,10 @@
-"""What a DiT has learned, noise level by noise level: with captions, without, and beside a linear estimate.
+"""Measure what a DiT has learned at each noise level: with captions, without, and beside a linear estimate.
 
     python tests/bench/levels.py RECIPE.toml RUN_FOLDER [--vae FOLDER] [--ema 0]
 
-The error of the velocity at one level for all tokens, mean over held-out clips of the longest length. The linear
-estimate knows a token's covariance over training clips and nothing of its neighbours; below it, a network has learned
-to look around, and what captions take off the error is what it has learned to read.
+The measure is the error of the velocity where all tokens have one level, the mean over held-out clips of the longest
+length. The linear estimate knows the covariance of single tokens over training clips. A network with less error has
+learned to use the neighbouring tokens; what captions take off the error is what it has learned from them.
 """
 
 from __future__ import annotations
@@ -24,40 +24,43 @@ from videogen.packing.noise import shared_level, step_generator
 from videogen.packing.packs import pack
 from videogen.packing.patch_schedule import Patch
 from videogen.training.dit_stage import DitStage
-from videogen.training.flow_matching import FlowTask, draw_task, flow_error
+from videogen.training.flow_matching import FlowTask, flow_loss, sample_task
 from videogen.training.run_checkpoints import saved_steps
 
 LEVELS = (0.99, 0.95, 0.9, 0.85, 0.8, 0.7, 0.6, 0.5, 0.3, 0.1)
 
 
-def longest(stage: DitStage, indices: list[int], num: int) -> list[int]:
-    """The first clips of the length that most tokens stand for."""
+def longest_clips(stage: DitStage, indices: list[int], num: int) -> list[int]:
+    """List the first clips of the length with the most frames."""
     frames = max(stage.folder.entries[index].frames for index in indices)
     return [index for index in indices if stage.folder.entries[index].frames == frames][:num]
 
 
 def linear_error(spectrum: Tensor, sigma: float) -> float:
-    """The least error of the velocity that a linear estimate of a token leaves, of its covariance's eigenvalues."""
-    left = spectrum / (1 + ((1 - sigma) / sigma) ** 2 * spectrum)
-    return float(left.mean() / sigma**2)
+    """Compute the least error of the velocity of a linear estimate, from the eigenvalues of a token's covariance."""
+    remaining = spectrum / (1 + ((1 - sigma) / sigma) ** 2 * spectrum)
+    return float(remaining.mean() / sigma**2)
 
 
 @torch.no_grad()
-def errors(stage: DitStage, patch: Patch, num_clips: int) -> dict[float, tuple[float, float, float]]:
-    """For each level: the error with captions, without, and of the linear estimate."""
-    tokens = pack(stage.read(longest(stage, stage.train, 300)).latents, patch).tokens.float()
+def measure_errors(stage: DitStage, patch: Patch, num_clips: int) -> dict[float, tuple[float, float, float]]:
+    """Measure the error at each level with captions, without, and of the linear estimate."""
+    tokens = pack(stage.load_clips(longest_clips(stage, stage.train_indices, 300)).latents, patch).tokens.float()
     spectrum = torch.linalg.eigvalsh((tokens.T @ tokens / len(tokens)).double()).clamp(min=0)
-    batch = stage.read(longest(stage, stage.val, num_clips))
+    batch = stage.load_clips(longest_clips(stage, stage.val_indices, num_clips))
     clean = pack([latent.float() for latent in batch.latents], patch)
 
     def error(captions: list[str], sigma: float) -> float:
         levels = shared_level(torch.tensor([sigma]), len(clean.tokens))
         generator = step_generator(5, 1)
-        task: FlowTask = draw_task(clean, stage.embed(captions), levels, base_tokens=80, generator=generator)
-        return flow_error(stage.model, task).item()
+        task: FlowTask = sample_task(clean, stage.embed_captions(captions), levels, base_tokens=80, generator=generator)
+        return flow_loss(stage.model, task).item()
 
-    blank = [""] * len(batch.captions)
-    return {s: (error(batch.captions, s), error(blank, s), linear_error(spectrum, s)) for s in LEVELS}
+    no_captions = [""] * len(batch.captions)
+    return {
+        sigma: (error(batch.captions, sigma), error(no_captions, sigma), linear_error(spectrum, sigma))
+        for sigma in LEVELS
+    }
 
 
 def main() -> None:
@@ -67,7 +70,9 @@ def main() -> None:
     parser.add_argument("run", type=Path)
     parser.add_argument("--vae", type=Path, help="checkpoint folder whose VAE the run is trained on")
     parser.add_argument("--clips", type=int, default=32)
-    parser.add_argument("--ema", type=int, help="which of the averages to look at, from 0; left out, the live weights")
+    parser.add_argument(
+        "--ema", type=int, help="which average of the weights to measure, from 0; by default the live weights"
+    )
     args = parser.parse_args()
     recipe = load_toml(TrainConfig, args.recipe)
     dit = recipe.dit if args.vae is None else replace(recipe.dit, vae=args.vae)
@@ -78,7 +83,7 @@ def main() -> None:
     stage.model.load_state_dict(load_file(args.run / f"step_{steps[-1]:06d}" / f"{weights}.safetensors"))
     for patch in stage.model.patches:
         print(f"step {steps[-1]}, patch {patch}\nlevel   with  without  linear")
-        for sigma, row in errors(stage, patch, args.clips).items():
+        for sigma, row in measure_errors(stage, patch, args.clips).items():
             print(f"{sigma:5}  " + "  ".join(f"{value:.3f}" for value in row))
 
 

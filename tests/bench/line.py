@@ -1,8 +1,8 @@
-"""The line, measured: seconds and memory from prompt to MP4, DiT speed against torch.mm, training and loading rates.
+"""Measure the line: seconds and memory from prompt to MP4, DiT speed against torch.mm, training and loading rates.
 
     videogen bench line  ->  assets/bench/line.json
 
-Everything in one run on one machine, medians of several rounds; ratios are what to compare between machines.
+Everything is measured in one run on one machine, as medians of several rounds; compare machines by the ratios.
 """
 
 from __future__ import annotations
@@ -23,37 +23,39 @@ from pathlib import Path
 
 import torch
 
-from tests.bench.machine import processor
+from tests.bench.machine import processor_name
 
 ROOT = Path(__file__).parents[2]
 PROMPT = "a large red circle moves right on a black background"
 
 
-def seconds(work: Callable[[], object]) -> float:
-    """How long a call takes."""
+def time_call(call: Callable[[], object]) -> float:
+    """Measure the seconds of a call."""
     began = time.perf_counter()
-    work()
+    call()
     return time.perf_counter() - began
 
 
-def cold(rounds: int = 5) -> dict[str, float]:
-    """The command in a new process: seconds, peak memory, and how long --help takes."""
+def measure_cold_start(rounds: int = 5) -> dict[str, float]:
+    """Measure the command in a new process: seconds, peak memory, and the seconds of --help."""
     with tempfile.TemporaryDirectory() as out:
         command = [sys.executable, str(ROOT / "sample.py"), PROMPT, "--out", f"{out}/clip.mp4", "--overwrite"]
         options = {"check": True, "capture_output": True, "env": os.environ | {"HF_HUB_OFFLINE": "1"}}
-        run = [seconds(lambda: subprocess.run(command, **options)) for _ in range(rounds)]
+        run_seconds = [time_call(lambda: subprocess.run(command, **options)) for _ in range(rounds)]
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1e6
-    ask = [sys.executable, str(ROOT / "sample.py"), "--help"]
-    told = [seconds(lambda: subprocess.run(ask, check=True, capture_output=True)) for _ in range(rounds)]
+    help_command = [sys.executable, str(ROOT / "sample.py"), "--help"]
+    help_seconds = [
+        time_call(lambda: subprocess.run(help_command, check=True, capture_output=True)) for _ in range(rounds)
+    ]
     return {
-        "prompt_to_mp4_seconds": round(statistics.median(run), 2),
+        "prompt_to_mp4_seconds": round(statistics.median(run_seconds), 2),
         "peak_memory_gb": round(peak, 2),
-        "help_seconds": round(statistics.median(told), 2),
+        "help_seconds": round(statistics.median(help_seconds), 2),
     }
 
 
-def shares() -> dict[str, float]:
-    """Where the time goes in one process: imports, loading, text, DiT, VAE, encoding; seconds."""
+def measure_stages() -> dict[str, float]:
+    """Measure the seconds of each stage in one process: imports, loading, text, DiT, VAE, encoding."""
     code = "import time; t = time.perf_counter(); import videogen.sampling.pipeline; print(time.perf_counter() - t)"
     imports = float(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout)
     from videogen.data.video_io import write_video
@@ -65,7 +67,7 @@ def shares() -> dict[str, float]:
     config = pipeline.defaults
     rows: dict[str, list[float]] = {"text": [], "dit": [], "vae": [], "encode": []}
     for _ in range(5):
-        rows["text"].append(seconds(lambda: (pipeline.encode_prompts([PROMPT]), pipeline.encode_prompts([""]))))
+        rows["text"].append(time_call(lambda: (pipeline.encode_prompts([PROMPT]), pipeline.encode_prompts([""]))))
         began = time.perf_counter()
         (latent,) = pipeline.sample([ClipRequest(PROMPT, 0)], config)
         rows["dit"].append(time.perf_counter() - began - rows["text"][-1])
@@ -79,12 +81,12 @@ def shares() -> dict[str, float]:
     warm = {name: round(statistics.median(values), 3) for name, values in rows.items()}
     total = round(sum(warm.values()), 2)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
-    start = {"imports": round(imports, 2), "loading": round(loading, 2)}
-    return {**start, **warm, "warm_total": total, "peak_memory_gb": round(peak, 2)}
+    setup = {"imports": round(imports, 2), "loading": round(loading, 2)}
+    return {**setup, **warm, "warm_total": total, "peak_memory_gb": round(peak, 2)}
 
 
-def dit_speed(rounds: int = 15) -> dict[str, float]:
-    """GFLOP/s of one evaluation of the default DiT, and of torch.mm at its linear layers' shapes, alternating."""
+def measure_dit(rounds: int = 15) -> dict[str, float]:
+    """Measure the GFLOP/s of the default DiT, and of torch.mm at its linear layers' shapes, alternating."""
     from videogen.packing.noise import shared_level
     from videogen.packing.packs import pack
     from videogen.sampling.cost import dit_flop
@@ -116,14 +118,14 @@ def dit_speed(rounds: int = 15) -> dict[str, float]:
     with torch.no_grad():
         evaluate()
         for _ in range(rounds):
-            times["dit"].append(seconds(evaluate))
-            times["mm"].append(seconds(products))
+            times["dit"].append(time_call(evaluate))
+            times["mm"].append(time_call(products))
     ours, theirs = flop / statistics.median(times["dit"]) / 1e9, mm_flop / statistics.median(times["mm"]) / 1e9
     return {"tokens": n, "dit_gflops": round(ours, 1), "mm_gflops": round(theirs, 1), "ratio": round(ours / theirs, 3)}
 
 
-def rates(rounds: int = 6) -> dict[str, float]:
-    """Training tokens a second on latents, and clips a second of the loader against raw decord on the same files."""
+def measure_rates(rounds: int = 6) -> dict[str, float]:
+    """Measure training tokens a second on latents, and the loader's clips a second against decord on the same files."""
     import decord
 
     from videogen.config.parsing import load_toml
@@ -137,10 +139,12 @@ def rates(rounds: int = 6) -> dict[str, float]:
         clips = Path(root) / "clips"
         write_folder(clips, num_clips=96, seed=7)
         folder = VideoFolder(DataConfig(folder=clips), (1, 2, 2))
-        loader, raw = [], []
+        loader_seconds, decord_seconds = [], []
         for _ in range(rounds):
-            loader.append(seconds(lambda: [folder.read(i) for i in range(len(folder.entries))]))
-            raw.append(seconds(lambda: [read_raw(decord, entry.path) for entry in folder.entries]))
+            loader_seconds.append(time_call(lambda: [folder.read(i) for i in range(len(folder.entries))]))
+            decord_seconds.append(
+                time_call(lambda: [decode_with_decord(decord, entry.path) for entry in folder.entries])
+            )
         config = load_toml(TrainConfig, ROOT / "configs" / "folder-dit.toml")
         config = replace(
             config,
@@ -152,21 +156,21 @@ def rates(rounds: int = 6) -> dict[str, float]:
         tokens: list[float] = []
         for step, batch in zip(range(rounds + 4), trainer.stage.batches(0), strict=False):
             began = time.perf_counter()
-            done = trainer.train_step(batch, step)
-            tokens.append(done["tokens"] / (time.perf_counter() - began))
+            losses = trainer.train_step(batch, step)
+            tokens.append(losses["tokens"] / (time.perf_counter() - began))
     return {
         "training_tokens_per_second": round(statistics.median(tokens[4:])),
-        "loader_clips_per_second": round(len(folder.entries) / statistics.median(loader), 1),
-        "loader_over_raw_decord": round(statistics.median(raw) / statistics.median(loader), 3),
+        "loader_clips_per_second": round(len(folder.entries) / statistics.median(loader_seconds), 1),
+        "loader_over_raw_decord": round(statistics.median(decord_seconds) / statistics.median(loader_seconds), 3),
     }
 
 
-def read_raw(decord: object, path: Path) -> object:
-    """All frames of a file by decord alone, where it can."""
+def decode_with_decord(decord: object, path: Path) -> object:
+    """Decode all frames of a file by decord alone, where it can."""
     try:
         reader = decord.VideoReader(str(path))  # type: ignore[attr-defined]
         return reader.get_batch(range(len(reader))).asnumpy()
-    except Exception as error:  # decord refuses some small sizes; its refusal is part of its time
+    except Exception as error:  # decord refuses some small sizes, and its refusal is part of its time
         return error
 
 
@@ -175,13 +179,13 @@ def main() -> None:
     argparse.ArgumentParser(prog="videogen bench line", description=str(__doc__).split("\n")[0]).parse_args()
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout
     result = {
-        "machine": f"{processor()}, {os.cpu_count()} cores, torch {torch.__version__}",
+        "machine": f"{processor_name()}, {os.cpu_count()} cores, torch {torch.__version__}",
         "date": date.today().isoformat(),
         "commit": commit.strip(),
-        "cold": cold(),
-        "warm_seconds": shares(),
-        "dit": dit_speed(),
-        "rates": rates(),
+        "cold": measure_cold_start(),
+        "warm_seconds": measure_stages(),
+        "dit": measure_dit(),
+        "rates": measure_rates(),
     }
     text = json.dumps(result, indent=2)
     print(text)

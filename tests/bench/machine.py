@@ -1,4 +1,4 @@
-"""What a measurement ran on, and where its result goes.
+"""Print and write the results of a measurement, with the machine that it ran on.
 
 sections of a bench  ->  printed tables, assets/bench/NAME.json with machine and date
 """
@@ -18,20 +18,20 @@ ROOT = Path(__file__).parents[2]
 Rows = dict[str, dict[str, float]]
 
 
-def processor() -> str:
-    """The name of this machine's processor."""
+def processor_name() -> str:
+    """Read the name of this machine's processor."""
     info = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines() if Path("/proc/cpuinfo").exists() else []
     line = next((line for line in info if line.startswith("model name")), platform.processor())
     return line.split(":")[-1].strip()
 
 
-def use_threads() -> None:
-    """As many threads as OMP_NUM_THREADS says, or else as there are cores."""
+def set_num_threads() -> None:
+    """Give torch as many threads as OMP_NUM_THREADS says, or else as there are cores."""
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)))
 
 
-def table(rows: Rows) -> str:
-    """Rows and columns."""
+def format_table(rows: Rows) -> str:
+    """Format rows under their column names."""
     columns = list(next(iter(rows.values())))
     lines = [f"{'':36}" + "".join(f"{column:>24}" for column in columns)]
     lines += [f"{name:36}" + "".join(f"{row[column]:>24}" for column in columns) for name, row in rows.items()]
@@ -39,10 +39,10 @@ def table(rows: Rows) -> str:
 
 
 def publish(name: str, sections: Mapping[str, Rows]) -> None:
-    """Print the sections as tables and write them."""
+    """Print the sections as tables, and write them to assets/bench."""
     for title, rows in sections.items():
-        print(title, table(rows), sep="\n")
+        print(title, format_table(rows), sep="\n")
     threads = torch.get_num_threads()
-    machine = f"{processor()}, {threads} of {os.cpu_count()} cores, torch {torch.__version__}"
+    machine = f"{processor_name()}, {threads} of {os.cpu_count()} cores, torch {torch.__version__}"
     result = {"machine": machine, "date": date.today().isoformat(), **sections}
     (ROOT / "assets" / "bench" / f"{name}.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")

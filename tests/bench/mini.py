@@ -1,13 +1,13 @@
-"""What a checkpoint gets right, by the judge, against the floors that it is held to.
+"""Measure what share of captions a checkpoint follows, by the judge, against the floors that it is held to.
 
     videogen bench mini [--model FOLDER] [--clips 256] [--seeds 2] [--write]  ->  assets/bench/mini.json
 
-Captions that training never shows, several clips of each, at the checkpoint's default settings and in fewer steps:
-scenes of the world, combinations of attributes that are held out of it, sentences written by hand, and, at the default
-alone, the world's own family of sentences that training never reads. Beside them stand the ceilings, the same scenes
-drawn by the world itself and those after the VAE, and the floor, the default's clips under the captions of others. Each
-core makes and judges packs of its own, as small networks like best. A row a clip is appended to --rows: the same
-command goes on after an interruption. Every clip has noise of its own.
+The captions are those that training never shows, several clips of each, at the checkpoint's default settings and in
+fewer steps: scenes of the world, combinations of attributes that are held out of it, sentences written by hand, and, at
+the defaults alone, the world's own family of sentences that training never reads. The ceilings are the same scenes
+rendered by the world itself and those after the VAE; the floor is the default's clips under the captions of others.
+Each core makes and judges packs of its own, which is fastest for small networks. A row a clip is appended to --rows, so
+that the same command resumes after an interruption. Every clip has noise of its own.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from tests.bench import readme
-from tests.bench.judged import BENCH, ROOT, Made, judge_clips, make, pack_size, write_result
+from tests.bench.judged import BENCH, ROOT, BenchClip, clips_per_pack, judge_clips, sample_pack, write_result
 from tests.bench.patches import psnr
 from videogen.cli.judge import JudgeArgs, count_as_json, list_cases, reconstruct, render_case
 from videogen.config.parsing import to_mapping
@@ -41,15 +41,15 @@ from videogen.models.hub import checkpoint_id, find_checkpoint
 from videogen.sampling.low_memory import check_device
 from videogen.sampling.pipeline import VideoPipeline
 from videogen.toybox.judge import Clauses, judge
-from videogen.toybox.judge.scores import Case, Count, Judged, count, count_clips
-from videogen.toybox.judge.workers import CORES, crew
-from videogen.toybox.world.backgrounds import paint
+from videogen.toybox.judge.scores import Case, JudgedClip, Proportion, count_clauses, count_clips
+from videogen.toybox.judge.workers import CORES, worker_pool
+from videogen.toybox.world.backgrounds import render_background
 from videogen.toybox.world.render import masks
 from videogen.toybox.world.scenes import Scene
 from videogen.toybox.world.things import SHAPES
 
 SENTENCES = ROOT / "tests" / "paraphrases.jsonl"
-HELD_OUT, NEW, BY_HAND = "held-out captions", "new combinations", "paraphrases"
+HELD_OUT, NEW_COMBINATIONS, BY_HAND = "held-out captions", "new combinations", "paraphrases"
 NEW_WORDS = "new sentences"
 DEFAULT, OWN, AFTER_VAE, SHUFFLED = "default", "the world's own", "after the VAE", "shuffled captions"
 FEWER_STEPS = (8, 4)
@@ -59,13 +59,13 @@ VAE_AIMS = (
 )
 
 Verdict = tuple[Case, dict[str, bool]]
-Verdicts = dict[str, dict[str, list[Verdict]]]  # by captions, then by the way that clips were made
-Maker = Callable[[Sequence[tuple[Case, int]]], list[tuple[Made, dict[str, float]]]]
+Verdicts = dict[str, dict[str, list[Verdict]]]  # by the set of captions, then by the way of making clips
+Maker = Callable[[Sequence[tuple[Case, int]]], list[tuple[BenchClip, dict[str, float]]]]
 Key = tuple[str, str, int]
 
 
 class Bench(NamedTuple):
-    """What is measured: so many captions of each set, each with so many seeds."""
+    """The checkpoint to measure, the number of captions of each set, and the seeds of each caption."""
 
     model: Path
     clips: int
@@ -74,26 +74,26 @@ class Bench(NamedTuple):
 
 
 class Part(NamedTuple):
-    """Clips of some captions, made in one way."""
+    """Clips of one set of captions, made in one way."""
 
     captions: str
     way: str
     cases: list[Case]
     num_seeds: int
-    at_once: int
+    clips_per_pack: int
     make: Maker
 
     def case(self, number: int) -> Case:
-        """The case of the clip of a number: all seeds of a caption follow each other."""
+        """Look up the case of a clip by its number: all seeds of a caption follow each other."""
         return self.cases[number // self.num_seeds]
 
     def other_case(self, number: int) -> Case:
-        """That of a caption half a table away."""
+        """Look up the case half a table away."""
         return self.cases[(number // self.num_seeds + len(self.cases) // 2) % len(self.cases)]
 
 
 class Row(NamedTuple):
-    """One clip, judged."""
+    """One judged clip."""
 
     captions: str
     way: str
@@ -110,171 +110,179 @@ class Row(NamedTuple):
 
 
 class Aim(NamedTuple):
-    """A clause, of which captions it is asked, and the least share of clips that it should hold in."""
+    """A clause, the clips that it applies to, and the least share of them in which it should hold."""
 
     name: str
     least: float
     clause: str
-    asked: Callable[[Clauses], bool] = lambda clauses: True
+    applies: Callable[[Clauses], bool] = lambda clauses: True
     captions: str = HELD_OUT
 
 
-def of_shapes(clauses: Clauses) -> bool:
-    """Whether all colours that are said are those of shapes."""
+def has_colours_of_shapes_only(clauses: Clauses) -> bool:
+    """True if a colour is named, and every one is a shape's."""
     coloured = [thing.kind for thing in clauses.things if thing.colour]
     return bool(coloured) and set(coloured) <= set(SHAPES)
 
 
-def one(clauses: Clauses) -> bool:
-    """Whether one thing is named."""
+def has_one_thing(clauses: Clauses) -> bool:
+    """True if one thing is named."""
     return len(clauses.things) == 1
 
 
-def two(clauses: Clauses) -> bool:
-    """Whether two things are named."""
+def has_two_things(clauses: Clauses) -> bool:
+    """True if two things are named."""
     return len(clauses.things) == 2
 
 
 AIMS = (
     Aim("background", 0.97, "background"),
-    Aim("colour of shapes", 0.95, "colour", of_shapes),
+    Aim("colour of shapes", 0.95, "colour", has_colours_of_shapes_only),
     Aim("class (shape, digit, sprite)", 0.88, "class"),
-    Aim("count (1-2)", 0.92, "count", lambda clauses: one(clauses) or two(clauses)),
+    Aim("count (1-2)", 0.92, "count", lambda clauses: has_one_thing(clauses) or has_two_things(clauses)),
     Aim("direction / motion kind", 0.88, "motion"),
     Aim("camera", 0.85, "camera"),
-    Aim("all clauses, one object", 0.70, "all", one),
-    Aim("all clauses, two objects", 0.45, "all", two),
-    Aim("held-out combinations: all clauses, one object", 0.60, "all", one, NEW),
-    Aim("paraphrases outside the grammar: all clauses, one object", 0.55, "all", one, BY_HAND),
+    Aim("all clauses, one object", 0.70, "all", has_one_thing),
+    Aim("all clauses, two objects", 0.45, "all", has_two_things),
+    Aim("held-out combinations: all clauses, one object", 0.60, "all", has_one_thing, NEW_COMBINATIONS),
+    Aim("paraphrases outside the grammar: all clauses, one object", 0.55, "all", has_one_thing, BY_HAND),
 )
 
 
 # --- clips
 
 
-def sampled(pipeline: VideoPipeline, config: SampleConfig) -> Maker:
-    """Clips of the checkpoint, and a clip's share of the seconds of its pack, decoding included."""
+def sampling_maker(pipeline: VideoPipeline, config: SampleConfig) -> Maker:
+    """Make clips by the checkpoint; a clip's seconds are its share of its pack's, decoding included."""
 
-    def run(jobs: Sequence[tuple[Case, int]]) -> list[tuple[Made, dict[str, float]]]:
+    def run(jobs: Sequence[tuple[Case, int]]) -> list[tuple[BenchClip, dict[str, float]]]:
         began = time.perf_counter()
-        made, _ = make(pipeline, jobs, config)
+        clips, _ = sample_pack(pipeline, jobs, config)
         seconds = (time.perf_counter() - began) / len(jobs)
-        return [(clip, {"seconds": round(seconds, 4)}) for clip in made]
+        return [(clip, {"seconds": round(seconds, 4)}) for clip in clips]
 
     return run
 
 
-def drawn(jobs: Sequence[tuple[Case, int]]) -> list[tuple[Made, dict[str, float]]]:
-    """The world's own clips."""
-    return [(Made(case, seed, torch.from_numpy(render_case(case))), {}) for case, seed in jobs]
+def render_world_clips(jobs: Sequence[tuple[Case, int]]) -> list[tuple[BenchClip, dict[str, float]]]:
+    """Render the world's own clips."""
+    return [(BenchClip(case, seed, torch.from_numpy(render_case(case))), {}) for case, seed in jobs]
 
 
-def rebuilt(pipeline: VideoPipeline) -> Maker:
-    """The world's own clips after the VAE, and what that cost them."""
+def reconstructing_maker(pipeline: VideoPipeline) -> Maker:
+    """Make the world's own clips after the VAE, and measure what they lost."""
 
-    def run(jobs: Sequence[tuple[Case, int]]) -> list[tuple[Made, dict[str, float]]]:
-        found: list[tuple[Made, dict[str, float]]] = []
+    def run(jobs: Sequence[tuple[Case, int]]) -> list[tuple[BenchClip, dict[str, float]]]:
+        clips: list[tuple[BenchClip, dict[str, float]]] = []
         for case, seed in jobs:
             before = render_case(case)
             after = reconstruct(before, pipeline.vae)
             assert case.scene is not None, f"{case.prompt!r} has no scene"
             decibels = psnr(torch.from_numpy(after), torch.from_numpy(before))
             facts = {"psnr_db": decibels, "foreground_iou": foreground_iou(after, before, case.scene)}
-            found.append((Made(case, seed, torch.from_numpy(after)), facts))
-        return found
+            clips.append((BenchClip(case, seed, torch.from_numpy(after)), facts))
+        return clips
 
     return run
 
 
 def foreground_iou(after: np.ndarray, before: np.ndarray, scene: Scene) -> float:
-    """Intersection over union of a clip's foreground before and after the VAE, over the pixels of all its frames.
+    """Compute the intersection over union of a clip's foreground before and after the VAE, over all pixels.
 
-    A pixel is foreground if its colour is farther from the painted background there (Euclidean, RGB) than half the
+    A pixel is foreground if its colour is farther from the rendered background there (Euclidean, RGB) than half the
     contrast of the clip: the median, over what things cover by more than half, of that distance before the VAE. Clips
     are (t, h, w, 3) uint8.
     """
-    behind = paint(scene)
-    far = [np.linalg.norm(clip - behind, axis=-1) for clip in (before, after)]
+    background = render_background(scene)
+    distances = [np.linalg.norm(clip - background, axis=-1) for clip in (before, after)]
     covered = masks(scene).max(axis=1) > 0.5
-    was, is_now = (distance > np.median(far[0][covered]) / 2 for distance in far)
-    return float((was & is_now).sum() / max(1, (was | is_now).sum()))
+    is_before, is_after = (distance > np.median(distances[0][covered]) / 2 for distance in distances)
+    return float((is_before & is_after).sum() / max(1, (is_before | is_after).sum()))
 
 
-def parts_of(pipeline: VideoPipeline, *, num_clips: int, num_seeds: int) -> list[Part]:
-    """All that is measured."""
-    defaults, at_once = pipeline.defaults, pack_size(pipeline, pipeline.defaults)
+def list_parts(pipeline: VideoPipeline, *, num_clips: int, num_seeds: int) -> list[Part]:
+    """List all that is measured."""
+    defaults, num_per_pack = pipeline.defaults, clips_per_pack(pipeline, pipeline.defaults)
     cases = {
-        HELD_OUT: list_cases(JudgeArgs(clips=num_clips, sample=defaults)),
-        NEW: list_cases(JudgeArgs(clips=num_clips, sample=defaults, held_out=True)),
-        BY_HAND: list_cases(JudgeArgs(clips=num_clips, captions=SENTENCES)),
-        NEW_WORDS: list_cases(JudgeArgs(clips=num_clips, sample=defaults, new_words=True)),
+        HELD_OUT: list_cases(JudgeArgs(clips=num_clips, sample=defaults), None),
+        NEW_COMBINATIONS: list_cases(JudgeArgs(clips=num_clips, sample=defaults, held_out=True), None),
+        BY_HAND: list_cases(JudgeArgs(clips=num_clips, captions=SENTENCES), None),
+        NEW_WORDS: list_cases(JudgeArgs(clips=num_clips, sample=defaults, new_words=True), None),
     }
     fewer = {f"{steps} steps": replace(defaults, steps=steps) for steps in FEWER_STEPS if steps < defaults.steps}
-    ways = {way: sampled(pipeline, config) for way, config in {DEFAULT: defaults, **fewer}.items()}
-    asked = [(name, DEFAULT, num_seeds) for name in cases]
-    asked += [(name, way, 1) for way in fewer for name in (HELD_OUT, NEW, BY_HAND)]
+    ways = {way: sampling_maker(pipeline, config) for way, config in {DEFAULT: defaults, **fewer}.items()}
+    selections = [(name, DEFAULT, num_seeds) for name in cases]
+    selections += [(name, way, 1) for way in fewer for name in (HELD_OUT, NEW_COMBINATIONS, BY_HAND)]
     ceilings = [
-        Part(HELD_OUT, AFTER_VAE, cases[HELD_OUT], 1, at_once, rebuilt(pipeline)),
-        Part(HELD_OUT, OWN, cases[HELD_OUT], 1, at_once, drawn),
+        Part(HELD_OUT, AFTER_VAE, cases[HELD_OUT], 1, num_per_pack, reconstructing_maker(pipeline)),
+        Part(HELD_OUT, OWN, cases[HELD_OUT], 1, num_per_pack, render_world_clips),
     ]
-    return [*(Part(name, way, cases[name], seeds, at_once, ways[way]) for name, way, seeds in asked), *ceilings]
+    parts = [Part(name, way, cases[name], seeds, num_per_pack, ways[way]) for name, way, seeds in selections]
+    return [*parts, *ceilings]
 
 
 # --- rows
 
 
 def read_rows(path: Path, about: Mapping[str, object]) -> dict[Key, Row]:
-    """The rows of an interrupted run of the same measurement; a new file where there is none."""
+    """Read the rows of an interrupted run of the same measurement; start a new file where there is none."""
     text = path.read_text(encoding="utf-8") if path.is_file() else ""
     head, *lines = text[: text.rfind("\n") + 1].splitlines() or [json.dumps(about)]
     if json.loads(head) != about:
         raise ValueError(f"{path} has rows of another checkpoint, --clips, --seeds or --device; name another --rows")
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_text(path, "\n".join([head, *lines, ""]))  # without the half line that a kill can leave
+    save_text(path, "\n".join([head, *lines, ""]))  # without the incomplete line that a kill can leave
     rows = [Row(**json.loads(line)) for line in lines]
     return {row.key: row for row in rows}
 
 
 @functools.lru_cache(maxsize=1)
-def parts_here(bench: Bench) -> list[Part]:
-    """All that is measured of a checkpoint, in this process; one that was started for it keeps to a core."""
+def load_parts(bench: Bench) -> list[Part]:
+    """Load a checkpoint, once in each process, and list what is measured; a worker process computes in one thread."""
     if parent_process() is not None:
         torch.set_num_threads(1)
     pipeline = VideoPipeline.load(bench.model).to(bench.device)
     pipeline.set_progress_bar_config(disable=True)
-    return parts_of(pipeline, num_clips=bench.clips, num_seeds=bench.seeds)
+    return list_parts(pipeline, num_clips=bench.clips, num_seeds=bench.seeds)
 
 
-def rows_of(bench: Bench, which: int, numbers: Sequence[int]) -> list[Row]:
-    """Make and judge some clips of a part, one pack."""
-    part = parts_here(bench)[which]
-    made = part.make([(part.case(number), number) for number in numbers])  # noise of its own: a seed gives the same
-    judged = judge_clips([clip for clip, _ in made])
-    return [row_of(part, number, seen, facts) for number, seen, (_, facts) in zip(numbers, judged, made, strict=True)]
+def make_rows(bench: Bench, part_index: int, numbers: Sequence[int]) -> list[Row]:
+    """Make and judge one pack of a part's clips."""
+    part = load_parts(bench)[part_index]
+    clips = part.make([(part.case(number), number) for number in numbers])  # the number is the seed as well
+    verdicts = judge_clips([clip for clip, _ in clips])
+    rows = zip(numbers, verdicts, clips, strict=True)
+    return [make_row(part, number, verdict, facts) for number, verdict, (_, facts) in rows]
 
 
 def add_rows(bench: Bench, path: Path, rows: dict[Key, Row]) -> None:
-    """Make and judge the clips that have no row yet; the rows of a pack are written at once."""
-    parts = parts_here(bench)
+    """Make and judge the clips that have no row yet; the rows of a pack are written together."""
+    parts = load_parts(bench)
     check_prompts(parts, rows, path)
     todo: list[tuple[int, list[int]]] = []
-    for which, part in enumerate(parts):
+    for part_index, part in enumerate(parts):
         numbers = range(len(part.cases) * part.num_seeds)
-        left = [number for number in numbers if (part.captions, part.way, number) not in rows]
-        todo += [(which, left[i : i + part.at_once]) for i in range(0, len(left), part.at_once)]
-    num = sum(len(numbers) for _, numbers in todo)
-    with path.open("a", encoding="utf-8") as file, Progress(console=Console(stderr=True)) as bar, crew(num) as pool:
-        told = bar.add_task("clips", total=num)
-        for made in pool.map(rows_of, itertools.repeat(bench), *([one[i] for one in todo] for i in range(2))):
-            for row in made:
+        missing = [number for number in numbers if (part.captions, part.way, number) not in rows]
+        size = part.clips_per_pack
+        todo += [(part_index, missing[i : i + size]) for i in range(0, len(missing), size)]
+    num_clips = sum(len(numbers) for _, numbers in todo)
+    with (
+        path.open("a", encoding="utf-8") as file,
+        Progress(console=Console(stderr=True)) as bar,
+        worker_pool(num_clips) as pool,
+    ):
+        task = bar.add_task("clips", total=num_clips)
+        part_indices, packs = ([pack[i] for pack in todo] for i in range(2))
+        for new_rows in pool.map(make_rows, itertools.repeat(bench), part_indices, packs):
+            for row in new_rows:
                 rows[row.key] = row
                 file.write(json.dumps(row._asdict()) + "\n")
             file.flush()
-            bar.advance(told, len(made))
+            bar.advance(task, len(new_rows))
 
 
 def check_prompts(parts: Sequence[Part], rows: Mapping[Key, Row], path: Path) -> None:
-    """Refuse rows of captions that have changed since: they would be counted under what others say."""
+    """Refuse rows whose captions have changed since: they would be counted under other clauses."""
     for part in parts:
         for number in range(len(part.cases) * part.num_seeds):
             row = rows.get((part.captions, part.way, number))
@@ -282,41 +290,41 @@ def check_prompts(parts: Sequence[Part], rows: Mapping[Key, Row], path: Path) ->
                 raise ValueError(f"{path} has rows of other captions, such as {row.prompt!r}; name another --rows")
 
 
-def row_of(part: Part, number: int, seen: Judged, facts: dict[str, float]) -> Row:
-    """What the judge says of a clip."""
-    shuffled = judge(seen.found, part.other_case(number).clauses)
-    return Row(part.captions, part.way, number, seen.case.prompt, seen.seed, seen.holds, shuffled, facts)
+def make_row(part: Part, number: int, verdict: JudgedClip, facts: dict[str, float]) -> Row:
+    """Make the row of a judged clip."""
+    shuffled = judge(verdict.found, part.other_case(number).clauses)
+    return Row(part.captions, part.way, number, verdict.case.prompt, verdict.seed, verdict.holds, shuffled, facts)
 
 
 # --- results
 
 
-def verdicts_of(parts: Sequence[Part], rows: Mapping[Key, Row]) -> Verdicts:
-    """Which clauses hold in the clips of each part, and in the default's under the captions of others."""
-    found: Verdicts = {name: {} for name in (HELD_OUT, NEW, BY_HAND, NEW_WORDS)}
+def collect_verdicts(parts: Sequence[Part], rows: Mapping[Key, Row]) -> Verdicts:
+    """Collect the clauses that hold in the clips of each part, and in the default's under the captions of others."""
+    verdicts: Verdicts = {name: {} for name in (HELD_OUT, NEW_COMBINATIONS, BY_HAND, NEW_WORDS)}
     for part in parts:
-        own = [rows[part.captions, part.way, number] for number in range(len(part.cases) * part.num_seeds)]
-        found[part.captions][part.way] = [(part.case(row.number), row.holds) for row in own]
+        part_rows = [rows[part.captions, part.way, number] for number in range(len(part.cases) * part.num_seeds)]
+        verdicts[part.captions][part.way] = [(part.case(row.number), row.holds) for row in part_rows]
         if part.way == DEFAULT:
-            found[part.captions][SHUFFLED] = [(part.other_case(row.number), row.shuffled) for row in own]
-    order = [*made_ways(found), AFTER_VAE, OWN, SHUFFLED]
-    return {name: {way: ways[way] for way in order if way in ways} for name, ways in found.items()}
+            verdicts[part.captions][SHUFFLED] = [(part.other_case(row.number), row.shuffled) for row in part_rows]
+    order = [*sampled_ways(verdicts), AFTER_VAE, OWN, SHUFFLED]
+    return {name: {way: ways[way] for way in order if way in ways} for name, ways in verdicts.items()}
 
 
-def made_ways(verdicts: Verdicts) -> list[str]:
-    """The ways in which the checkpoint made clips, the default first."""
+def sampled_ways(verdicts: Verdicts) -> list[str]:
+    """List the ways in which the checkpoint made clips, the default first."""
     return [way for way in verdicts[HELD_OUT] if way not in (AFTER_VAE, OWN, SHUFFLED)]
 
 
-def count_aim(aim: Aim, verdicts: Sequence[Verdict]) -> Count:
-    """The clips in which the clause of an aim holds, of those that it is asked of."""
-    asked = [(case, held) for case, held in verdicts if aim.clause in held and aim.asked(case.clauses)]
-    return count_clips([(case.prompt, held[aim.clause]) for case, held in asked])
+def count_aim(aim: Aim, verdicts: Sequence[Verdict]) -> Proportion:
+    """Count the clips in which an aim's clause holds, of those that it applies to."""
+    applicable = [(case, holds) for case, holds in verdicts if aim.clause in holds and aim.applies(case.clauses)]
+    return count_clips([(case.prompt, holds[aim.clause]) for case, holds in applicable])
 
 
-def floors_of(verdicts: Verdicts, vae: Mapping[str, float]) -> list[dict[str, object]]:
-    """The table of aims: what was wanted, what is, and whether that is enough; None where no clip was asked."""
-    found: list[dict[str, object]] = [
+def compare_with_floors(verdicts: Verdicts, vae: Mapping[str, float]) -> list[dict[str, object]]:
+    """Compare every share with its floor; met is None where no clip has the clause."""
+    comparisons: list[dict[str, object]] = [
         {"name": name, "least": least, "value": vae[fact], "met": vae[fact] >= least} for name, fact, least in VAE_AIMS
     ]
     for aim in AIMS:
@@ -324,33 +332,36 @@ def floors_of(verdicts: Verdicts, vae: Mapping[str, float]) -> list[dict[str, ob
         share = counts[DEFAULT].share if counts[DEFAULT].num else None
         measured = {way: count_as_json(number) for way, number in counts.items()}
         met = None if share is None else share >= aim.least
-        found.append({"name": aim.name, "least": aim.least, "value": share, "met": met, "measured": measured})
-    return found
+        comparisons.append({"name": aim.name, "least": aim.least, "value": share, "met": met, "measured": measured})
+    return comparisons
 
 
-def facts_of(rows: Mapping[Key, Row], way: str, name: str) -> list[float]:
-    """A fact of all clips that were made in a way."""
+def collect_facts(rows: Mapping[Key, Row], way: str, name: str) -> list[float]:
+    """Collect a fact of all clips that were made in one way."""
     return [row.facts[name] for row in rows.values() if row.way == way]
 
 
-def result_of(parts: Sequence[Part], rows: Mapping[Key, Row]) -> dict[str, object]:
-    """All numbers; of the VAE the means, of seconds the medians over clips."""
-    verdicts = verdicts_of(parts, rows)
-    vae = {fact: round(statistics.fmean(facts_of(rows, AFTER_VAE, fact)), 3) for _, fact, _ in VAE_AIMS}
-    seconds = {way: round(statistics.median(facts_of(rows, way, "seconds")), 3) for way in made_ways(verdicts)}
+def summarise_rows(parts: Sequence[Part], rows: Mapping[Key, Row]) -> dict[str, object]:
+    """Summarise all rows: means of the VAE's measures, medians of the seconds a clip."""
+    verdicts = collect_verdicts(parts, rows)
+    vae = {fact: round(statistics.fmean(collect_facts(rows, AFTER_VAE, fact)), 3) for _, fact, _ in VAE_AIMS}
+    seconds = {way: round(statistics.median(collect_facts(rows, way, "seconds")), 3) for way in sampled_ways(verdicts)}
     return {
-        "vae": {**vae, "clips": len(facts_of(rows, AFTER_VAE, "psnr_db"))},
+        "vae": {**vae, "clips": len(collect_facts(rows, AFTER_VAE, "psnr_db"))},
         "seconds_a_clip": seconds,
-        "floors": floors_of(verdicts, vae),
+        "floors": compare_with_floors(verdicts, vae),
         "scores": {
-            name: {way: {clause: count_as_json(number) for clause, number in count(ways[way]).items()} for way in ways}
+            name: {
+                way: {clause: count_as_json(number) for clause, number in count_clauses(ways[way]).items()}
+                for way in ways
+            }
             for name, ways in verdicts.items()
         },
     }
 
 
 def measure(model: Path, path: Path, *, num_clips: int, num_seeds: int, device: str = "cpu") -> dict[str, object]:
-    """Everything about a checkpoint; rows go to a file, those that are there already are taken from it."""
+    """Measure a checkpoint; rows go to a file, and those that are already in it are not made again."""
     if num_clips < 2 or num_seeds < 1:
         raise ValueError(f"--clips must be at least 2 and --seeds at least 1, got {num_clips} and {num_seeds}")
     if device != "cpu":
@@ -360,7 +371,7 @@ def measure(model: Path, path: Path, *, num_clips: int, num_seeds: int, device: 
     bench = Bench(model, num_clips, num_seeds, device)
     add_rows(bench, path, rows)
     settings = to_mapping(read_checkpoint_info(model).defaults)
-    return {**about, "settings": settings, "cores": CORES, **result_of(parts_here(bench), rows)}
+    return {**about, "settings": settings, "cores": CORES, **summarise_rows(load_parts(bench), rows)}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -376,13 +387,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     model = find_checkpoint(args.model)
     write_result(args.out, measure(model, args.rows, num_clips=args.clips, num_seeds=args.seeds, device=args.device))
-    args.rows.replace(args.rows.with_suffix(".done.jsonl"))  # the next run measures anew, by the judge of its day
+    args.rows.replace(args.rows.with_suffix(".done.jsonl"))  # so that the next run measures anew, with its own judge
     result = json.loads(args.out.read_text(encoding="utf-8"))
-    tables = {"mini": readme.mini(result), "clauses": readme.clauses(result)}
+    tables = {"mini": readme.mini_table(result), "clauses": readme.clauses_table(result)}
     print("\n\n".join(tables.values()))
     if args.write:
         for page in readme.PAGES:
-            readme.write(page, tables)
+            readme.write_tables(page, tables)
 
 
 if __name__ == "__main__":

@@ -1,13 +1,13 @@
-"""One mixed folder, three loaders: packed, padded with a mask, and buckets, in turn on the same small model.
+"""Race three loaders on one mixed folder: packed, padded with a mask, and buckets, in turn on the same small model.
 
     videogen bench packing [--minutes 3]  ->  assets/bench/packing.json
 
-The loaders are told apart by their plans alone (tests/bench/packing_plans.py): model, first weights, optimiser, noise
-levels, loss, latents and the memory of a batch are the same, and so, as nearly as whole batches allow, is the data of
-an optimiser step: a loader whose batches hold less adds up the gradient of several. They take turns of a few seconds on
-one core, counted in processor time, so that whatever else the machine does hits all alike (a second thread that waits
-would be counted as work); rates are medians over the turns, and their ratios are what to compare. A batch is computed
-at once, a pack in parts of as many tokens as a CPU does fastest, as our training does; those of others are no larger.
+The loaders differ in their plans alone (tests/bench/packing_plans.py). They share the model, its first weights, the
+optimiser, noise levels, loss, latents and the memory of a batch and, as nearly as whole batches allow, the data of an
+optimiser step: a loader whose batches hold less adds up the gradient of several. They take turns of a few seconds on
+one core, counted in processor time, so that the machine's other work slows all alike; a second thread that waits would
+be counted as work. Rates are medians over the turns, and their ratios are what to compare. A batch is computed in one
+pass, a pack in passes of as many tokens as a CPU computes fastest, as in training; other batches are no larger.
 """
 
 from __future__ import annotations
@@ -31,30 +31,30 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from tests.bench.packing_attention import grouped_attention
+from tests.bench.packing_attention import measure_attention
 from tests.bench.packing_plans import (
     Plan,
     Shape,
-    best_buckets,
-    bucketed,
-    facts,
-    kept,
+    choose_buckets,
+    measure_plan,
     mixed_sources,
-    native,
-    packed,
-    padded,
+    native_shape,
+    plan_buckets,
+    plan_packed,
+    plan_padded,
     simulate,
+    visible_pixels,
 )
-from videogen.data.folder import cover
+from videogen.data.folder import scale_and_crop
 from videogen.models import attention
 from videogen.models.dit import VideoDiT
 from videogen.models.rope import Rotary, rotary
-from videogen.models.text_encoder import embed_prompts, load_text
-from videogen.models.vae import VideoVAE, to_patches
+from videogen.models.text_encoder import embed_prompts, load_tokenizer_and_encoder
+from videogen.models.vae import VideoVAE, frames_to_patches
 from videogen.packing.noise import NoiseLevels, step_generator
 from videogen.packing.packs import Lengths, PackedVideo, pack, pack_texts
 from videogen.toybox import caption, draw_scene, render
-from videogen.training.flow_matching import FlowTask, draw_levels, draw_task, drop_captions, flow_error
+from videogen.training.flow_matching import FlowTask, drop_captions, flow_loss, sample_levels, sample_task
 from videogen.training.trainer import CPU_PASS_TOKENS
 
 Facts = dict[str, object]
@@ -72,34 +72,34 @@ class Folder:
     latents: dict[tuple[int, Shape], Tensor] = field(default_factory=dict)
 
     def scene(self, i: int):  # noqa: ANN201
-        """What is in a clip."""
+        """Draw the scene of a clip."""
         width, height, frames = self.sources[i]
         return draw_scene(self.seeds[i], sizes=((width, height),), lengths=(frames,))
 
     @torch.no_grad()
     def encode(self, i: int, shapes: Collection[Shape]) -> None:
-        """Make a clip's latents at some shapes, before the clock runs."""
+        """Encode a clip at some shapes, before the clock runs."""
         assert self.vae is not None
-        drawn = torch.from_numpy(np.ascontiguousarray(render(self.scene(i))))
+        frames = torch.from_numpy(np.ascontiguousarray(render(self.scene(i))))
         for shape in shapes:
-            video = cover(drawn[: shape.frames], shape.width, shape.height)
+            video = scale_and_crop(frames[: shape.frames], shape.width, shape.height)
             self.latents[i, shape] = self.vae.encode(video[None])[0]
 
 
 def draw_folder(num: int) -> Folder:
-    """Toybox clips of mixed sizes, and a linear encoder made for them."""
+    """Draw toybox clips of mixed sizes, and initialise a linear encoder for them."""
     folder = Folder(mixed_sources(num), list(range(num)))
-    some = []
+    sample = []
     for i in range(0, num, max(1, num // 60)):
-        shape = native(folder.sources[i], 48)
-        drawn = torch.from_numpy(np.ascontiguousarray(render(folder.scene(i))))[: shape.frames]
-        some.append(cover(drawn, shape.width, shape.height))
-    padded_clips = (torch.cat([clip[:, :1].expand(-1, 3, -1, -1), clip], dim=1) for clip in some)
-    patches = [to_patches(rearrange(clip, "c t h w -> 1 t c h w")) for clip in padded_clips]
+        shape = native_shape(folder.sources[i], 48)
+        frames = torch.from_numpy(np.ascontiguousarray(render(folder.scene(i))))[: shape.frames]
+        sample.append(scale_and_crop(frames, shape.width, shape.height))
+    padded_clips = (torch.cat([clip[:, :1].expand(-1, 3, -1, -1), clip], dim=1) for clip in sample)
+    patches = [frames_to_patches(rearrange(clip, "c t h w -> 1 t c h w")) for clip in padded_clips]
     folder.vae = vae = VideoVAE(CHANNELS, width=8, linear_encoder=True).eval()
     vae.init_weights(torch.cat([rearrange(x, "1 t p h w -> (t h w) p") for x in patches]))
     with torch.no_grad():
-        values = torch.cat([vae.posterior(clip[None]).mean[0].flatten(1) for clip in some], dim=1)
+        values = torch.cat([vae.posterior(clip[None]).mean[0].flatten(1) for clip in sample], dim=1)
     vae.register_to_config(latents_mean=values.mean(1).tolist(), latents_std=values.std(1).tolist())
     return folder
 
@@ -108,48 +108,48 @@ def draw_folder(num: int) -> Folder:
 
 
 class PaddedVideo(PackedVideo):
-    """Clips whose tokens are followed by zeros up to the longest one's."""
+    """Clips whose tokens are followed by zeros up to the longest clip's length."""
 
     @property
     def lengths(self) -> Lengths:
-        """All alike."""
-        own = super().lengths
-        return (max(own),) * len(own)
+        """The longest clip's length for every clip."""
+        lengths = super().lengths
+        return (max(lengths),) * len(lengths)
 
 
-def places(own: Lengths) -> Tensor:
-    """For every place of a padded batch, (b * longest): the row it has in the pack, or one past the end."""
-    starts = torch.tensor((0, *own[:-1])).cumsum(0)
-    steps, lengths = torch.arange(max(own)), torch.tensor(own)
-    return torch.where(steps < lengths[:, None], starts[:, None] + steps, sum(own)).flatten()
+def padded_row_indices(lengths: Lengths) -> Tensor:
+    """Index the pack's rows by the padded batch's, (b * longest); padding has the index one past the end."""
+    starts = torch.tensor((0, *lengths[:-1])).cumsum(0)
+    steps, length_column = torch.arange(max(lengths)), torch.tensor(lengths)
+    return torch.where(steps < length_column[:, None], starts[:, None] + steps, sum(lengths)).flatten()
 
 
 def pad_rows(x: Tensor, rows: Tensor) -> Tensor:
-    """Rows of a pack as those of a padded batch, zeros past a clip's end."""
+    """Turn rows of a pack into those of a padded batch, with zeros past a clip's end."""
     return torch.cat([x, x.new_zeros(1, *x.shape[1:])])[rows]
 
 
 def pad_task(task: FlowTask) -> FlowTask:
-    """The same task as a padded batch; what is padding has no weight in the loss."""
-    rows = places(task.clean.lengths)
+    """Turn a task into a padded batch, whose padding has no weight in the loss."""
+    rows = padded_row_indices(task.clean.lengths)
     return FlowTask(
         PaddedVideo(pad_rows(task.clean.tokens, rows), task.clean.grids, task.clean.patch),
         pad_rows(task.noise, rows),
         NoiseLevels(task.levels.values, pad_rows(task.levels.index, rows)),
         task.text,
         pad_rows(task.weight, rows),
-        task.total,
+        task.total_weight,
     )
 
 
 @contextlib.contextmanager
-def masked(own: Lengths) -> Iterator[None]:
-    """The network sees a padded batch: one attention call under a key mask, rotary tables with rows for the padding."""
-    rows = places(own)
-    mask = rearrange(rows < sum(own), "(b n) -> b 1 1 n", b=len(own))
+def padded_attention(lengths: Lengths) -> Iterator[None]:
+    """Let the network see a padded batch: one attention call under a key mask, rotary tables with padding rows."""
+    rows = padded_row_indices(lengths)
+    mask = rearrange(rows < sum(lengths), "(b n) -> b 1 1 n", b=len(lengths))
 
-    def attend_masked(q: Tensor, k: Tensor, v: Tensor, lengths: Lengths) -> Tensor:
-        batch = (rearrange(x, "(b n) heads e -> b heads n e", b=len(lengths)) for x in (q, k, v))
+    def attend_masked(q: Tensor, k: Tensor, v: Tensor, padded_lengths: Lengths) -> Tensor:
+        batch = (rearrange(x, "(b n) heads e -> b heads n e", b=len(padded_lengths)) for x in (q, k, v))
         return rearrange(F.scaled_dot_product_attention(*batch, attn_mask=mask), "b heads n e -> (b n) heads e")
 
     def padded_rotary(*args: object, **options: object) -> Rotary:
@@ -162,24 +162,24 @@ def masked(own: Lengths) -> Iterator[None]:
         yield
 
 
-def error_of(dit: VideoDiT, task: FlowTask, *, padded: bool) -> Tensor:
-    """The loss of a task, as a pack or as a padded batch."""
+def task_loss(dit: VideoDiT, task: FlowTask, *, padded: bool) -> Tensor:
+    """Compute the loss of a task, as a pack or as a padded batch."""
     if not padded:
-        return flow_error(dit, task)
-    with masked(task.clean.lengths):
-        return flow_error(dit, pad_task(task))
+        return flow_loss(dit, task)
+    with padded_attention(task.clean.lengths):
+        return flow_loss(dit, pad_task(task))
 
 
 # --- the race
 
 
-def is_full(tokens: int, more: int) -> bool:
-    """Whether an optimiser step on so many tokens is nearer to the budget without the next batch than with it."""
+def is_step_full(tokens: int, more: int) -> bool:
+    """True if an optimiser step on so many tokens is nearer to the budget without the next batch than with it."""
     return tokens > 0 and abs(BUDGET - tokens) < abs(BUDGET - tokens - more)
 
 
 class Runner:
-    """A loader with a model of its own: trains in turns and keeps count."""
+    """A loader with a model of its own, which trains in turns and counts."""
 
     def __init__(self, name: str, plan: Callable[[int], Plan], folder: Folder, texts: Sequence[Tensor]) -> None:
         self.name, self.plan, self.folder, self.texts = name, plan, folder, texts
@@ -190,7 +190,7 @@ class Runner:
         self.rates: list[tuple[float, float]] = []
 
     def stream(self) -> Iterator[tuple[Plan, list[int]]]:
-        """Batches without end, epoch by epoch."""
+        """Yield batches without end, epoch by epoch."""
         for epoch in count():
             plan = self.plan(epoch)
             if not plan.batches:
@@ -199,34 +199,34 @@ class Runner:
                 yield plan, batch
 
     def task(self, plan: Plan, batch: list[int], step: int, drop: float = 0.1) -> FlowTask:
-        """A batch with its noise: what all three loaders ask of the network, in the same words."""
+        """Build a batch's task with its noise; a task depends on nothing else of a loader."""
         generator = step_generator(0, step)
         clean = pack([self.folder.latents[i, plan.shapes[i]] for i in batch], (1, 2, 2))
         words = drop_captions([str(i) for i in batch], drop, generator)
         text = pack_texts([self.texts[int(word) if word else -1] for word in words])
-        levels = draw_levels(clean, {"nothing": 1.0}, base_tokens=BASE_TOKENS, uniform=0.1, generator=generator)
-        return draw_task(clean, text, levels, base_tokens=BASE_TOKENS, generator=generator)
+        levels = sample_levels(clean, {"nothing": 1.0}, base_tokens=BASE_TOKENS, uniform=0.1, generator=generator)
+        return sample_task(clean, text, levels, base_tokens=BASE_TOKENS, generator=generator)
 
     def turn(self, seconds: float) -> None:
-        """Train for some seconds; keep the useful tokens and the source pixels of each of them."""
+        """Train for some seconds, and record the useful tokens and the source pixels a second."""
         began, tokens, pixels = time.process_time(), 0, 0.0
         self.model.train()
         while (elapsed := time.process_time() - began) < seconds:
             plan, batch = next(self.batches)
-            if is_full(self.in_gradient, plan.useful(batch)):
+            if is_step_full(self.in_gradient, plan.useful(batch)):
                 self.update()
             task = self.task(plan, batch, self.num_batches)
-            for part in task.parts(CPU_PASS_TOKENS) if self.name == "packed" else [task]:  # as training does
-                (error_of(self.model, part, padded=plan.padded) * (plan.useful(batch) / BUDGET)).backward()
+            for part in task.micro_batches(CPU_PASS_TOKENS) if self.name == "packed" else [task]:  # as in training
+                (task_loss(self.model, part, padded=plan.padded) * (plan.useful(batch) / BUDGET)).backward()
             self.num_batches += 1
             self.in_gradient += plan.useful(batch)
             tokens += plan.useful(batch)
-            pixels += sum(kept(self.folder.sources[i], plan.shapes[i]) for i in batch)
+            pixels += sum(visible_pixels(self.folder.sources[i], plan.shapes[i]) for i in batch)
         self.seconds += elapsed
         self.rates.append((tokens / elapsed, pixels / elapsed))
 
     def update(self) -> None:
-        """An optimiser step on what has come together."""
+        """Take an optimiser step on the gradient so far."""
         for group in self.optimizer.param_groups:
             group["lr"] = LR * min(1.0, (self.step + 1) / 20)
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
@@ -236,16 +236,16 @@ class Runner:
 
     @torch.no_grad()
     def held_out_loss(self, plan: Plan) -> float:
-        """The flow loss on clips that no loader has trained on, at the same noise for every loader."""
+        """Compute the flow loss on clips that no loader trains on, at the same noise for every loader."""
         self.model.eval()
         tasks = (self.task(plan, batch, -1 - number, drop=0.0) for number, batch in enumerate(plan.batches))
-        losses = [flow_error(self.model, task) for task in tasks]
+        losses = [flow_loss(self.model, task) for task in tasks]
         weights = [plan.useful(batch) for batch in plan.batches]
         return sum(loss.item() * weight for loss, weight in zip(losses, weights, strict=True)) / sum(weights)
 
 
 def new_model(text_dim: int) -> VideoDiT:
-    """Four blocks as wide as the default checkpoint's, from the same first weights each time."""
+    """Build four blocks as wide as the default checkpoint's, with the same first weights each time."""
     torch.manual_seed(0)
     model = VideoDiT(
         num_attention_heads=4, attention_head_dim=64, in_channels=CHANNELS, out_channels=CHANNELS,
@@ -256,28 +256,28 @@ def new_model(text_dim: int) -> VideoDiT:
 
 
 def race(folder: Folder, num_held: int, minutes: float, turn_seconds: float = 6.0) -> dict[str, object]:
-    """Give each loader its share of the minutes, a turn at a time, and tell what came of it."""
-    tokenizer, encoder = load_text(ROOT / "assets" / "mini")
-    words = [caption(folder.scene(i), folder.seeds[i]) for i in range(len(folder.sources))]
-    texts = embed_prompts([*words, ""], tokenizer, encoder)
-    num = len(folder.sources) - num_held
-    sources = folder.sources[:num]
-    shapes = [native(source, MAX_TOKENS // (1 + (source.frames - 1) // 4)) for source in folder.sources]
+    """Give each loader its share of the minutes, a turn at a time, and measure it."""
+    tokenizer, encoder = load_tokenizer_and_encoder(ROOT / "assets" / "mini")
+    captions = [caption(folder.scene(i), folder.seeds[i]) for i in range(len(folder.sources))]
+    texts = embed_prompts([*captions, ""], tokenizer, encoder)
+    num_train = len(folder.sources) - num_held
+    sources = folder.sources[:num_train]
+    shapes = [native_shape(source, MAX_TOKENS // (1 + (source.frames - 1) // 4)) for source in folder.sources]
     area = round(statistics.mean(shape.width * shape.height for shape in shapes))
-    buckets = best_buckets(sources, area, budget=BUDGET)
+    buckets = choose_buckets(sources, area, budget=BUDGET)
     options = {"budget": BUDGET, "ranks": 1}
     plans: dict[str, Callable[[int], Plan]] = {
-        "packed": lambda seed: packed(shapes[:num], seed=seed, **options),
-        "padded": lambda seed: padded(shapes[:num], seed=seed, **options),
-        "buckets": lambda seed: bucketed(sources, buckets, seed=seed, **options),
+        "packed": lambda seed: plan_packed(shapes[:num_train], seed=seed, **options),
+        "padded": lambda seed: plan_padded(shapes[:num_train], seed=seed, **options),
+        "buckets": lambda seed: plan_buckets(sources, buckets, seed=seed, **options),
     }
     runners = [Runner(name, plan, folder, texts) for name, plan in plans.items()]
     in_buckets = [buckets.shape_of(source) or shape for source, shape in zip(folder.sources, shapes, strict=True)]
-    for i, both in enumerate(zip(shapes, in_buckets, strict=True)):
-        folder.encode(i, set(both))
+    for i, pair in enumerate(zip(shapes, in_buckets, strict=True)):
+        folder.encode(i, set(pair))
     check_padding(runners[0], plans["padded"](0))
-    held = range(num, len(folder.sources))
-    tests = {"native": few_at_a_time(shapes, held), "in_buckets": few_at_a_time(in_buckets, held)}
+    held_out = range(num_train, len(folder.sources))
+    tests = {"native": plan_small_batches(shapes, held_out), "in_buckets": plan_small_batches(in_buckets, held_out)}
     for _ in range(max(2, round(60 * minutes / turn_seconds / len(runners)))):
         for runner in runners:
             runner.turn(turn_seconds)
@@ -286,7 +286,7 @@ def race(folder: Folder, num_held: int, minutes: float, turn_seconds: float = 6.
         tokens, pixels = map(statistics.median, zip(*runner.rates[1:], strict=True))  # the first turn warms up
         losses = {f"held_out_loss_{name}": round(runner.held_out_loss(plan), 4) for name, plan in tests.items()}
         rows[runner.name] = {
-            **facts(runner.plan(0), sources, 1, BUDGET),
+            **measure_plan(runner.plan(0), sources, 1, BUDGET),
             "useful_tokens_per_second": round(tokens),
             "source_pixels_per_second": round(pixels),
             "steps": runner.step,
@@ -294,44 +294,46 @@ def race(folder: Folder, num_held: int, minutes: float, turn_seconds: float = 6.
             **losses,
         }
     return {
-        "clips": num,
+        "clips": num_train,
         "held_out": num_held,
         "sizes_and_lengths": len(set(sources)),
-        "shapes_trained_on": len(set(shapes[:num])),
-        "tokens_a_clip": [min(s.tokens for s in shapes[:num]), max(s.tokens for s in shapes[:num])],
+        "shapes_trained_on": len(set(shapes[:num_train])),
+        "tokens_a_clip": [min(s.tokens for s in shapes[:num_train]), max(s.tokens for s in shapes[:num_train])],
         "token_budget": BUDGET,
         "bucket_frames": buckets.frames,
         "bucket_sizes": sorted({tuple(s[:2]) for s in map(buckets.shape_of, sources) if s}),
         "loaders": rows,
-        "ratios": ratios(runners),
+        "ratios": compare_rates(runners),
     }
 
 
-def few_at_a_time(shapes: Sequence[Shape], clips: Sequence[int]) -> Plan:
-    """Clips in small batches of their own order: the noise of each is the same for every loader."""
+def plan_small_batches(shapes: Sequence[Shape], clips: Sequence[int]) -> Plan:
+    """Plan small batches of clips in their own order, so that the noise of each is the same for every loader."""
     return Plan(list(shapes), [list(clips[i : i + 4]) for i in range(0, len(clips), 4)])
 
 
-def ratios(runners: Sequence[Runner]) -> dict[str, float]:
-    """Packed against the others: the median over the turns of the ratio of neighbouring turns."""
-    ours, others = runners[0], runners[1:]
-    found = {}
+def compare_rates(runners: Sequence[Runner]) -> dict[str, float]:
+    """Compare packed with the others: the median over the turns of the ratio of neighbouring turns."""
+    packed, others = runners[0], runners[1:]
+    ratios = {}
     for other in others:
-        for place, what in enumerate(("useful_tokens", "source_pixels")):
-            pairs = zip(ours.rates[1:], other.rates[1:], strict=True)
-            found[f"{what}_over_{other.name}"] = round(statistics.median(a[place] / b[place] for a, b in pairs), 3)
-    return found
+        for column, measure in enumerate(("useful_tokens", "source_pixels")):
+            pairs = zip(packed.rates[1:], other.rates[1:], strict=True)
+            ratios[f"{measure}_over_{other.name}"] = round(
+                statistics.median(a[column] / b[column] for a, b in pairs), 3
+            )
+    return ratios
 
 
 def check_padding(runner: Runner, plan: Plan) -> None:
-    """The padded batch must be the same mathematics: its loss is the pack's."""
+    """Check that the padded batch has the pack's loss."""
     model = runner.model
     with torch.no_grad():
         for weight in model.parameters():
             weight.add_(0.02 * torch.randn(weight.shape, generator=step_generator(0, weight.numel())))
         task = runner.task(plan, plan.batches[0], 0)
-        one, other = (error_of(model, task, padded=padded).item() for padded in (False, True))
-    assert abs(one - other) < 1e-4 * one, f"padded {other}, packed {one}"
+        packed_loss, padded_loss = (task_loss(model, task, padded=padded).item() for padded in (False, True))
+    assert abs(packed_loss - padded_loss) < 1e-4 * packed_loss, f"padded {padded_loss}, packed {packed_loss}"
     model.load_state_dict(new_model(runner.texts[0].shape[1]).state_dict())
 
 
@@ -339,20 +341,20 @@ ROWS = ("fill", "padding", "dropped", "pixels_lost", "useful_tokens_per_second",
 ROWS += ("held_out_loss_native", "held_out_loss_in_buckets")
 
 
-def table(race: Facts, attention_ratios: Facts, simulated: Sequence[Facts]) -> str:
-    """What came of it: the race, a column a loader; fill and balance of the packs on 64 ranks."""
+def format_table(race: Facts, attention_ratios: Facts, simulated: Sequence[Facts]) -> str:
+    """Format the race, a column a loader, and fill and balance of the packs on 64 ranks."""
     loaders: dict[str, Facts] = race["loaders"]  # type: ignore[assignment]
     lines = [f"{'':26}" + "".join(f"{name:>12}" for name in loaders)]
     for name in ROWS:
         values = [row[name] for row in loaders.values()]
-        form = ",.0f" if "second" in name else ".4f" if "loss" in name else ".1%"
-        lines.append(f"{name:26}" + "".join(f"{value:>12{form}}" for value in values))
+        number_format = ",.0f" if "second" in name else ".4f" if "loss" in name else ".1%"
+        lines.append(f"{name:26}" + "".join(f"{value:>12{number_format}}" for value in values))
     lines += [f"packed over the others, {name}: {value}" for name, value in race["ratios"].items()]  # type: ignore[union-attr]
     lines += [f"attention over an equal batch, {name}: {value}" for name, value in attention_ratios.items()]
     for row in simulated:
         if row["ranks"] == 64 and row["loader"] == "packed":
-            where = f"{row['data']:7} {row['budget']:>6} tokens, 64 ranks"
-            lines.append(f"{where}: fill {row['fill']:.1%}, balance {row['balance_tokens']:.1%}")
+            setting = f"{row['data']:7} {row['budget']:>6} tokens, 64 ranks"
+            lines.append(f"{setting}: fill {row['fill']:.1%}, balance {row['balance_tokens']:.1%}")
     return "\n".join(lines)
 
 
@@ -364,14 +366,14 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     threads = f"{torch.get_num_threads()} thread{'s' if torch.get_num_threads() > 1 else ''}"
-    alone, simulated = grouped_attention(BUDGET, MAX_TOKENS), simulate()
-    raced = race(draw_folder(args.clips), 60, args.minutes)
-    print(table(raced, alone, simulated))
+    attention_ratios, simulated = measure_attention(BUDGET, MAX_TOKENS), simulate()
+    race_result = race(draw_folder(args.clips), 60, args.minutes)
+    print(format_table(race_result, attention_ratios, simulated))
     result = {
         "machine": f"{platform.machine()}, {threads}, torch {torch.__version__}",
         "date": date.today().isoformat(),
-        "grouped_attention": alone,
-        "race": raced,
+        "grouped_attention": attention_ratios,
+        "race": race_result,
         "simulated": simulated,
     }
     (ROOT / "assets" / "bench" / "packing.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")

@@ -1,8 +1,8 @@
-"""Three ways to make training steps of clips of all sizes, as plans: which clips go together, at which size.
+"""Plan training steps of clips of all sizes in three ways: which clips go together, at which size.
 
-    Sources (width, height, frames), token budget, ranks  ->  Plan: shapes, batches, clips dropped
+    Shapes (width, height, frames), token budget, ranks  ->  Plan: shapes, batches, clips dropped
 
-Nothing is read and no network is run, so that data sets of any size can be simulated (`mixes`, `simulate`).
+Nothing is read and no network is run, so that data sets of any size can be simulated (`MIXES`, `simulate`).
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from itertools import product
 from typing import NamedTuple
 
 from videogen.data.folder import fit_size
-from videogen.packing.bin_packing import deal, plan_packs
+from videogen.packing.bin_packing import balance_ranks, plan_packs
 
 CELL, STRIDE = 16, 4  # pixels and frames of a token
 
 
 class Shape(NamedTuple):
-    """Pixels and frames of a clip: as its file has them, or as it is trained on."""
+    """Width, height and frames of a clip, as its file has them or as it is trained on."""
 
     width: int
     height: int
@@ -29,62 +29,63 @@ class Shape(NamedTuple):
 
     @property
     def tokens(self) -> int:
-        """At a size that the patches divide."""
+        """The number of tokens, at a size that the patches divide."""
         return (self.width // CELL) * (self.height // CELL) * (1 + (self.frames - 1) // STRIDE)
 
     @property
     def pixels(self) -> int:
-        """Over all frames."""
+        """The number of pixels over all frames."""
         return self.width * self.height * self.frames
 
 
 class Plan(NamedTuple):
-    """One epoch: each clip's shape, and batches of clip numbers; the clips of no batch are dropped."""
+    """One epoch: each clip's shape, and batches of clip numbers; clips in no batch are dropped."""
 
     shapes: list[Shape]
     batches: list[list[int]]
     padded: bool = False
 
     def useful(self, batch: Sequence[int]) -> int:
-        """Tokens of a batch that belong to a clip."""
+        """Count the tokens of a batch that belong to a clip."""
         return sum(self.shapes[i].tokens for i in batch)
 
     def lengths(self, batch: Sequence[int]) -> list[int]:
-        """Tokens that are computed for each clip of a batch."""
-        own = [self.shapes[i].tokens for i in batch]
-        return [max(own)] * len(own) if self.padded else own
+        """Count the tokens that are computed for each clip of a batch."""
+        tokens = [self.shapes[i].tokens for i in batch]
+        return [max(tokens)] * len(tokens) if self.padded else tokens
 
     def dropped(self) -> int:
-        """Clips that no batch has."""
+        """Count the clips that no batch has."""
         return len(self.shapes) - len({i for batch in self.batches for i in batch})
 
 
-def kept(source: Shape, target: Shape) -> float:
-    """Source pixels that a clip's shape shows: the frame is scaled to cover it, what sticks out is cropped."""
+def visible_pixels(source: Shape, target: Shape) -> float:
+    """Count the source pixels that a clip's shape shows: the frame is scaled to cover it and then cropped."""
     scale = max(target.width / source.width, target.height / source.height)
     area = (target.width / scale) * (target.height / scale)
     return min(area, source.width * source.height) * min(target.frames, source.frames)
 
 
-def native(source: Shape, max_cells: int) -> Shape:
-    """As videogen.data.folder does: shrunk to the room there is, to whole patches, and to 1 + 4k frames."""
+def native_shape(source: Shape, max_cells: int) -> Shape:
+    """Shrink a clip as videogen.data.folder does: to the most cells, to whole patches, and to 1 + 4k frames."""
     width, height = fit_size(source.width, source.height, cell=CELL, max_cells=max_cells)
     return Shape(width, height, 1 + (source.frames - 1) // STRIDE * STRIDE)
 
 
-def packed(shapes: Sequence[Shape], *, budget: int, ranks: int, seed: int) -> Plan:
-    """Ours: every clip at its own size, packs of at most budget tokens, dealt to the ranks, each every ranks-th."""
+def plan_packed(shapes: Sequence[Shape], *, budget: int, ranks: int, seed: int) -> Plan:
+    """Plan as videogen does: every clip at its own size, packs of at most budget tokens, balanced over the ranks."""
     lengths = [shape.tokens for shape in shapes]
     order = random.Random(seed).sample(range(len(shapes)), len(shapes))
     packs = plan_packs(lengths, budget=budget, order=order)
-    return Plan(list(shapes), list(deal(packs, lambda clips: sum(lengths[i] ** 2 for i in clips), ranks, steps=8)))
+    return Plan(
+        list(shapes), list(balance_ranks(packs, lambda clips: sum(lengths[i] ** 2 for i in clips), ranks, steps=8))
+    )
 
 
-def padded(shapes: Sequence[Shape], *, budget: int, ranks: int, seed: int) -> Plan:
-    """Every clip at its own size, so many at a time that the longest ones would fit, padded to the longest there is.
+def plan_padded(shapes: Sequence[Shape], *, budget: int, ranks: int, seed: int) -> Plan:
+    """Plan batches of clips at their own sizes, padded to the longest, so many that the longest ones would fit.
 
-    The masked batch that Open-Sora's report weighs against packing and Open-Sora-Plan's compares with buckets
-    (reference: peers.md A2).
+    This is the masked batch that Open-Sora's report weighs against packing and Open-Sora-Plan's compares with buckets.
     """
     order = random.Random(seed).sample(range(len(shapes)), len(shapes))
     size = budget // max(shape.tokens for shape in shapes)
@@ -92,7 +93,7 @@ def padded(shapes: Sequence[Shape], *, budget: int, ranks: int, seed: int) -> Pl
 
 
 class Buckets(NamedTuple):
-    """What the user of a bucketing trainer writes in its config."""
+    """The buckets that a user of a bucketing trainer writes in its config."""
 
     area: int
     """Pixels of a frame: resolutions = [512] in diffusion-pipe."""
@@ -102,13 +103,13 @@ class Buckets(NamedTuple):
     """Aspect ratios from 0.5 to 2, evenly in the logarithm: the default there."""
 
     def shape_of(self, source: Shape) -> Shape | None:
-        """The nearest aspect ratio and the longest length that the clip has; none for a video shorter than all.
+        """Choose the nearest aspect ratio and the longest length that the clip has; None for a video shorter than all.
 
-        diffusion-pipe, utils/dataset.py; finetrainers likewise takes the nearest of the listed resolutions among the
-        lengths that the video has.
+        diffusion-pipe does so in utils/dataset.py; finetrainers likewise takes the nearest of the listed resolutions
+        among the lengths that the video has.
         """
         ratios = [0.5 * 4 ** (i / (self.aspects - 1)) for i in range(self.aspects)]
-        ratio = min(ratios, key=lambda one: abs(math.log(one * source.height / source.width)))
+        ratio = min(ratios, key=lambda ratio: abs(math.log(ratio * source.height / source.width)))
         width, height = math.sqrt(self.area * ratio), math.sqrt(self.area / ratio)
         lengths = [n for n in self.frames if n <= source.frames and (n > 1 or source.frames == 1)]
         if not lengths:
@@ -116,11 +117,11 @@ class Buckets(NamedTuple):
         return Shape(max(1, round(width / CELL)) * CELL, max(1, round(height / CELL)) * CELL, max(lengths))
 
 
-def bucketed(sources: Sequence[Shape], buckets: Buckets, *, budget: int, ranks: int, seed: int) -> Plan:
-    """Every clip in its bucket; a step takes one bucket on all ranks, and what fills no global batch is left out.
+def plan_buckets(sources: Sequence[Shape], buckets: Buckets, *, budget: int, ranks: int, seed: int) -> Plan:
+    """Plan every clip in its bucket; a step takes one bucket on all ranks, and an incomplete global batch is dropped.
 
-    As diffusion-pipe: one batch size for videos and one for images, the largest that fit the budget in every bucket;
-    which clips of a bucket are left out is the same in all epochs.
+    As in diffusion-pipe, videos and images have one batch size each, the largest that fits the budget in every bucket,
+    and the clips that a bucket drops are the same in all epochs.
     """
     shapes = [buckets.shape_of(source) for source in sources]
     members: dict[Shape, list[int]] = defaultdict(list)
@@ -132,23 +133,24 @@ def bucketed(sources: Sequence[Shape], buckets: Buckets, *, budget: int, ranks: 
     }
     batches = []
     for shape, clips in members.items():
-        own = random.Random(0).sample(clips, len(clips))
+        shuffled = random.Random(0).sample(clips, len(clips))
         size = budget // largest[shape.frames == 1] * ranks
-        batches += [own[i : i + size] for i in range(0, len(own) - size + 1, size)]
+        batches += [shuffled[i : i + size] for i in range(0, len(shuffled) - size + 1, size)]
     batches = random.Random(seed).sample(batches, len(batches))
     by_rank = [batch[rank::ranks] for batch in batches for rank in range(ranks)]
     return Plan([shape or source for shape, source in zip(shapes, sources, strict=True)], by_rank)
 
 
-def best_buckets(sources: Sequence[Shape], area: int, *, budget: int) -> Buckets:
-    """Of several configs that a user may write, the one whose batches show most of the folder's pixels."""
+def choose_buckets(sources: Sequence[Shape], area: int, *, budget: int) -> Buckets:
+    """Choose, of several configs that a user may write, the buckets that show most of the folder's pixels."""
     lengths = ((1, 33), (1, 17, 33), (1, 9, 17, 33), (1, 9, 17, 25, 33), (1, 5, 9, 17, 25, 33))
     choices = [Buckets(area, frames, aspects) for frames, aspects in product(lengths, (3, 5, 7))]
 
-    def lost(buckets: Buckets) -> float:
-        return facts(bucketed(sources, buckets, budget=budget, ranks=1, seed=0), sources, 1, budget)["pixels_lost"]
+    def pixels_lost(buckets: Buckets) -> float:
+        plan = plan_buckets(sources, buckets, budget=budget, ranks=1, seed=0)
+        return measure_plan(plan, sources, 1, budget)["pixels_lost"]
 
-    return min(choices, key=lost)
+    return min(choices, key=pixels_lost)
 
 
 # --- data sets
@@ -158,98 +160,102 @@ SIZES = (
     (64, 48), (48, 64), (64, 64), (80, 64), (72, 72), (80, 80), (96, 54), (54, 96),
     (96, 72), (100, 60), (60, 110), (112, 64), (90, 90), (96, 96), (112, 96),
 )  # fmt: skip
-LENGTHS = (5, 8, 11, 14, 17, 22, 25, 29, 33)  # as files come: not all are 1 + 4k
+LENGTHS = (5, 8, 11, 14, 17, 22, 25, 29, 33)  # as in real folders, where not all are 1 + 4k
 
 
 def mixed_sources(num: int) -> list[Shape]:
-    """Sizes and lengths of a folder: any of the sizes; a third are images, as on a phone, the rest of any length."""
-    draw = random.Random(0)
-    return [Shape(*draw.choice(SIZES), 1 if draw.random() < 1 / 3 else draw.choice(LENGTHS)) for _ in range(num)]
+    """Sample the sizes and lengths of a folder: any of the sizes; a third are images, the rest of any length."""
+    rng = random.Random(0)
+    return [Shape(*rng.choice(SIZES), 1 if rng.random() < 1 / 3 else rng.choice(LENGTHS)) for _ in range(num)]
 
 
-def lognormal(draw: random.Random, mean: float, sigma: float, least: float, most: float) -> float:
-    """A duration with the given mean before it is cut to its range."""
-    return min(most, max(least, draw.lognormvariate(math.log(mean) - sigma**2 / 2, sigma)))
+def sample_duration(rng: random.Random, mean: float, sigma: float, least: float, most: float) -> float:
+    """Sample a log-normal duration, whose mean is given before it is cut to its range."""
+    return min(most, max(least, rng.lognormvariate(math.log(mean) - sigma**2 / 2, sigma)))
 
 
-def webvid(draw: random.Random) -> tuple[int, int, float]:
-    """WebVid (Bain et al. 2021): 18 s on average, previews of 596 x 336; the spread and the 4:3 share are assumed."""
-    width = 596 if draw.random() < 0.9 else 448
-    return width, 336, lognormal(draw, 18.0, 0.5, 3, 60)
+def sample_webvid(rng: random.Random) -> tuple[int, int, float]:
+    """Sample WebVid (Bain et al. 2021): 18 s on average, 596 x 336; the spread and the 4:3 share are assumed."""
+    width = 596 if rng.random() < 0.9 else 448
+    return width, 336, sample_duration(rng, 18.0, 0.5, 3, 60)
 
 
-def panda(draw: random.Random) -> tuple[int, int, float]:
-    """Panda-70M (Chen et al. 2024): 70.7 million clips, 167 thousand hours: 8.5 s, 720p; the spread is assumed."""
-    return 1280, 720, lognormal(draw, 8.5, 0.8, 1, 60)
+def sample_panda(rng: random.Random) -> tuple[int, int, float]:
+    """Sample Panda-70M (Chen et al. 2024): 70.7 million clips, 167,000 hours: 8.5 s, 720p; the spread is assumed."""
+    return 1280, 720, sample_duration(rng, 8.5, 0.8, 1, 60)
 
 
-def phone(draw: random.Random) -> tuple[int, int, float]:
-    """A phone's camera roll, all of it assumed: a third photos, most videos upright, from a second to minutes."""
-    if draw.random() < 0.35:
-        return (*draw.choice([(1440, 1920), (1920, 1440), (1080, 1080)]), 0.0)
-    upright = draw.random() < 0.65
-    return (1080, 1920, s) if (s := lognormal(draw, 15.0, 1.0, 1, 180)) and upright else (1920, 1080, s)
+def sample_phone(rng: random.Random) -> tuple[int, int, float]:
+    """Sample a phone's camera roll, all of it assumed: a third photos, most videos upright, of a second to minutes."""
+    if rng.random() < 0.35:
+        return (*rng.choice([(1440, 1920), (1920, 1440), (1080, 1080)]), 0.0)
+    is_upright, seconds = rng.random() < 0.65, sample_duration(rng, 15.0, 1.0, 1, 180)
+    return (1080, 1920, seconds) if is_upright else (1920, 1080, seconds)
 
 
-MIXES: dict[str, Callable[[random.Random], tuple[int, int, float]]] = {"webvid": webvid, "panda": panda, "phone": phone}
+MIXES: dict[str, Callable[[random.Random], tuple[int, int, float]]] = {
+    "webvid": sample_webvid,
+    "panda": sample_panda,
+    "phone": sample_phone,
+}
 FPS, MAX_SECONDS = 16, 10  # frames a second that are trained on, and the longest clip
 FRAME_BUCKETS = (1, 17, 33, 65, 97, 129, 161)  # finer than the two of diffusion-pipe's example
 
 
-def sources_of(mix: str, num: int, seed: int = 0) -> list[Shape]:
-    """Clips of a data set at the training frame rate, cut at the longest length."""
-    draw, found = random.Random(seed), []
+def sample_sources(mix: str, num: int, seed: int = 0) -> list[Shape]:
+    """Sample clips of a data set at the training frame rate, cut at the longest length."""
+    rng, sources = random.Random(seed), []
     for _ in range(num):
-        width, height, seconds = MIXES[mix](draw)
-        found.append(Shape(width, height, max(1, math.floor(min(seconds, MAX_SECONDS) * FPS))))
-    return found
+        width, height, seconds = MIXES[mix](rng)
+        sources.append(Shape(width, height, max(1, math.floor(min(seconds, MAX_SECONDS) * FPS))))
+    return sources
 
 
-def work(length: int, d: int = 1536, ffn: int = 8960) -> float:
-    """Operations of a block on one clip, in a network of Wan 1.3B's width: attention grows with the square."""
+def block_flop(length: int, d: int = 1536, ffn: int = 8960) -> float:
+    """Count the operations of a block on one clip at Wan 1.3B's width: attention grows with the square."""
     return length * (12 * d * d + 4 * d * ffn + 4 * d * length)
 
 
-def balance(plan: Plan, ranks: int, cost: Callable[[int], float]) -> float:
-    """How busy the ranks are on average while each step waits for its slowest."""
+def rank_balance(plan: Plan, ranks: int, cost: Callable[[int], float]) -> float:
+    """Compute how busy the ranks are on average while each step waits for its slowest."""
     costs = [sum(map(cost, plan.lengths(batch))) for batch in plan.batches]
     steps = [costs[i : i + ranks] for i in range(0, len(costs) - ranks + 1, ranks)]
     return sum(map(sum, steps)) / (ranks * sum(map(max, steps))) if steps else math.nan
 
 
 def simulate(num: int = 8_000) -> list[dict[str, object]]:
-    """Fill, balance and losses of the three loaders on three data sets, at three budgets and numbers of ranks."""
+    """Simulate fill, balance and losses of three loaders on three data sets, at three budgets and numbers of ranks."""
     rows = []
     for mix in MIXES:
-        sources = sources_of(mix, num)
+        sources = sample_sources(mix, num)
         for budget in (4096, 16384, 65536):
             cells = budget // 4 // (1 + (MAX_SECONDS * FPS - 1) // STRIDE)  # the longest clip takes a quarter of a pack
-            shapes = [native(source, cells) for source in sources]
+            shapes = [native_shape(source, cells) for source in sources]
             buckets = Buckets(cells * CELL**2, FRAME_BUCKETS)
             for ranks in (1, 8, 64):
                 options = {"budget": budget, "ranks": ranks, "seed": 1}
                 plans = {
-                    "packed": packed(shapes, **options),
-                    "padded": padded(shapes, **options),
-                    "buckets": bucketed(sources, buckets, **options),
+                    "packed": plan_packed(shapes, **options),
+                    "padded": plan_padded(shapes, **options),
+                    "buckets": plan_buckets(sources, buckets, **options),
                 }
                 for name, plan in plans.items():
                     setting = {"data": mix, "budget": budget, "ranks": ranks, "loader": name}
-                    rows.append(setting | facts(plan, sources, ranks, budget))
+                    rows.append(setting | measure_plan(plan, sources, ranks, budget))
     return rows
 
 
-def facts(plan: Plan, sources: Sequence[Shape], ranks: int, budget: int) -> dict[str, float]:
-    """What a plan makes of a budget and of the pixels it was given."""
+def measure_plan(plan: Plan, sources: Sequence[Shape], ranks: int, budget: int) -> dict[str, float]:
+    """Measure how a plan fills its budget, and how many of its clips' pixels it shows."""
     useful = sum(map(plan.useful, plan.batches))
     computed = sum(sum(plan.lengths(batch)) for batch in plan.batches)
-    seen = {i for batch in plan.batches for i in batch}
-    whole = sum(source.pixels for source in sources)
+    trained = {i for batch in plan.batches for i in batch}
+    num_pixels = sum(source.pixels for source in sources)
     return {
         "fill": round(useful / (len(plan.batches) * budget), 4) if plan.batches else 0.0,
         "padding": round(1 - useful / computed, 4) if computed else 0.0,
         "dropped": round(plan.dropped() / len(sources), 4),
-        "pixels_lost": round(1 - sum(kept(sources[i], plan.shapes[i]) for i in seen) / whole, 4),
-        "balance_tokens": round(balance(plan, ranks, float), 4),
-        "balance_work": round(balance(plan, ranks, work), 4),
+        "pixels_lost": round(1 - sum(visible_pixels(sources[i], plan.shapes[i]) for i in trained) / num_pixels, 4),
+        "balance_tokens": round(rank_balance(plan, ranks, float), 4),
+        "balance_work": round(rank_balance(plan, ranks, block_flop), 4),
     }

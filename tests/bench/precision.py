@@ -1,9 +1,9 @@
-"""Training steps in float32 and with products in bf16, in turn on the same packs.
+"""Compare training steps in float32 with steps whose products are in bf16, in turn on the same packs.
 
     videogen bench precision  ->  assets/bench/precision.json
 
-The recipe of the default checkpoint on a few clips, their latents and texts made beforehand. "attention by the kernel"
-leaves all attention to torch's, in float32, as long clips do.
+The recipe is the default checkpoint's, on a few clips whose latents and texts are encoded beforehand. "attention by the
+kernel" leaves all attention to torch's kernel, in float32, as for long clips.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import torch
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
-from tests.bench.machine import Rows, publish, use_threads  # noqa: E402
+from tests.bench.machine import Rows, publish, set_num_threads  # noqa: E402
 from videogen.config.parsing import load_toml  # noqa: E402
 from videogen.config.sample import MINI  # noqa: E402
 from videogen.config.train import TrainConfig  # noqa: E402
@@ -37,57 +37,60 @@ NUM_CLIPS, ROUNDS, WARM = 400, 9, 2
 SHAPES = ((1280, 192, 192), (1280, 192, 768), (1280, 768, 192))  # rows, in, out of the recipe's linear layers
 
 
-def by_the_kernel() -> AbstractContextManager[object]:
-    """No attention by products."""
-    return mock.patch.object(attention, "MOST_LOGITS", 0)
+def without_unfused_attention() -> AbstractContextManager[object]:
+    """Turn attention by products off."""
+    return mock.patch.object(attention, "MAX_UNFUSED_LOGITS", 0)
 
 
-def recipe(root: Path) -> TrainConfig:
-    """That of the default checkpoint, for as many clips as a few steps need."""
+def make_recipe(root: Path) -> TrainConfig:
+    """Build the default checkpoint's recipe, for as many clips as a few steps need."""
     config = load_toml(TrainConfig, ROOT / "configs" / "toybox-dit.toml")
     data = replace(config.data, toybox=NUM_CLIPS, val_clips=0)
     return replace(config, data=data, dit=replace(config.dit, vae=MINI), run=replace(config.run, dir=root / "run"))
 
 
-def steps(root: Path) -> Rows:
-    """Medians of whole optimiser steps in milliseconds, by patch size, and their ratio to float32's."""
-    config = recipe(root)
-    ways = {
+def measure_steps(root: Path) -> Rows:
+    """Measure whole optimiser steps by patch size: medians in milliseconds, and their ratio to float32's."""
+    config = make_recipe(root)
+    variants = {
         "float32": ("no", nullcontext),
-        "bf16, attention by the kernel": ("bf16", by_the_kernel),
+        "bf16, attention by the kernel": ("bf16", without_unfused_attention),
         "bf16": ("bf16", nullcontext),
     }
     trainers = {}
-    for way, (precision, _) in ways.items():
-        own = replace(config, run=replace(config.run, mixed_precision=precision, dir=root / way.replace(" ", "-")))
-        trainers[way] = Trainer(DitStage(own), own)  # type: ignore[arg-type]
+    for variant, (precision, _) in variants.items():
+        variant_config = replace(
+            config, run=replace(config.run, mixed_precision=precision, dir=root / variant.replace(" ", "-"))
+        )
+        trainers[variant] = Trainer(DitStage(variant_config), variant_config)  # type: ignore[arg-type]
     stage = cast("DitStage", next(iter(trainers.values())).stage)
     batches = list(islice(stage.batches(0), 2 * (ROUNDS + WARM)))
     for trainer in trainers.values():
         for batch in batches:
-            cast("DitStage", trainer.stage).embed(batch.captions)
-    times: dict[str, dict[str, list[float]]] = {way: {} for way in ways}
+            cast("DitStage", trainer.stage).embed_captions(batch.captions)
+    times: dict[str, dict[str, list[float]]] = {variant: {} for variant in variants}
     for number, batch in enumerate(batches):
         patch = "x".join(map(str, batch.patch))
-        for way, (_, patched) in ways.items():
-            with patched():
+        for variant, (_, attention_form) in variants.items():
+            with attention_form():
                 began = time.perf_counter()
-                trainers[way].train_step(batch, number)
-                times[way].setdefault(patch, []).append(time.perf_counter() - began)
+                trainers[variant].train_step(batch, number)
+                times[variant].setdefault(patch, []).append(time.perf_counter() - began)
     rows: Rows = {}
     for patch in times["float32"]:
-        whole = statistics.median(times["float32"][patch][WARM:])
-        for way in ways:
-            took = statistics.median(times[way][patch][WARM:])
-            rows[f"{patch}, {way}"] = {"ms": round(1000 * took, 1), "times_as_fast": round(whole / took, 2)}
+        float32_seconds = statistics.median(times["float32"][patch][WARM:])
+        for variant in variants:
+            seconds = statistics.median(times[variant][patch][WARM:])
+            ratio = float32_seconds / seconds
+            rows[f"{patch}, {variant}"] = {"ms": round(1000 * seconds, 1), "times_as_fast": round(ratio, 2)}
     return rows
 
 
-def products() -> Rows:
-    """GFLOP/s of the recipe's matrix products, in turn."""
+def measure_products() -> Rows:
+    """Measure the GFLOP/s of the recipe's matrix products, in turn."""
     rows: Rows = {}
-    for n, ins, outs in SHAPES:
-        x, weight = torch.randn(n, ins), torch.randn(outs, ins)
+    for n, num_in, num_out in SHAPES:
+        x, weight = torch.randn(n, num_in), torch.randn(num_out, num_in)
         inputs = {"float32": (x, weight), "bf16": (x.bfloat16(), weight.bfloat16())}
         times: dict[str, list[float]] = {name: [] for name in inputs}
         for _ in range(30):
@@ -95,18 +98,18 @@ def products() -> Rows:
                 began = time.perf_counter()
                 torch.nn.functional.linear(*pair)
                 times[name].append(time.perf_counter() - began)
-        rows[f"{n} x {ins} x {outs}"] = {
-            name: round(2 * n * ins * outs / statistics.median(took) / 1e9) for name, took in times.items()
+        rows[f"{n} x {num_in} x {num_out}"] = {
+            name: round(2 * n * num_in * num_out / statistics.median(seconds) / 1e9) for name, seconds in times.items()
         }
     return rows
 
 
 def main() -> None:
-    """Measure and publish."""
+    """Measure steps and products, and publish them."""
     argparse.ArgumentParser(prog="videogen bench precision", description=str(__doc__).split("\n")[0]).parse_args()
-    use_threads()
+    set_num_threads()
     with tempfile.TemporaryDirectory() as root:
-        publish("precision", {"training step": steps(Path(root)), "products, GFLOP/s": products()})
+        publish("precision", {"training step": measure_steps(Path(root)), "products, GFLOP/s": measure_products()})
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Write the tables of README, guide and model card from assets/bench: python tests/bench/readme.py. A test checks them."""
+"""Write the tables of the pages from assets/bench: python tests/bench/readme.py. A test checks the pages."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ ASSETS = ROOT / "assets"
 PAGES = (ROOT / "README.md", *sorted((ASSETS / "guide").glob("*.md")), ASSETS / "mini" / "README.md")
 
 
-def rows(header: list[str], body: list[list[object]]) -> str:
-    """A Markdown table."""
-    lines = [header, ["---"] * len(header), *body]
-    return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
+def format_table(header: list[str], body: list[list[object]]) -> str:
+    """Format a Markdown table."""
+    rows = [header, ["---"] * len(header), *body]
+    return "\n".join("| " + " | ".join(str(cell) for cell in cells) + " |" for cells in rows)
 
 
-def line(result: dict) -> str:
-    """The speed of the line."""
+def line_table(result: dict) -> str:
+    """Format the speed of the line."""
     cold, warm, dit, rates = (result[name] for name in ("cold", "warm_seconds", "dit", "rates"))
     parts = ", ".join(f"{name} {warm[name]}" for name in ("imports", "loading", "text", "dit", "vae", "encode"))
     body: list[list[object]] = [
@@ -32,22 +32,22 @@ def line(result: dict) -> str:
         ["loading", f"{rates['loader_clips_per_second']} clips/s, {rates['loader_over_raw_decord']}x raw decord"],
     ]
     note = f"{result['machine']}, {result['date']}, commit {result['commit']}, medians"
-    return rows(["64x64, 17 frames, default settings", note], body)
+    return format_table(["64x64, 17 frames, default settings", note], body)
 
 
-def headline(result: dict) -> str:
-    """The five numbers that matter, each with the command behind it."""
-    wan, packing, sweep, mini = (load(name) for name in ("wan", "packing", "sweep", "mini"))
+def headline_table(result: dict) -> str:
+    """Format the five main numbers, each with the command that measures it."""
+    wan, packing, sweep, mini = (load_result(name) for name in ("wan", "packing", "sweep", "mini"))
     steps = [row["times_faster"] for row in wan["guided_step"].values()]
-    packs = packing["race"]["loaders"]
-    fills = [f"{packs[name]['fill']:.0%}" for name in ("packed", "buckets", "padded")]
-    dropped = packs["buckets"]["dropped"]
-    held = mini["scores"]["held-out captions"]["default"]["all, one thing"]
-    cold = result["cold"]
+    loaders = packing["race"]["loaders"]
+    fills = [f"{loaders[name]['fill']:.0%}" for name in ("packed", "buckets", "padded")]
+    dropped = loaders["buckets"]["dropped"]
+    score = mini["scores"]["held-out captions"]["default"]["all, one thing"]
+    cold, warm = result["cold"], result["warm_seconds"]
     body: list[list[object]] = [
         [
-            "prompt to MP4 on two CPU cores, new process / warm",
-            f"{cold['prompt_to_mp4_seconds']} s / {result['warm_seconds']['warm_total']} s, {cold['peak_memory_gb']} GB",
+            "prompt to MP4 on two CPU cores: new process / warm",
+            f"{cold['prompt_to_mp4_seconds']} s / {warm['warm_total']} s, {cold['peak_memory_gb']} GB",
             "`videogen bench line`",
         ],
         [
@@ -67,21 +67,21 @@ def headline(result: dict) -> str:
         ],
         [
             "captions about one thing that the shipped checkpoint follows in every clause",
-            percent(held),
+            percent(score),
             "`videogen bench mini`",
         ],
     ]
-    return rows(["", "measured", "by"], body)
+    return format_table(["", "measured", "by"], body)
 
 
 def percent(score: dict) -> str:
-    """A share with its interval: 97.3% (95.1-98.5); nothing where no clip was asked."""
+    """Format a share with its interval: 97.3% (95.1-98.5); nothing where no clip has the clause."""
     low, high = score["interval"]
     return f"{score['share']:.1%} ({100 * low:.1f}-{100 * high:.1f})" if score["clips"] else ""
 
 
-def mini(result: dict) -> str:
-    """What a checkpoint gets right, beside the floors that it is held to."""
+def mini_table(result: dict) -> str:
+    """Format the shares that a checkpoint reaches, beside the floors that it is held to."""
     default, *others = result["scores"]["held-out captions"]
     body: list[list[object]] = []
     for row in result["floors"]:
@@ -94,83 +94,84 @@ def mini(result: dict) -> str:
     settings, seconds = result["settings"], result["seconds_a_clip"]
     header = ["clause", "at least", f"{default} ({settings['steps']} steps)", "met", *others]
     length = f"{settings['frames']} frames" if settings["seconds"] is None else f"{settings['seconds']:g} seconds"
-    how = f"{settings['size']}, {length}, {settings['sampler']}, guidance {settings['guidance']:g}"
+    settings_text = f"{settings['size']}, {length}, {settings['sampler']}, guidance {settings['guidance']:g}"
     seeds = f"{result['seeds']} seeds (1 in fewer steps)"
-    note = f"{result['clips']} captions of each set (100 paraphrases at most), {seeds}, {how}"
-    took = ", ".join(f"{value:.2f} ({way})" for way, value in seconds.items())
-    on = "" if result["device"] == "cpu" else f" a {result['device']} device beside"
-    where = f"{result['machine']}, each pack on{on} one of {result['cores']} cores, {result['date']}"
+    note = f"{result['clips']} captions of each set (100 paraphrases at most), {seeds}, {settings_text}"
+    seconds_text = ", ".join(f"{value:.2f} ({way})" for way, value in seconds.items())
+    device_text = "" if result["device"] == "cpu" else f" a {result['device']} device beside"
+    machine_text = f"{result['machine']}, each pack on{device_text} one of {result['cores']} cores, {result['date']}"
     return (
-        f"{rows(header, body)}\n\n{note}; 95% intervals (Wilson's, clips of one caption counted as alike as they are). "
+        f"{format_table(header, body)}\n\n"
+        f"{note}; 95% intervals (Wilson's, clips of one caption counted as alike as they are). "
         f"VAE: means over {result['vae']['clips']} clips. "
-        f"Seconds a clip, in packs: {took}; {where}, checkpoint {result['checkpoint']['sha256']}."
+        f"Seconds a clip, in packs: {seconds_text}; {machine_text}, checkpoint {result['checkpoint']['sha256']}."
     )
 
 
-def clauses(result: dict) -> str:
-    """Every clause of every set of captions, a table a set."""
+def clauses_table(result: dict) -> str:
+    """Format every clause of every set of captions, a table a set."""
     tables = []
     for name, ways in result["scores"].items():
-        found = dict.fromkeys(clause for way in ways.values() for clause in way)
-        none = {"clips": 0, "share": 0, "interval": (0, 1)}
+        clauses = dict.fromkeys(clause for way in ways.values() for clause in way)
+        no_clips = {"clips": 0, "share": 0, "interval": (0, 1)}
         body: list[list[object]] = [
             [
                 clause,
-                *(percent(way.get(clause, none)) for way in ways.values()),
-                ways["default"].get(clause, none)["clips"],
+                *(percent(way.get(clause, no_clips)) for way in ways.values()),
+                ways["default"].get(clause, no_clips)["clips"],
             ]
-            for clause in found
+            for clause in clauses
         ]
-        tables.append(rows([name, *ways, "clips"], body))
+        tables.append(format_table([name, *ways, "clips"], body))
     return "\n\n".join(tables)
 
 
-def real_overfit(result: dict) -> str:
-    """Captions against clips."""
+def real_overfit_table(result: dict) -> str:
+    """Format the PSNR of every caption's sample to every clip."""
     names = [Path(name).stem for name in result["clips"]]
-    table = zip(names, result["psnr"], strict=True)
-    return rows(["caption of", *names], [[name, *(f"{value:.1f}" for value in row)] for name, row in table])
+    rows = zip(names, result["psnr"], strict=True)
+    return format_table(["caption of", *names], [[name, *(f"{value:.1f}" for value in row)] for name, row in rows])
 
 
-def sweep(result: dict) -> str:
-    """A sweep against plain loops over the same clips."""
-    what = f"{result['clips']} clips: {' '.join(result['axes'])}, {result['seeds']} seeds"
+def sweep_table(result: dict) -> str:
+    """Format the times of a sweep beside those of plain loops over the same clips."""
+    extent = f"{result['clips']} clips: {' '.join(result['axes'])}, {result['seeds']} seeds"
     alone = f"{result['process_seconds_per_clip']} s a clip ({result['over_processes']}x as slow)"
     body: list[list[object]] = [
         ["loop over one warm pipeline, MP4s only", f"{result['warm_loop_seconds']} s"],
         ["sweep, with measures and rows", f"{result['sweep_seconds']} s ({result['over_warm_loop']}x as fast)"],
         ["`sample.py` once a clip", alone],
     ]
-    return rows([what, f"{result['machine']}, {result['date']}, commit {result['commit']}, medians"], body)
+    return format_table([extent, f"{result['machine']}, {result['date']}, commit {result['commit']}, medians"], body)
 
 
-def settings(result: dict) -> str:
-    """What the default checkpoint's settings give, by the judge; the chosen one is bold."""
+def settings_table(result: dict) -> str:
+    """Format the scores of the default checkpoint's settings; the chosen setting is bold."""
     axes, chosen = result["axes"], {name: str(value) for name, value in result["chosen"].items()}
     shares = ("clauses", "present", "class", "colour", "motion", "all")
     body: list[list[object]] = []
     for row in sorted(result["rows"], key=lambda row: -row["score_clauses"]["mean"]):
-        clauses = row["score_clauses"]
+        score = row["score_clauses"]
         cells = [*(row[name] for name in axes), f"{row['total_seconds']['mean']:.2f}"]
-        cells.append(f"{clauses['mean']:.0%} ± {100 * clauses['half']:.0f}")
+        cells.append(f"{score['mean']:.0%} ± {100 * score['half']:.0f}")
         cells += [f"{row[f'score_{name}']['mean']:.0%}" for name in shares[1:]]
-        same = all(float_or(row[name]) == float_or(chosen[name]) for name in axes)
-        body.append([f"**{cell}**" if same else cell for cell in cells])
-    what = f"{result['prompts']} prompts, {result['seeds']} seed{'s' * (result['seeds'] > 1)}, means"
-    where = f"clauses with 95% intervals; {result['machine']}, a core, {result['date']}"
-    return f"{rows([*axes, 's a clip', *shares], body)}\n\n{what}, {where}. {result['rule']}"
+        is_chosen = all(number_or_text(row[name]) == number_or_text(chosen[name]) for name in axes)
+        body.append([f"**{cell}**" if is_chosen else cell for cell in cells])
+    extent = f"{result['prompts']} prompts, {result['seeds']} seed{'s' * (result['seeds'] > 1)}, means"
+    source = f"clauses with 95% intervals; {result['machine']}, a core, {result['date']}"
+    return f"{format_table([*axes, 's a clip', *shares], body)}\n\n{extent}, {source}. {result['rule']}"
 
 
-def float_or(text: str) -> float | str:
-    """A number where it is one: 3 is 3.0."""
+def number_or_text(text: str) -> float | str:
+    """Read a number where the text is one, so that 3 equals 3.0."""
     try:
         return float(text)
     except ValueError:
         return text
 
 
-def wan(result: dict) -> str:
-    """Guided steps beside diffusers', and the whole way."""
+def wan_table(result: dict) -> str:
+    """Format guided steps, whole clips and memory beside those of diffusers."""
     body: list[list[object]] = [
         [
             f"a guided step, {name}",
@@ -187,14 +188,15 @@ def wan(result: dict) -> str:
     for name, row in result["memory"].items():
         body.append([f"memory, {name}", f"{row['diffusers_mb']} MB", f"{row['videogen_mb']} MB", "", ""])
     header = ["", "WanPipeline", "videogen", "times as fast", "of it products and attention"]
-    return f"{rows(header, body)}\n\n{result['machine']}, {result['date']}; random weights, medians in one process."
+    note = f"{result['machine']}, {result['date']}; random weights, medians in one process."
+    return f"{format_table(header, body)}\n\n{note}"
 
 
-def packing(result: dict) -> str:
-    """Packs beside padding and buckets, on the same folder and network."""
+def packing_table(result: dict) -> str:
+    """Format packs beside padding and buckets, on the same folder and network."""
     race, names = result["race"], {"packed": "packed", "padded": "padded to the longest", "buckets": "buckets"}
     loaders = [race["loaders"][name] for name in names]
-    shown = {
+    measures = {
         "fill": ("of the token budget used", ".1%"),
         "dropped": ("clips left out", ".0%"),
         "pixels_lost": ("source pixels cropped or cut off", ".0%"),
@@ -203,22 +205,23 @@ def packing(result: dict) -> str:
         "held_out_loss_native": ("held-out loss after equal time", ".2f"),
     }
     body: list[list[object]] = [
-        [label, *(format(loader[key], form) for loader in loaders)] for key, (label, form) in shown.items()
+        [label, *(format(loader[key], number_format) for loader in loaders)]
+        for key, (label, number_format) in measures.items()
     ]
-    over, alone = race["ratios"], result["grouped_attention"]
+    ratios, attention = race["ratios"], result["grouped_attention"]
     note = (
         f"{race['clips']} clips of {race['sizes_and_lengths']} sizes and lengths, {race['token_budget']:,} tokens a "
-        f"pack. Packed over padded {over['useful_tokens_over_padded']} times the tokens a second, over buckets "
-        f"{over['useful_tokens_over_buckets']} times the tokens and {over['source_pixels_over_buckets']} times the "
+        f"pack. Packed over padded {ratios['useful_tokens_over_padded']} times the tokens a second, over buckets "
+        f"{ratios['useful_tokens_over_buckets']} times the tokens and {ratios['source_pixels_over_buckets']} times the "
         f"source pixels (medians of neighbouring turns). Attention of such a pack takes "
-        f"{alone['a_pack_of_the_folder']} times that of one batch of equal lengths and the same work. "
+        f"{attention['a_pack_of_the_folder']} times that of one batch of equal lengths and the same work. "
         f"{result['machine']}, {result['date']}."
     )
-    return f"{rows(['', *names.values()], body)}\n\n{note}"
+    return f"{format_table(['', *names.values()], body)}\n\n{note}"
 
 
-def framing(result: dict) -> str:
-    """Where the subject is, after training on native frames and on square crops of them."""
+def framing_table(result: dict) -> str:
+    """Format where the subject is, after training on native frames and on square crops of them."""
     body: list[list[object]] = []
     for row in result["rows"]:
         low, high = row["interval"]
@@ -226,26 +229,26 @@ def framing(result: dict) -> str:
         body.append([row["trained_on"], row["made_as"], whole, f"{row['found']:.0%}"])
     header = ["trained on", "made as", "subject whole in the frame", "a subject found"]
     note = f"{result['rows'][0]['clips']} captions, {result['steps']} steps of {result['budget']:,} tokens each way"
-    return f"{rows(header, body)}\n\n{note}; 95% intervals (Wilson); {result['machine']}, {result['date']}."
+    return f"{format_table(header, body)}\n\n{note}; 95% intervals (Wilson); {result['machine']}, {result['date']}."
 
 
 TABLES = {
-    "headline": ("line", headline),
-    "line": ("line", line),
-    "mini": ("mini", mini),
-    "clauses": ("mini", clauses),
-    "real_overfit": ("real_overfit", real_overfit),
-    "sweep": ("sweep", sweep),
-    "settings": ("settings", settings),
-    "wan": ("wan", wan),
-    "packing": ("packing", packing),
-    "framing": ("framing", framing),
+    "headline": ("line", headline_table),
+    "line": ("line", line_table),
+    "mini": ("mini", mini_table),
+    "clauses": ("mini", clauses_table),
+    "real_overfit": ("real_overfit", real_overfit_table),
+    "sweep": ("sweep", sweep_table),
+    "settings": ("settings", settings_table),
+    "wan": ("wan", wan_table),
+    "packing": ("packing", packing_table),
+    "framing": ("framing", framing_table),
 }
-"""Each table by the name of its markers: the result file it is made from, and how."""
+"""The result file of each table, by the name of its markers, and the function that formats it."""
 
 
-def put(text: str, name: str, table: str) -> str:
-    """A page with a table between its markers; the same page where it has none."""
+def replace_table(text: str, name: str, table: str) -> str:
+    """Replace the table between its markers in a page; a page without them stays as it is."""
     begin, end = f"<!-- {name} -->\n", f"<!-- /{name} -->"
     if begin not in text:
         return text
@@ -253,27 +256,27 @@ def put(text: str, name: str, table: str) -> str:
     return f"{before}{begin}{table}\n{end}{after.split(end, 1)[1]}"
 
 
-def filled(text: str) -> str:
-    """A page with every table as its result file has it."""
+def fill_tables(text: str) -> str:
+    """Fill in every table of a page from its result file."""
     for name, (file, table) in TABLES.items():
         if (ASSETS / "bench" / f"{file}.json").is_file() and f"<!-- {name} -->" in text:
-            text = put(text, name, table(load(file)))
+            text = replace_table(text, name, table(load_result(file)))
     return text
 
 
-def load(name: str) -> dict:
-    """A result file."""
+def load_result(name: str) -> dict:
+    """Load a result file."""
     return json.loads((ASSETS / "bench" / f"{name}.json").read_text(encoding="utf-8"))
 
 
-def write(page: Path, tables: Mapping[str, str]) -> None:
-    """Put tables into a page, where it has their markers."""
+def write_tables(page: Path, tables: Mapping[str, str]) -> None:
+    """Write tables into a page, where it has their markers."""
     text = page.read_text(encoding="utf-8")
     for name, table in tables.items():
-        text = put(text, name, table)
+        text = replace_table(text, name, table)
     page.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":
     for page in PAGES:
-        page.write_text(filled(page.read_text(encoding="utf-8")), encoding="utf-8")
+        page.write_text(fill_tables(page.read_text(encoding="utf-8")), encoding="utf-8")

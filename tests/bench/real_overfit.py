@@ -1,4 +1,4 @@
-"""How near each caption's sample comes to its own clip: python tests/bench/real_overfit.py runs/real-dit.
+"""Measure how near each caption's sample comes to its own clip: python tests/bench/real_overfit.py runs/real-dit.
 
 Prints a table of PSNR in dB, rows captions, columns clips, and writes it to assets/bench/real_overfit.json.
 """
@@ -21,7 +21,7 @@ from videogen.training.vae_loss import psnr
 
 
 def table(run_dir: Path) -> tuple[list[str], list[list[float]]]:
-    """PSNR of each caption's sample to each clip, every sample at its own clip's size, compared at the smallest."""
+    """Compute the PSNR of each caption's sample to each clip; samples have their own clip's size."""
     config = json.loads((run_dir / "config.json").read_text(encoding="utf-8"))
     folder = VideoFolder(from_mapping(DataConfig, config["data"]), (1, 2, 2), seed=0)
     pipeline = VideoPipeline.load(run_dir / "checkpoint")
@@ -30,8 +30,8 @@ def table(run_dir: Path) -> tuple[list[str], list[list[float]]]:
     for entry in folder.entries:
         settings = replace(pipeline.defaults, size=f"{entry.width}x{entry.height}", frames=entry.frames)
         frames = pipeline([entry.caption], settings, seeds=[0])[0]
-        made = rearrange(frames, "t h w c -> c t h w").float() / 127.5 - 1
-        rows.append([psnr(resize(made, clip.shape), clip) for clip in clips])
+        sample = rearrange(frames, "t h w c -> c t h w").float() / 127.5 - 1
+        rows.append([psnr(resize(sample, clip.shape), clip) for clip in clips])
     return [entry.path.name for entry in folder.entries], rows
 
 
@@ -41,7 +41,7 @@ def resize(video: torch.Tensor, shape: torch.Size) -> torch.Tensor:
 
 
 def main() -> None:
-    """Print and write the table."""
+    """Print the table and write it."""
     names, rows = table(Path(sys.argv[1]))
     for name, row in zip(names, rows, strict=True):
         print(f"{name:24s}", "  ".join(f"{value:5.1f}" for value in row))

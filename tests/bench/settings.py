@@ -1,4 +1,4 @@
-"""A sweep of the default checkpoint as a table: what each setting gives, by the judge, and which one was chosen.
+"""Summarise a sweep of the default checkpoint: the judge's scores of each setting, and the chosen setting.
 
     torchrun --nproc-per-node 2 -- sample.py --prompts assets/toybox/prompts.txt --sweep steps=12,24 guidance=3,5 \
         shift=2,3 sampler=dpmpp_2m,dpmpp_2m_sde --reference 0 --score videogen.toybox.judge:score --out sweeps/default
@@ -35,12 +35,15 @@ def main() -> None:
     path = args.sweep / "best.toml"
     best = to_mapping(load_toml(SampleConfig, path))
     rule = next(line for line in path.read_text(encoding="utf-8").splitlines() if "The rule" in line)
-    found = [
-        dict(zip(axes, one.values, strict=True))
-        | {name: {"mean": round(mean.value, 4), "half": round(mean.half or 0.0, 4)} for name, mean in one.means.items()}
-        for one in settings
+    means = [
+        dict(zip(axes, setting.values, strict=True))
+        | {
+            name: {"mean": round(mean.value, 4), "half": round(mean.half_width or 0.0, 4)}
+            for name, mean in setting.means.items()
+        }
+        for setting in settings
     ]
-    kept = [{name: row[name] for name in (*axes, *MEASURES) if name in row} for row in found]
+    result_rows = [{name: row[name] for name in (*axes, *MEASURES) if name in row} for row in means]
     manifest = json.loads((args.sweep / "sweep.json").read_text(encoding="utf-8"))
     about = {
         "checkpoint": manifest.get("checkpoint"),
@@ -48,8 +51,10 @@ def main() -> None:
         "seeds": len({row["seed"] for row in rows}),
     }
     chosen = {name: best[name] for name in axes}
-    write_result(args.out, {**about, "axes": axes, "rule": rule.removeprefix("# "), "chosen": chosen, "rows": kept})
-    print(f"{args.out}: {len(kept)} settings, chosen {chosen}")
+    write_result(
+        args.out, {**about, "axes": axes, "rule": rule.removeprefix("# "), "chosen": chosen, "rows": result_rows}
+    )
+    print(f"{args.out}: {len(result_rows)} settings, chosen {chosen}")
 
 
 if __name__ == "__main__":

@@ -8,19 +8,19 @@ from pathlib import Path
 
 import torch
 
-from videogen.data.files import save_tensors, whole_folder
+from videogen.data.files import atomic_folder, save_tensors
 from videogen.sampling.pipeline import VideoPipeline
 
 MINI = Path(__file__).parents[2] / "assets" / "mini"
 
 
 def main() -> None:
-    """The text encoder and tokenizer are there already, and stay."""
+    """Write transformer, VAE and settings; the text encoder and tokenizer in assets/mini stay as they are."""
     pipeline = VideoPipeline.load(Path(sys.argv[1]))
     for name, model in (("transformer", pipeline.transformer), ("vae", pipeline.vae)):
-        with whole_folder(MINI / name) as part:
+        with atomic_folder(MINI / name) as part:
             config = json.loads(model.to_json_string())
-            config.pop("_name_or_path", None)  # where it lay on the machine that trained it
+            config.pop("_name_or_path", None)  # a folder of the machine that trained it
             (part / model.config_name).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
             weights = {key: value.to(torch.float16) for key, value in model.state_dict().items()}
             save_tensors(weights, part / "diffusion_pytorch_model.safetensors", {"format": "pt"})

@@ -1,9 +1,9 @@
-"""Larger and longer than trained: how well clips follow their captions, for each way to tell the network its places.
+"""Measure how well clips that are larger and longer than trained follow their captions, for each position scaling.
 
     videogen bench sizes [--model FOLDER] [--clips 64] [--seeds 2]  ->  assets/bench/sizes.json
 
 The trained size is that of the checkpoint's defaults. Every setting gets the same captions and seeds. Beside them stand
-the world's own clips of the same sizes: what the judge itself can see there.
+the world's own clips of the same sizes, which show what the judge itself can see there.
 """
 
 from __future__ import annotations
@@ -18,7 +18,17 @@ from typing import NamedTuple
 
 import torch
 
-from tests.bench.judged import BENCH, Made, Scores, batches, cases_of, judge_clips, make, scores_of, write_result
+from tests.bench.judged import (
+    BENCH,
+    BenchClip,
+    Scores,
+    draw_cases,
+    group_into_packs,
+    judge_clips,
+    sample_pack,
+    tally_scores,
+    write_result,
+)
 from videogen.cli.judge import render_case
 from videogen.config.sample import MINI, POSITION_SCALINGS, SampleConfig, resolve_frames
 from videogen.models.hub import checkpoint_id, find_checkpoint
@@ -28,7 +38,7 @@ SCALES = ((1.0, 1.0), (1.5, 1.0), (2.0, 1.0), (1.0, 1.5), (1.0, 2.0), (2.0, 2.0)
 
 
 class Row(NamedTuple):
-    """How well the clips of a scale and a setting follow their captions."""
+    """The scores of the clips of one scale and position scaling."""
 
     area: float
     duration: float
@@ -43,21 +53,21 @@ class Row(NamedTuple):
         return f"{where}, {self.position_scaling}: all clauses {share:.1%} ({low:.1%} to {high:.1%})"
 
 
-def scaled(config: SampleConfig, area: float, duration: float, *, stride: int, time_stride: int) -> SampleConfig:
-    """The settings with the possible size nearest in area and shape, and the possible length nearest in frames."""
-    reach = range(stride, 3 * max(config.width, config.height), stride)
-    shape, wanted = config.width / config.height, area * config.width * config.height
+def scale_size(config: SampleConfig, area: float, duration: float, *, stride: int, time_stride: int) -> SampleConfig:
+    """Scale the settings to the possible size nearest in area and shape, and to the nearest possible length."""
+    sides = range(stride, 3 * max(config.width, config.height), stride)
+    shape, target_area = config.width / config.height, area * config.width * config.height
 
     def distance(width: int, height: int) -> float:
-        return abs(math.log(width * height / wanted)) + abs(math.log(width / height / shape))
+        return abs(math.log(width * height / target_area)) + abs(math.log(width / height / shape))
 
-    width, height = min(product(reach, reach), key=lambda size: distance(*size))
+    width, height = min(product(sides, sides), key=lambda size: distance(*size))
     frames = 1 + time_stride * round((duration * resolve_frames(config, time_stride) - 1) / time_stride)
     return replace(config, size=f"{width}x{height}", frames=frames, seconds=None)
 
 
-def ways(area: float, duration: float) -> list[str]:
-    """The settings that differ at a scale: none does at the trained size, and RIFLEx is about time alone."""
+def list_scalings(area: float, duration: float) -> list[str]:
+    """List the position scalings that matter at a scale: none at the trained size, RIFLEx at longer clips alone."""
     if area == duration == 1:
         return ["none"]
     return [kind for kind in POSITION_SCALINGS if kind != "riflex" or duration > 1]
@@ -66,20 +76,23 @@ def ways(area: float, duration: float) -> list[str]:
 def measure(
     pipeline: VideoPipeline, *, num_clips: int, num_seeds: int, scales: Sequence[tuple[float, float]] = SCALES
 ) -> list[Row]:
-    """A row for each scale and setting, and one for the world's own clips."""
+    """Measure every position scaling at each scale, and the world's own clips: a row each."""
     rows: list[Row] = []
     stride = pipeline.vae.space_stride * max(pipeline.transformer.base_patch[1:])
     for area, duration in scales:
-        config = scaled(pipeline.defaults, area, duration, stride=stride, time_stride=pipeline.vae.time_stride)
-        cases = cases_of(config, num_clips)
+        config = scale_size(pipeline.defaults, area, duration, stride=stride, time_stride=pipeline.vae.time_stride)
+        cases = draw_cases(config, num_clips)
         about = area, duration, config.size, config.frames
-        own = judge_clips([Made(case, 0, torch.from_numpy(render_case(case).copy())) for case in cases])
-        rows.append(Row(*about, "the world's own", scores_of(own)))
-        for kind in ways(area, duration):
-            told = replace(config, position_scaling=kind)
-            made = [make(pipeline, jobs, told)[0] for jobs in batches(pipeline, cases, num_seeds, told)]
-            judged = judge_clips([one for pack in made for one in pack])
-            rows.append(Row(*about, kind, scores_of(judged)))
+        world_clips = judge_clips([BenchClip(case, 0, torch.from_numpy(render_case(case).copy())) for case in cases])
+        rows.append(Row(*about, "the world's own", tally_scores(world_clips)))
+        for kind in list_scalings(area, duration):
+            settings = replace(config, position_scaling=kind)
+            packs = [
+                sample_pack(pipeline, jobs, settings)[0]
+                for jobs in group_into_packs(pipeline, cases, num_seeds, settings)
+            ]
+            judged = judge_clips([clip for pack in packs for clip in pack])
+            rows.append(Row(*about, kind, tally_scores(judged)))
             print(rows[-1], flush=True)
     return rows
 

@@ -1,4 +1,4 @@
-"""The toybox's sprite sheet, drawn from two fonts: python tests/bench/sprites.py NotoSans-Bold.ttf NotoColorEmoji.ttf.
+"""Render the toybox's sprite sheet from two fonts: python tests/bench/sprites.py NotoSans-Bold.ttf NotoColorEmoji.ttf.
 
     ten white digits, sixteen emoji  ->  assets/toybox/sprites.png: tiles of 64 by 64 RGBA, row by row, eight to a row
 
@@ -20,7 +20,7 @@ from PIL import Image, ImageDraw, ImageFont
 SHEET = Path(__file__).parents[2] / "assets" / "toybox" / "sprites.png"
 TILE, RADIUS, COLUMNS = 64, 31, 8
 VISIBLE = 0.25  # of full alpha
-DIGIT_SIZE, EMOJI_SIZE = 512, 109  # the emoji are bitmaps, and come in this one size
+DIGIT_SIZE, EMOJI_SIZE = 512, 109  # the emoji are bitmaps of this one size
 DIGITS = "0123456789"
 EMOJI = {
     "cat": "\N{CAT FACE}",
@@ -48,12 +48,12 @@ class Circle(NamedTuple):
     radius: float
 
     def distances(self, points: np.ndarray) -> np.ndarray:
-        """From the centre to each of the points (n, 2)."""
+        """Compute the distances from the centre to each of the points (n, 2)."""
         return np.linalg.norm(points - self.center, axis=-1)
 
 
 def circle_through(points: Iterable[np.ndarray]) -> Circle:
-    """The smallest circle with these two or three points (2,) on it."""
+    """Compute the smallest circle with these two or three points (2,) on it."""
     first, *others = points
     sides = np.stack(others) - first
     # Two points leave one equation for two unknowns; its shortest solution is the midpoint.
@@ -62,36 +62,40 @@ def circle_through(points: Iterable[np.ndarray]) -> Circle:
 
 
 def smallest_circle(points: np.ndarray) -> Circle:
-    """The smallest circle around points (n, 2): the farthest one outside joins those that span it, until none is."""
+    """Compute the smallest circle around points (n, 2): the farthest point outside joins its support, until none is."""
     support, circle = [points[0]], Circle(points[0], 0.0)
-    while (away := circle.distances(points)).max() > circle.radius + 1e-6:
-        known = [*support, points[away.argmax()]]
-        choices = [choice for size in (2, 3) for choice in combinations(known, size)]
-        around = [(choice, circle_through(choice)) for choice in choices]
-        around = [(choice, to) for choice, to in around if to.distances(np.stack(known)).max() <= to.radius + 1e-6]
-        support, circle = min(around, key=lambda pair: pair[1].radius)
+    while (distances := circle.distances(points)).max() > circle.radius + 1e-6:
+        enclosed = [*support, points[distances.argmax()]]
+        choices = [choice for size in (2, 3) for choice in combinations(enclosed, size)]
+        candidates = [(choice, circle_through(choice)) for choice in choices]
+        candidates = [
+            (choice, candidate)
+            for choice, candidate in candidates
+            if candidate.distances(np.stack(enclosed)).max() <= candidate.radius + 1e-6
+        ]
+        support, circle = min(candidates, key=lambda pair: pair[1].radius)
     return circle
 
 
 def visible_corners(picture: Image.Image) -> np.ndarray:
-    """The four corners of every visible pixel, (n, 2) rows and columns."""
+    """List the four corners of every visible pixel, (n, 2) rows and columns."""
     alpha = np.asarray(picture.getchannel("a"))
     pixels = rearrange(np.argwhere(alpha > VISIBLE * 255), "n yx -> n 1 yx")
     corners = pixels + np.array([(0.0, 0.0), (0.0, 1.0), (1.0, 0.0), (1.0, 1.0)])
     return rearrange(corners, "n corners yx -> (n corners) yx")
 
 
-def draw(text: str, font: ImageFont.FreeTypeFont) -> Image.Image:
-    """One character in premultiplied RGBa, with room around it; white where the font has no colours of its own."""
-    room = 3 * int(font.size)
-    picture = Image.new("RGBA", (room, room))
-    ImageDraw.Draw(picture).text((room // 2, room // 2), text, "white", font, anchor="mm", embedded_color=True)
+def render_character(text: str, font: ImageFont.FreeTypeFont) -> Image.Image:
+    """Render one character in premultiplied RGBa, with a margin; white where the font has no colours of its own."""
+    side = 3 * int(font.size)
+    picture = Image.new("RGBA", (side, side))
+    ImageDraw.Draw(picture).text((side // 2, side // 2), text, "white", font, anchor="mm", embedded_color=True)
     # Pillow mixes text into what is below it, alpha and all: on transparent black that is premultiplied alpha.
     return Image.frombytes("RGBa", picture.size, picture.tobytes())
 
 
 def to_tile(picture: Image.Image) -> np.ndarray:
-    """A premultiplied picture, scaled and centred by its circle: (h, w, 4) in straight RGBA."""
+    """Scale and centre a premultiplied picture by its circle: (h, w, 4) in straight RGBA."""
     (row, column), radius = smallest_circle(visible_corners(picture))
     reach = radius * TILE / 2 / RADIUS
     box = (column - reach, row - reach, column + reach, row + reach)
@@ -99,10 +103,12 @@ def to_tile(picture: Image.Image) -> np.ndarray:
 
 
 def main() -> None:
-    """Draw every sprite and lay the tiles out; the places left over stay empty."""
+    """Render every sprite and lay the tiles out; the last tiles of the sheet are empty."""
     digit_font = ImageFont.truetype(sys.argv[1], DIGIT_SIZE)
     emoji_font = ImageFont.truetype(sys.argv[2], EMOJI_SIZE)
-    pictures = [draw(digit, digit_font) for digit in DIGITS] + [draw(emoji, emoji_font) for emoji in EMOJI.values()]
+    pictures = [render_character(digit, digit_font) for digit in DIGITS] + [
+        render_character(emoji, emoji_font) for emoji in EMOJI.values()
+    ]
     tiles = np.stack([to_tile(picture) for picture in pictures])
     tiles = np.pad(tiles, ((0, -len(tiles) % COLUMNS), (0, 0), (0, 0), (0, 0)))
     sheet = rearrange(tiles, "(rows columns) h w c -> (rows h) (columns w) c", columns=COLUMNS)

@@ -1,10 +1,10 @@
-"""A sweep against plain loops that make the same clips: over one warm pipeline, and over sample.py processes.
+"""Time a sweep against plain loops that make the same clips: over one warm pipeline, and over sample.py processes.
 
     videogen bench sweep  ->  assets/bench/sweep.json
 
-The loops write the same MP4s and nothing else; the sweep also measures them and writes its rows. Alternating in one
-run, medians, and the ratio of medians. The processes are too slow for the whole sweep: they make a few of its clips,
-and the ratio is of their mean seconds to the sweep's.
+The loops write the same MP4s and nothing else; the sweep also measures them and writes its rows. They alternate in one
+run; the result is medians, and the ratio of medians. The processes are too slow for the whole sweep: they make a few of
+its clips, and the ratio is of their mean seconds to the sweep's.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from pathlib import Path
 
 import torch
 
-from tests.bench.machine import processor
+from tests.bench.machine import processor_name
 from videogen.config.parsing import to_mapping
 from videogen.data.video_io import write_video
 from videogen.sampling.pipeline import VideoPipeline
 from videogen.sweep.axes import read_axes
-from videogen.sweep.plan import Plan, Run, hold
+from videogen.sweep.plan import Plan, Run, lock_folder
 from videogen.sweep.runner import Worker
 
 ROOT = Path(__file__).parents[2]
@@ -38,36 +38,38 @@ NUM_SEEDS, ROUNDS = 2, 3
 NUM_PROCESSES = 3
 
 
-def seconds(work: Callable[[], object]) -> float:
-    """Wall-clock of one call."""
+def time_call(call: Callable[[], object]) -> float:
+    """Measure the wall-clock seconds of a call."""
     began = time.perf_counter()
-    work()
+    call()
     return time.perf_counter() - began
 
 
-def warm_loop(pipeline: VideoPipeline, runs: list[Run], out: Path) -> None:
-    """What a user writes without a sweep: one call of the pipeline a clip."""
+def run_warm_loop(pipeline: VideoPipeline, runs: list[Run], out: Path) -> None:
+    """Make the clips as a user does without a sweep: one call of the pipeline a clip."""
     for run in runs:
         (frames,) = pipeline([run.prompt], run.config, seeds=[run.seed])
         settings = {"prompt": run.prompt, "seed": run.seed, **to_mapping(run.config)}
         write_video(out / f"{run.key}.mp4", frames, fps=run.config.fps, settings=settings, overwrite=True)
 
 
-def swept(pipeline: VideoPipeline, plan: Plan, out: Path, *, overwrite: bool = True) -> None:
-    """The same runs as a sweep, begun anew."""
-    with hold(out, plan, overwrite=overwrite):
+def run_sweep(pipeline: VideoPipeline, plan: Plan, out: Path, *, overwrite: bool = True) -> None:
+    """Make the same clips by a sweep, begun anew."""
+    with lock_folder(out, plan, overwrite=overwrite):
         Worker(pipeline, plan, out).run(plan.runs())
 
 
-def processes(plan: Plan, runs: list[Run], out: Path) -> list[float]:
-    """sample.py once a clip, seconds each."""
+def time_processes(plan: Plan, runs: list[Run], out: Path) -> list[float]:
+    """Measure the seconds of sample.py, once a clip."""
     environment = os.environ | {"HF_HUB_OFFLINE": "1"}
-    taken = []
+    process_seconds = []
     for run in runs:
         words = [run.prompt, *plan.flags(run), "--out", str(out / "clip.mp4"), "--overwrite"]
         command = [sys.executable, str(ROOT / "sample.py"), *words]
-        taken.append(seconds(lambda c=command: subprocess.run(c, check=True, capture_output=True, env=environment)))
-    return taken
+        process_seconds.append(
+            time_call(lambda c=command: subprocess.run(c, check=True, capture_output=True, env=environment))
+        )
+    return process_seconds
 
 
 def main() -> None:
@@ -81,30 +83,30 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder)
         (out / "loop").mkdir()
-        warm_loop(pipeline, runs[:1], out / "loop")
+        run_warm_loop(pipeline, runs[:1], out / "loop")
         for _ in range(ROUNDS):
-            times["warm_loop"].append(seconds(lambda: warm_loop(pipeline, runs, out / "loop")))
-            times["sweep"].append(seconds(lambda: swept(pipeline, plan, out / "sweep")))
+            times["warm_loop"].append(time_call(lambda: run_warm_loop(pipeline, runs, out / "loop")))
+            times["sweep"].append(time_call(lambda: run_sweep(pipeline, plan, out / "sweep")))
             print({name: round(values[-1], 2) for name, values in times.items()}, flush=True)
-        few = runs[:: len(runs) // NUM_PROCESSES][:NUM_PROCESSES]
-        alone = processes(plan, few, out)
-    loop, sweep = (statistics.median(values) for values in times.values())
+        some_runs = runs[:: len(runs) // NUM_PROCESSES][:NUM_PROCESSES]
+        process_seconds = time_processes(plan, some_runs, out)
+    loop_seconds, sweep_seconds = (statistics.median(values) for values in times.values())
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     result = {
-        "machine": f"{processor()}, {torch.get_num_threads()} threads on {cores} cores, torch {torch.__version__}",
+        "machine": f"{processor_name()}, {torch.get_num_threads()} threads on {cores} cores, torch {torch.__version__}",
         "date": date.today().isoformat(),
         "commit": commit.strip(),
         "axes": list(AXES),
         "seeds": NUM_SEEDS,
         "clips": len(runs),
         "rounds": ROUNDS,
-        "warm_loop_seconds": round(loop, 2),
-        "sweep_seconds": round(sweep, 2),
-        "over_warm_loop": round(loop / sweep, 2),
-        "process_seconds_per_clip": round(statistics.mean(alone), 2),
-        "sweep_seconds_per_clip": round(sweep / len(runs), 3),
-        "over_processes": round(statistics.mean(alone) / (sweep / len(runs)), 1),
+        "warm_loop_seconds": round(loop_seconds, 2),
+        "sweep_seconds": round(sweep_seconds, 2),
+        "over_warm_loop": round(loop_seconds / sweep_seconds, 2),
+        "process_seconds_per_clip": round(statistics.mean(process_seconds), 2),
+        "sweep_seconds_per_clip": round(sweep_seconds / len(runs), 3),
+        "over_processes": round(statistics.mean(process_seconds) / (sweep_seconds / len(runs)), 1),
     }
     text = json.dumps(result, indent=2)
     print(text)

@@ -1,4 +1,4 @@
-"""The README's teaser: eight prompts, seeds 0-7, default settings, each caption under its clip.
+"""Make the README's teaser: eight prompts, seeds 0-7, default settings, each caption under its clip.
 
 videogen bench teaser [--model FOLDER]  ->  assets/teaser.webp
 """
@@ -30,39 +30,39 @@ PROMPTS = (
     "a big white cross moves up on a black background",
     "a large pink diamond moves left on a dark blue background",
 )
-ROWS, SCALE, GAP = 2, 3, 8  # the scale is in pixels a pixel, the gap in pixels
+ROWS, SCALE, GAP = 2, 3, 8  # the scale enlarges pixels, the gap is in pixels
 FONT_SIZE, NUM_LINES = 14, 3
 INK, PAPER = (34, 38, 43), (255, 255, 255)
-MOST_BYTES = 3_000_000
+MAX_BYTES = 3_000_000
 
 
-def label(prompt: str, width: int) -> np.ndarray:
-    """A caption in lines of at most a width in pixels, (h, width, 3) uint8."""
+def render_label(prompt: str, width: int) -> np.ndarray:
+    """Render a caption in lines of at most a width in pixels, (h, width, 3) uint8."""
     font = ImageFont.load_default(FONT_SIZE)
-    most = max(n for n in range(1, len(prompt) + 1) if font.getlength("n" * n) <= width or n == 1)
+    line_length = max(n for n in range(1, len(prompt) + 1) if font.getlength("n" * n) <= width or n == 1)
     image = Image.new("RGB", (width, round(1.35 * FONT_SIZE * NUM_LINES)), PAPER)
-    text = "\n".join(textwrap.wrap(prompt, most))
+    text = "\n".join(textwrap.wrap(prompt, line_length))
     ImageDraw.Draw(image).multiline_text((0, 2), text, fill=INK, font=font)
     return np.asarray(image)
 
 
 def lay_out(clips: Sequence[np.ndarray], prompts: Sequence[str]) -> np.ndarray:
-    """Clips (t, h, w, 3) of one size, enlarged, in rows with a caption under each: (t, height, width, 3) uint8."""
+    """Lay out clips (t, h, w, 3) of one size, enlarged, a caption under each: (t, height, width, 3) uint8."""
     cells = []
     for clip, prompt in zip(clips, prompts, strict=True):
         large = repeat(clip, "t h w c -> t (h tall) (w wide) c", tall=SCALE, wide=SCALE)
-        below = repeat(label(prompt, large.shape[2]), "h w c -> t h w c", t=len(large))
-        cell = np.concatenate([large, below], axis=1)
+        captions = repeat(render_label(prompt, large.shape[2]), "h w c -> t h w c", t=len(large))
+        cell = np.concatenate([large, captions], axis=1)
         cells.append(np.pad(cell, ((0, 0), (0, GAP), (0, GAP), (0, 0)), constant_values=PAPER[0]))
     return rearrange(np.stack(cells), "(rows columns) t h w c -> t (rows h) (columns w) c", rows=ROWS)
 
 
-def to_webp(frames: np.ndarray, fps: float) -> bytes:
-    """An animation that repeats for ever."""
+def encode_webp(frames: np.ndarray, fps: float) -> bytes:
+    """Encode an animation that repeats for ever."""
     first, *rest = (Image.fromarray(frame) for frame in frames)
     file = io.BytesIO()
-    pause = round(1000 / fps)
-    first.save(file, "webp", save_all=True, append_images=rest, duration=pause, loop=0, quality=90)
+    milliseconds = round(1000 / fps)
+    first.save(file, "webp", save_all=True, append_images=rest, duration=milliseconds, loop=0, quality=90)
     return file.getvalue()
 
 
@@ -74,9 +74,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     pipeline = VideoPipeline.load(args.model)
     clips: list[torch.Tensor] = pipeline(PROMPTS, pipeline.defaults, seeds=range(len(PROMPTS)))
-    picture = to_webp(lay_out([clip.numpy() for clip in clips], PROMPTS), pipeline.defaults.fps)
-    if len(picture) > MOST_BYTES:
-        raise ValueError(f"the teaser may have {MOST_BYTES:,} bytes, got {len(picture):,}; lower SCALE in {__file__}")
+    picture = encode_webp(lay_out([clip.numpy() for clip in clips], PROMPTS), pipeline.defaults.fps)
+    if len(picture) > MAX_BYTES:
+        raise ValueError(f"the teaser may have {MAX_BYTES:,} bytes, got {len(picture):,}; lower SCALE in {__file__}")
     part = args.out.with_name(args.out.name + ".part")
     part.write_bytes(picture)
     part.replace(args.out)

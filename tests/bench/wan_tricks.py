@@ -1,6 +1,6 @@
-"""What each trick of Wan's line brings: one taken away at a time, and some that are not taken put in.
+"""Measure the effect of each trick of Wan's line: switch them off one at a time, and switch some unused ones on.
 
-A pipeline and a call that makes a clip  ->  rows: time against as it is, FLOPs, bytes, what it changes
+A pipeline and a call that samples a clip  ->  rows: time over the unchanged line's, FLOPs, bytes, change of the latent
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from videogen.models import attention, dit_blocks, rope
 from videogen.models.dit import TextContext
-from videogen.packing.packs import Layout, PackedText
+from videogen.packing.packs import PackedText, PackLayout
 from videogen.sampling import denoiser, pipeline
 from videogen.sampling.denoiser import Denoiser
 from videogen.sampling.pipeline import VideoPipeline
@@ -29,31 +29,32 @@ PROMPT, NEGATIVE = "a cat walks in the rain on the red grass", "blurry, worst qu
 
 
 def pad_in_full(texts: list[Tensor], num_rows: int) -> PackedText:
-    """All of Wan's rows of zeros."""
+    """Pad texts with all of Wan's rows of zeros."""
     rows = [torch.cat([text, text.new_zeros(num_rows - len(text), text.shape[1])]) for text in texts]
     tokens = torch.cat(rows)
     return PackedText(tokens, (num_rows,) * len(texts), torch.ones(len(tokens)))
 
 
 def rotate_in_parts(x: Tensor, table: rope.Rotary) -> Tensor:
-    """Cosines and sines one by one."""
+    """Rotate by cosines and sines in separate products."""
     even, odd = x.unflatten(-1, (-1, 2)).unbind(-1)
-    turned = torch.stack((even * table.cos - odd * table.sin, even * table.sin + odd * table.cos), dim=-1)
-    return turned.flatten(-2)
+    rotated = torch.stack((even * table.cos - odd * table.sin, even * table.sin + odd * table.cos), dim=-1)
+    return rotated.flatten(-2)
 
 
-def modulate_in_steps(norm: dit_blocks.Norm, x: Tensor, scale: Tensor, shift: Tensor, index: Tensor) -> Tensor:
-    """Norm, scale and shift one after the other."""
+def modulate_in_steps(norm: dit_blocks.FP32LayerNorm, x: Tensor, scale: Tensor, shift: Tensor, index: Tensor) -> Tensor:
+    """Normalise, scale and shift one after the other."""
     return norm(x) * (1 + scale) + shift
 
 
 def gate_in_steps(x: Tensor, update: Tensor, gate: Tensor, index: Tensor) -> Tensor:
-    """Gate and sum one after the other."""
+    """Gate and add one after the other."""
     return x + update * gate
 
 
-def reading_each_step(ours: VideoPipeline) -> AbstractContextManager[object]:
-    """Keys and values of the texts computed again at every step."""
+def encode_texts_each_step(ours: VideoPipeline) -> AbstractContextManager[object]:
+    """Encode the texts, and compute their keys and values, again at every step."""
+
     def encode_again(self: Denoiser, rows: tuple[int, ...]) -> TextContext:
         return ours.encode_prompts([(PROMPT, NEGATIVE)[row] for row in rows])
 
@@ -61,12 +62,12 @@ def reading_each_step(ours: VideoPipeline) -> AbstractContextManager[object]:
 
 
 def tricks_off(ours: VideoPipeline) -> dict[str, Callable[[], AbstractContextManager[object]]]:
-    """Each trick's absence."""
+    """Switch each trick off."""
     return {
         "nothing": nullcontext,
         "one row for all of the padding": lambda: mock.patch.object(pipeline, "pad_texts", pad_in_full),
         "both prompts in one call": lambda: mock.patch.object(denoiser, "TOKENS_PER_CALL", 0),
-        "texts read once": lambda: reading_each_step(ours),
+        "texts read once": lambda: encode_texts_each_step(ours),
         "turning by complex numbers": lambda: mock.patch.object(dit_blocks, "rotate", rotate_in_parts),
         "norm, scale and shift in one": lambda: mock.patch.object(dit_blocks, "modulate", modulate_in_steps),
         "gate and sum in one": lambda: mock.patch.object(dit_blocks, "add_gated", gate_in_steps),
@@ -76,69 +77,69 @@ def tricks_off(ours: VideoPipeline) -> dict[str, Callable[[], AbstractContextMan
     }  # fmt: skip
 
 
-def at_once(ours: VideoPipeline) -> AbstractContextManager[object]:
-    """Queries, keys and values by one product of weights that were laid end to end beforehand."""
-    kept: dict[int, tuple[Tensor, Tensor]] = {}
+def with_fused_qkv(ours: VideoPipeline) -> AbstractContextManager[object]:
+    """Compute queries, keys and values by one product of weights that were concatenated beforehand."""
+    fused: dict[int, tuple[Tensor, Tensor]] = {}
     for block in ours.transformer.blocks:
         layers = [getattr(block.attn1, name) for name in ("to_q", "to_k", "to_v")]  # type: ignore[union-attr]
         parts = ([getattr(layer, name) for layer in layers] for name in ("weight", "bias"))
-        kept[id(block.attn1)] = tuple(map(torch.cat, parts))  # type: ignore[assignment]
+        fused[id(block.attn1)] = tuple(map(torch.cat, parts))  # type: ignore[assignment]
 
-    def forward(self: dit_blocks.Attention, x: Tensor, table: rope.Rotary, layout: Layout) -> Tensor:
-        q, k, v = F.linear(x, *kept[id(self)]).chunk(3, dim=-1)
-        q, k = (rope.rotate(self.apart(n(part)), table) for n, part in ((self.norm_q, q), (self.norm_k, k)))
-        return self.to_out[0](attention.attend(q, k, self.apart(v), layout.lengths).flatten(1))
+    def forward(self: dit_blocks.Attention, x: Tensor, table: rope.Rotary, layout: PackLayout) -> Tensor:
+        q, k, v = F.linear(x, *fused[id(self)]).chunk(3, dim=-1)
+        q, k = (rope.rotate(self.split_heads(n(part)), table) for n, part in ((self.norm_q, q), (self.norm_k, k)))
+        return self.to_out[0](attention.attend(q, k, self.split_heads(v), layout.lengths).flatten(1))
 
     return mock.patch.object(dit_blocks.Attention, "forward", forward)
 
 
-def known_beforehand(ours: VideoPipeline) -> AbstractContextManager[object]:
-    """The embedding of every step's noise level, as if it had been computed with those of the other steps."""
+def with_cached_noise_levels(ours: VideoPipeline) -> AbstractContextManager[object]:
+    """Cache the embedding of every step's noise level, as if all were computed beforehand."""
     embedder = ours.transformer.condition_embedder
-    compute, kept = embedder.time, dict[float, Tensor]()
+    compute, embeddings = embedder.time, dict[float, Tensor]()
 
     def look_up(sigma: Tensor) -> Tensor:
-        if (level := float(sigma[0])) not in kept:
-            kept[level] = compute(sigma)
-        return kept[level]
+        if (level := float(sigma[0])) not in embeddings:
+            embeddings[level] = compute(sigma)
+        return embeddings[level]
 
     return mock.patch.object(embedder, "time", look_up)
 
 
-def not_taken(ours: VideoPipeline) -> Ways:
-    """What could be done as well."""
+def further_tricks(ours: VideoPipeline) -> Ways:
+    """Switch each unused trick on."""
     return {
         "nothing": nullcontext,
-        "queries, keys and values at once": lambda: at_once(ours),
-        "noise levels embedded beforehand": lambda: known_beforehand(ours),
+        "queries, keys and values at once": lambda: with_fused_qkv(ours),
+        "noise levels embedded beforehand": lambda: with_cached_noise_levels(ours),
     }
 
 
-def allocated(work: Callable[[], object]) -> float:
-    """MB that a call asks memory for, freed or not."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
-        work()
-    return sum(max(0, event.self_cpu_memory_usage) for event in seen.events()) / 1e6
+def measure_allocation(call: Callable[[], object]) -> float:
+    """Measure the MB that a call allocates, freed or not."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        call()
+    return sum(max(0, event.self_cpu_memory_usage) for event in profiler.events()) / 1e6
 
 
-def compare(ways: Ways, ask: Callable[[], Tensor], *, rounds: int, steps: int) -> dict[str, dict[str, float]]:
-    """Each way in turn, after a round that is not counted: medians of ratios to "nothing", and a step's work."""
+def compare_ways(ways: Ways, sample: Callable[[], Tensor], *, rounds: int, steps: int) -> dict[str, dict[str, float]]:
+    """Compare the ways in turn, after a warm-up round: medians of ratios to "nothing", and a step's work."""
     times: dict[str, list[float]] = {name: [] for name in ways}
     rows: dict[str, dict[str, float]] = {}
-    made: dict[str, Tensor] = {}
+    latents: dict[str, Tensor] = {}
     for turn in range(rounds + 1):
         for name, way in ways.items():
             with way():
                 began = time.perf_counter()
-                made[name] = ask()
+                latents[name] = sample()
                 times[name].append(time.perf_counter() - began)
                 if turn == 0:
                     with FlopCounterMode(display=False) as counter:
-                        ask()
+                        sample()
                     flop = counter.get_total_flops() / steps / 1e9
-                    rows[name] = {"gflop": round(flop, 2), "allocated_mb": round(allocated(ask) / steps, 1)}
+                    rows[name] = {"gflop": round(flop, 2), "allocated_mb": round(measure_allocation(sample) / steps, 1)}
     for name, row in rows.items():
         ratios = [b / a for a, b in zip(times["nothing"][1:], times[name][1:], strict=True)]
         row["time"] = round(statistics.median(ratios), 3)
-        row["max_difference"] = float(f"{(made[name] - made['nothing']).abs().max().item():.1e}")
+        row["max_difference"] = float(f"{(latents[name] - latents['nothing']).abs().max().item():.1e}")
     return rows

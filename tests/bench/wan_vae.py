@@ -1,9 +1,9 @@
-"""Wan's VAE against diffusers' AutoencoderKLWan: the same random weights, one process, alternating, medians of ratios.
+"""Time Wan's VAE against diffusers' AutoencoderKLWan: the same random weights, one process, alternating, medians.
 
     videogen bench wan_vae  ->  assets/bench/wan_vae.json
 
-First the whole, then each trick with it alone off, so that a reader sees what pays and what does not; at the real
-widths and 64 x 64 pixels, where a run takes five minutes on one core. Memory is that of a new process each.
+It measures the whole, then the line with each trick switched off alone, so that a reader sees which of them pay; at the
+real widths and 64 x 64 pixels, where a run takes five minutes on one core. Memory is that of a new process each.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from einops import repeat
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from tests.bench.machine import publish, use_threads
+from tests.bench.machine import publish, set_num_threads
 from videogen.models import wan_vae, wan_vae_conv, wan_vae_layers
-from videogen.models.wan_vae import WanVAE, lay_out
-from videogen.models.wan_vae_layers import Norm
+from videogen.models.wan_vae import WanVAE, optimize_weight_layout
+from videogen.models.wan_vae_layers import ChannelRMSNorm
 
 ROOT = Path(__file__).parents[2]
 WAN_22 = {
@@ -40,13 +40,13 @@ Work = Callable[[], Tensor]
 Shape = tuple[int, ...]
 
 
-def count(total: Shape, a: Shape, b: Shape, **rest: object) -> int:
-    """Operations of baddbmm_, which torch counts out of place only."""
+def count_flop(total: Shape, a: Shape, b: Shape, **rest: object) -> int:
+    """Count the operations of baddbmm_, of which torch counts the out-of-place form only."""
     return 2 * a[0] * a[1] * a[2] * b[2]
 
 
 def make_pair(name: str) -> tuple[AutoencoderKLWan, WanVAE]:
-    """Theirs with random weights and ours with the same."""
+    """Build theirs with random weights and ours with the same."""
     torch.manual_seed(0)
     theirs = AutoencoderKLWan(**CONFIGS[name]).eval().requires_grad_(False)  # type: ignore[arg-type]
     ours = WanVAE(**CONFIGS[name]).eval().requires_grad_(False)  # type: ignore[arg-type]
@@ -54,21 +54,21 @@ def make_pair(name: str) -> tuple[AutoencoderKLWan, WanVAE]:
     return theirs, ours
 
 
-def seconds(work: Work) -> tuple[float, Tensor]:
-    """How long a call takes, and what it makes."""
+def time_call(call: Work) -> tuple[float, Tensor]:
+    """Measure the seconds of a call, and return its result."""
     began = time.perf_counter()
-    made = work()
-    return time.perf_counter() - began, made
+    result = call()
+    return time.perf_counter() - began, result
 
 
 def compare(theirs: Work, ours: Work, rounds: int) -> dict[str, float]:
-    """Alternating, after a round that is not counted: medians, the median of the ratios, how far the numbers are."""
+    """Compare, alternating, after a warm-up round: medians, the median of the ratios, the largest difference."""
     times: list[tuple[float, float]] = []
     error = 0.0
     for _ in range(rounds + 1):
-        (a, wanted), (b, made) = seconds(theirs), seconds(ours)
+        (a, their_result), (b, our_result) = time_call(theirs), time_call(ours)
         times.append((a, b))
-        error = (wanted - made).abs().max().item()
+        error = (their_result - our_result).abs().max().item()
     return {
         "diffusers_seconds": round(statistics.median(a for a, _ in times[1:]), 3),
         "videogen_seconds": round(statistics.median(b for _, b in times[1:]), 3),
@@ -77,8 +77,8 @@ def compare(theirs: Work, ours: Work, rounds: int) -> dict[str, float]:
     }
 
 
-def whole(name: str, latent_frames: int, rounds: int) -> dict[str, dict[str, float]]:
-    """One image and one clip, there and back."""
+def measure_whole(name: str, latent_frames: int, rounds: int) -> dict[str, dict[str, float]]:
+    """Measure encoding and decoding of one image and one clip."""
     theirs, ours = make_pair(name)
     rows: dict[str, dict[str, float]] = {}
     for frames in (1, 1 + 4 * (latent_frames - 1)):
@@ -93,99 +93,106 @@ def whole(name: str, latent_frames: int, rounds: int) -> dict[str, dict[str, flo
     return rows
 
 
-# --- each trick off
+# --- each trick switched off
 
 
-def with_zeros(x: Tensor, past: Tensor, kernels: Tensor, bias: Tensor) -> Tensor:
-    """Frames that never were, multiplied with."""
+def convolve_zero_frames(x: Tensor, past: Tensor, kernels: Tensor, bias: Tensor) -> Tensor:
+    """Multiply the missing frames before the first as zeros."""
     missing = len(kernels) - 1 - past.shape[1]
-    return wan_vae_conv.convolve(x, F.pad(past, (0, 0, 0, 0, 0, 0, missing, 0)), kernels, bias)
+    return wan_vae_conv.causal_convolution(x, F.pad(past, (0, 0, 0, 0, 0, 0, missing, 0)), kernels, bias)
 
 
-def doubled_pixels(x: Tensor, kernel: Tensor, bias: Tensor) -> Tensor:
-    """The doubled frames, made."""
+def convolve_doubled_pixels(x: Tensor, kernel: Tensor, bias: Tensor) -> Tensor:
+    """Double the pixels of the frames, and convolve those."""
     doubled = repeat(x, "b t h w c -> b t (h y) (w x) c", y=2, x=2)
-    return wan_vae_conv.per_frame(doubled, kernel, bias)
+    return wan_vae_conv.convolve_frames(doubled, kernel, bias)
 
 
-def normalise_in_steps(self: Norm, x: Tensor) -> Tensor:
-    """As it is written down: a division, two gains and an offset."""
+def normalise_in_steps(self: ChannelRMSNorm, x: Tensor) -> Tensor:
+    """Normalise as in the formula: a division, two gains and an offset."""
     return F.normalize(x, dim=-1) * x.shape[-1] ** 0.5 * self.gamma.flatten() + 0.0
 
 
 @contextmanager
-def plain_kernels(vae: WanVAE) -> Iterator[None]:
-    """Kernels as they lie in the file."""
+def contiguous_kernels(vae: WanVAE) -> Iterator[None]:
+    """Lay the kernels out as in the file."""
     for module in vae.modules():
         if isinstance(module, (nn.Conv2d, nn.Conv3d)):
             module.weight.data = module.weight.data.contiguous()
     try:
         yield
     finally:
-        lay_out(vae)
+        optimize_weight_layout(vae)
 
 
-def usual_points() -> wan_vae_conv.Turns:
-    """Winograd's matrices at 0, 1, -1, 2, -2."""
-    with mock.patch.object(wan_vae_conv, "POINTS", (0.0, 1.0, -1.0, 2.0, -2.0)):
-        return wan_vae_conv.turns.__wrapped__(torch.float32)
+def usual_winograd_matrices() -> wan_vae_conv.WinogradMatrices:
+    """Compute Winograd's matrices at 0, 1, -1, 2, -2."""
+    with mock.patch.object(wan_vae_conv, "WINOGRAD_POINTS", (0.0, 1.0, -1.0, 2.0, -2.0)):
+        return wan_vae_conv.winograd_matrices.__wrapped__(torch.float32)
 
 
 def tricks_off(vae: WanVAE) -> dict[str, Callable[[], AbstractContextManager[object]]]:
-    """Each trick's absence."""
-    usual, library = usual_points(), wan_vae_conv.by_library
+    """Switch each trick off."""
+    usual, library = usual_winograd_matrices(), wan_vae_conv.convolve_conv3d
 
-    def usual_turns(dtype: torch.dtype) -> wan_vae_conv.Turns:
+    def return_usual(dtype: torch.dtype) -> wan_vae_conv.WinogradMatrices:
         return usual
 
     def never(x: Tensor, kernels: Tensor) -> bool:
         return False
 
     return {
-        "nothing": lambda: mock.patch.object(wan_vae, "CHUNK", wan_vae.CHUNK),
-        "products in Winograd's space": lambda: mock.patch.object(wan_vae_conv, "winograd_pays", never),
-        "points that keep float32 exact": lambda: mock.patch.object(wan_vae_conv, "turns", usual_turns),
-        "Winograd only where it pays": lambda: mock.patch.object(wan_vae_conv, "winograd_pays", is_3x3),
-        "a Conv2d a tap, not Conv3d": lambda: mock.patch.object(wan_vae_conv, "by_taps", library),
-        "a plain product for few positions": lambda: mock.patch.object(wan_vae_conv, "CHANNELS_A_POSITION", 10**9),
-        "no zeros before the first frame": lambda: mock.patch.object(wan_vae_layers, "convolve", with_zeros),
-        "kernels merged, not pixels doubled": lambda: mock.patch.object(
-            wan_vae_layers, "convolve_doubled", doubled_pixels
+        "nothing": lambda: mock.patch.object(wan_vae, "LATENT_FRAMES_PER_CHUNK", wan_vae.LATENT_FRAMES_PER_CHUNK),
+        "products in Winograd's space": lambda: mock.patch.object(wan_vae_conv, "winograd_is_faster", never),
+        "points that keep float32 exact": lambda: mock.patch.object(wan_vae_conv, "winograd_matrices", return_usual),
+        "Winograd only where it pays": lambda: mock.patch.object(wan_vae_conv, "winograd_is_faster", is_3x3),
+        "a Conv2d a tap, not Conv3d": lambda: mock.patch.object(wan_vae_conv, "convolve_taps", library),
+        "a plain product for few positions": lambda: mock.patch.object(
+            wan_vae_conv, "MIN_CHANNELS_PER_POSITION", 10**9
         ),
-        "the norm in two steps": lambda: mock.patch.object(Norm, "forward", normalise_in_steps),
-        "kernels laid out for their use": lambda: plain_kernels(vae),
-        "4 latent frames a chunk: 1": lambda: mock.patch.object(wan_vae, "CHUNK", 1),
-        "4 latent frames a chunk: 2": lambda: mock.patch.object(wan_vae, "CHUNK", 2),
-        "4 latent frames a chunk: 8": lambda: mock.patch.object(wan_vae, "CHUNK", 8),
-        "4 frames a piece where large: 8": lambda: mock.patch.object(wan_vae_layers, "PIECE", 8),
+        "no zeros before the first frame": lambda: mock.patch.object(
+            wan_vae_layers, "causal_convolution", convolve_zero_frames
+        ),
+        "kernels merged, not pixels doubled": lambda: mock.patch.object(
+            wan_vae_layers, "upsample_and_convolve", convolve_doubled_pixels
+        ),
+        "the norm in two steps": lambda: mock.patch.object(ChannelRMSNorm, "forward", normalise_in_steps),
+        "kernels laid out for their use": lambda: contiguous_kernels(vae),
+        "4 latent frames a chunk: 1": lambda: mock.patch.object(wan_vae, "LATENT_FRAMES_PER_CHUNK", 1),
+        "4 latent frames a chunk: 2": lambda: mock.patch.object(wan_vae, "LATENT_FRAMES_PER_CHUNK", 2),
+        "4 latent frames a chunk: 8": lambda: mock.patch.object(wan_vae, "LATENT_FRAMES_PER_CHUNK", 8),
+        "4 frames a piece where large: 8": lambda: mock.patch.object(wan_vae_layers, "FINE_FRAMES_PER_RUN", 8),
     }
 
 
 def is_3x3(x: Tensor, kernels: Tensor) -> bool:
-    """Wherever it can."""
+    """True if Winograd's form can be used at all."""
     return kernels.shape[2] == 3
 
 
-def tricks(latent_frames: int, rounds: int) -> dict[str, dict[str, float]]:
-    """Decoding 2.1 without one trick against with all, alternating: time, products, and the error against float64."""
+def measure_tricks(latent_frames: int, rounds: int) -> dict[str, dict[str, float]]:
+    """Time decoding by 2.1 without one trick against with all, alternating; add FLOPs and the error against float64."""
     _, ours = make_pair("2.1")
     latent = torch.randn(1, 16, latent_frames, 8, 8)
     exact = ours.double().reconstruct(latent.double()).float()
     ours.float()
     rows: dict[str, dict[str, float]] = {}
-    for name, off in tricks_off(ours).items():
+    for name, switched_off in tricks_off(ours).items():
         times: list[tuple[float, float]] = []
         for _ in range(rounds):
-            base, _ = seconds(lambda: ours.reconstruct(latent))
-            with off():
-                times.append((seconds(lambda: ours.reconstruct(latent))[0], base))
-        with off(), FlopCounterMode(display=False, custom_mapping={torch.ops.aten.baddbmm_: count}) as counter:
-            made = ours.reconstruct(latent)
+            base, _ = time_call(lambda: ours.reconstruct(latent))
+            with switched_off():
+                times.append((time_call(lambda: ours.reconstruct(latent))[0], base))
+        with (
+            switched_off(),
+            FlopCounterMode(display=False, custom_mapping={torch.ops.aten.baddbmm_: count_flop}) as counter,
+        ):
+            decoded = ours.reconstruct(latent)
         rows[name] = {
             "seconds": round(statistics.median(a for a, _ in times), 3),
             "times_slower": round(statistics.median(a / b for a, b in times), 3),
             "gflop": round(counter.get_total_flops() / 1e9, 1),
-            "error_against_float64": float(f"{(made - exact).abs().max().item():.1e}"),
+            "error_against_float64": float(f"{(decoded - exact).abs().max().item():.1e}"),
         }
     return rows
 
@@ -198,7 +205,7 @@ from pathlib import Path
 torch.set_num_threads(1)
 torch.set_grad_enabled(False)
 from diffusers import AutoencoderKLWan
-from videogen.wan_vae import WanVAE
+from videogen.models.wan_vae import WanVAE
 peak = lambda: int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) / 1024
 vae = (AutoencoderKLWan if sys.argv[1] == "diffusers" else WanVAE)().eval()
 work = {"decode": vae.decode if sys.argv[1] == "diffusers" else vae.reconstruct,
@@ -210,16 +217,16 @@ print(peak(), peak() - before)
 """
 
 
-def memory() -> dict[str, dict[str, float]]:
-    """Peak of a new process that works on 9 frames of 96 x 96 with 2.1, in MB, and what of it came with the work."""
+def measure_memory() -> dict[str, dict[str, float]]:
+    """Measure the peak in MB of a new process on 9 frames of 96 x 96 with 2.1, and how far the work raises it."""
     rows: dict[str, dict[str, float]] = {}
     for work in ("decode", "encode"):
         rows[work] = {}
         for side in ("diffusers", "videogen"):
             command = [sys.executable, "-c", PEAK, side, work]
-            done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
-            peak, more = map(float, done.stdout.split())
-            rows[work] |= {f"{side}_peak_mb": round(peak), f"{side}_working_mb": round(more)}
+            process = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
+            peak, working = map(float, process.stdout.split())
+            rows[work] |= {f"{side}_peak_mb": round(peak), f"{side}_working_mb": round(working)}
     return rows
 
 
@@ -227,11 +234,11 @@ def memory() -> dict[str, dict[str, float]]:
 def main() -> None:
     """Measure everything, print it and write assets/bench/wan_vae.json."""
     argparse.ArgumentParser(prog="videogen bench wan_vae", description=str(__doc__).split("\n")[0]).parse_args()
-    use_threads()
+    set_num_threads()
     sections = {
-        "whole": whole("2.1", 5, 3) | whole("2.2", 2, 1),
-        "without": tricks(3, 3),
-        "memory": memory(),
+        "whole": measure_whole("2.1", 5, 3) | measure_whole("2.2", 2, 1),
+        "without": measure_tricks(3, 3),
+        "memory": measure_memory(),
     }
     publish("wan_vae", sections)
 

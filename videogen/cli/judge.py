@@ -32,10 +32,10 @@ from videogen.packing.bin_packing import group_by_budget
 from videogen.toybox import Scene, caption, draw_scene, render
 from videogen.toybox.judge import parse as read_caption
 from videogen.toybox.judge.prompts import read_cases
-from videogen.toybox.judge.report import percent, say_distances, say_means
-from videogen.toybox.judge.report import render as render_page
-from videogen.toybox.judge.scores import Case, Count, Judged, average, shuffled, tally
-from videogen.toybox.judge.workers import Clip, look_each
+from videogen.toybox.judge.report import format_distances, format_means, format_proportion
+from videogen.toybox.judge.report import render_report as render_page
+from videogen.toybox.judge.scores import Case, JudgedClip, Proportion, mean_quality, shuffled_captions, tally
+from videogen.toybox.judge.workers import ClipToJudge, judge_in_parallel
 from videogen.toybox.world.scenes import FRAME_SIZES, LENGTHS
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 FIRST_SEED = 10**9  # folders for training draw theirs from all of 64 bits, so that none of these is among them
-Columns = dict[str, dict[str, Count]]
+Columns = dict[str, dict[str, Proportion]]
 Item = TypeVar("Item")
 DESCRIPTION = "Judge clips by their frames alone: which clauses of its caption does each fulfil?"
 
@@ -102,21 +102,21 @@ def run(argv: Sequence[str]) -> int:
     args, info = parse_args(argv)
     pipeline, vae = load(args, info)
     cases = list_cases(args, info)
-    shown: list[tuple[Judged, np.ndarray]] = []
+    shown: list[tuple[JudgedClip, np.ndarray]] = []
     columns: Columns = {}
     frames: dict[str, list[np.ndarray]] = {}
     for name, clips, num in sources(args, info, cases, pipeline, vae):
-        column = [(verdict, clip.frames) for verdict, clip in with_bar(look_each(clips, num), num, name)]
+        column = [(verdict, clip.frames) for verdict, clip in with_bar(judge_in_parallel(clips, num), num, name)]
         if not column:
             raise ValueError(f"none of the {num} clips can be read")
         columns[name], frames[name] = tally([verdict for verdict, _ in column]), [clip for _, clip in column]
         shown = shown or column  # the first source is what was asked for; the others are there to compare
     judged = [verdict for verdict, _ in shown]
-    if floor := shuffled(judged):
+    if floor := shuffled_captions(judged):
         columns["shuffled captions"] = floor
     # Clips by a user's own captions are not meant to be distributed as the world's are.
     distances = {} if args.captions is not None else measure_distances(frames, new=args.held_out)
-    publish(args, columns, average(judged), distances, shown)
+    publish(args, columns, mean_quality(judged), distances, shown)
     return 0
 
 
@@ -218,7 +218,7 @@ def sources(
     cases: Sequence[Case],
     pipeline: VideoPipeline | None,
     vae: VideoVAE | WanVAE | None,
-) -> Iterator[tuple[str, Iterator[Clip], int]]:
+) -> Iterator[tuple[str, Iterator[ClipToJudge], int]]:
     """Yield what is judged, by name: the clips asked for first, then the world's own and those after the VAE."""
     scenes = [case for case in cases if case.scene is not None]
     if info is not None:
@@ -228,9 +228,9 @@ def sources(
         files = captioned_files(args.target, args.clips)
         yield "clips", read_clips(files), len(files)
     if scenes and (args.ceilings or args.target is None):
-        yield "the world's own", (Clip(case, 0, render_case(case)) for case in scenes), len(scenes)
+        yield "the world's own", (ClipToJudge(case, 0, render_case(case)) for case in scenes), len(scenes)
         if vae is not None:
-            clips = (Clip(case, 0, reconstruct(render_case(case), vae)) for case in scenes)
+            clips = (ClipToJudge(case, 0, reconstruct(render_case(case), vae)) for case in scenes)
             yield "after the VAE", clips, len(scenes)
 
 
@@ -242,7 +242,7 @@ def render_case(case: Case) -> np.ndarray:
 
 def sample_clips(
     args: JudgeArgs, info: CheckpointInfo, cases: Sequence[Case], pipeline: VideoPipeline
-) -> Iterator[Clip]:
+) -> Iterator[ClipToJudge]:
     """Make a checkpoint's clips side by side in packs."""
     import torch
 
@@ -254,7 +254,7 @@ def sample_clips(
     for batch in group_by_budget(jobs, lambda _: num_tokens, TOKENS_PER_PACK):
         latents = pipeline.sample([ClipRequest(case.prompt, seed) for case, seed in batch], args.sample)
         for (case, seed), latent in zip(batch, latents, strict=True):
-            yield Clip(case, seed, torch.cat(list(pipeline.frames(latent))).numpy())
+            yield ClipToJudge(case, seed, torch.cat(list(pipeline.frames(latent))).numpy())
 
 
 def reconstruct(frames: np.ndarray, vae: VideoVAE | WanVAE) -> np.ndarray:
@@ -291,7 +291,7 @@ def captioned_files(folder: Path, num: int) -> list[tuple[Path, Case]]:
     return files
 
 
-def read_clips(files: Sequence[tuple[Path, Case]]) -> Iterator[Clip]:
+def read_clips(files: Sequence[tuple[Path, Case]]) -> Iterator[ClipToJudge]:
     """Read the clips of a folder; one that cannot be read is named and left out."""
     from videogen.data.video_io import read_video
 
@@ -301,24 +301,31 @@ def read_clips(files: Sequence[tuple[Path, Case]]) -> Iterator[Clip]:
         except (ValueError, OSError) as error:
             logger.warning("not judged: %s", error)
         else:
-            yield Clip(case, 0, frames)
+            yield ClipToJudge(case, 0, frames)
 
 
 def measure_distances(frames: Mapping[str, Sequence[np.ndarray]], *, new: bool) -> dict[str, Distance]:
     """Measure how far each set of clips is from others of the world, of the sizes and lengths of the first."""
-    from videogen.toybox.judge.features import LEAST_CLIPS, WEIGHTS, draw_others, load_reader, mmd, read_features
+    from videogen.toybox.judge.features import (
+        MIN_CLIPS,
+        WEIGHTS,
+        extract_features,
+        load_feature_extractor,
+        mmd,
+        render_reference_clips,
+    )
 
     if not WEIGHTS.is_file():
         logger.warning("no distance to the world: the network's weights are not there, %s", WEIGHTS)
         return {}
-    large_sets = {name: clips for name, clips in frames.items() if len(clips) >= LEAST_CLIPS}
+    large_sets = {name: clips for name, clips in frames.items() if len(clips) >= MIN_CLIPS}
     if len(large_sets) < len(frames):
-        logger.warning("no distance to the world: a set needs %d clips", LEAST_CLIPS)
+        logger.warning("no distance to the world: a set needs %d clips", MIN_CLIPS)
     if not large_sets:
         return {}
-    reader = load_reader(WEIGHTS)
-    others = read_features(list(draw_others(next(iter(large_sets.values())), new=new)), reader)
-    return {name: mmd(read_features(clips, reader), others) for name, clips in large_sets.items()}
+    reader = load_feature_extractor(WEIGHTS)
+    others = extract_features(list(render_reference_clips(next(iter(large_sets.values())), new=new)), reader)
+    return {name: mmd(extract_features(clips, reader), others) for name, clips in large_sets.items()}
 
 
 def with_bar(judged: Iterator[Item], num: int, name: str) -> Iterator[Item]:
@@ -337,7 +344,7 @@ def publish(
     columns: Columns,
     means: Mapping[str, float],
     distances: Mapping[str, Distance],
-    judged: Sequence[tuple[Judged, np.ndarray]],
+    judged: Sequence[tuple[JudgedClip, np.ndarray]],
 ) -> None:
     """Print the table and write the files that were asked for."""
     name = checkpoint_name(args.target) if args.target else "the world's own clips"
@@ -357,7 +364,7 @@ def publish(
     if args.json:
         sys.stdout.write(json.dumps(result) + "\n")
         return
-    print_table(columns, [*say_means(means), *say_distances(distances)])
+    print_table(columns, [*format_means(means), *format_distances(distances)])
 
 
 def write(path: Path, text: str) -> None:
@@ -366,7 +373,7 @@ def write(path: Path, text: str) -> None:
     save_text(path, text)
 
 
-def count_as_json(count: Count) -> dict[str, object]:
+def count_as_json(count: Proportion) -> dict[str, object]:
     """Convert a count to JSON values."""
     return {
         "right": count.right,
@@ -385,7 +392,7 @@ def print_table(columns: Columns, measures: Sequence[tuple[str, str]]) -> None:
     table = Table("clause", *columns, "clips", box=None, pad_edge=False)
     for row in dict.fromkeys(row for column in columns.values() for row in column):
         num = next(column[row].num for column in columns.values() if row in column)
-        table.add_row(row, *(percent(column.get(row)) for column in columns.values()), str(num))
+        table.add_row(row, *(format_proportion(column.get(row)) for column in columns.values()), str(num))
     # In a pipe rich would assume 80 columns and cut the table.
     console = Console(width=None if sys.stdout.isatty() else 140)
     console.print(table)

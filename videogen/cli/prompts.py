@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from videogen.config.parsing import from_mapping, nearest, read_values, to_mapping
 from videogen.config.sample import SampleConfig
-from videogen.data.captions import ROW_READERS, read_text
+from videogen.data.captions import read_rows
 
 
 class PromptRow(NamedTuple):
@@ -38,17 +38,11 @@ def read_prompts(path: Path, settings: SampleConfig, seed: int) -> Iterator[Prom
     """Read the rows of a prompts file over the settings of the command; an error names the row by its number."""
     if not path.is_file():
         raise ValueError(f"no prompts file {path}")
-    suffix = path.suffix.lower()
-    if suffix in ROW_READERS:
-        rows = ROW_READERS[suffix](path)
-    else:
-        lines = enumerate(read_text(path).splitlines(), start=1)
-        rows = ((number, {"prompt": line.strip()}) for number, line in lines if line.strip())
-    for number, row in rows:
-        if suffix == ".csv" and isinstance(row, dict):  # an empty cell is one left out
+    for number, row in read_rows(path):
+        if path.suffix.lower() == ".csv" and isinstance(row, dict):  # an empty cell is one left out
             row = {key: value for key, value in row.items() if value not in (None, "")}
         try:
-            yield parse_row(row, settings, seed)
+            yield parse_row({"prompt": row} if isinstance(row, str) else row, settings, seed)
         except (ValueError, TypeError) as error:
             raise ValueError(f"{path} row {number}: {error}") from None
 

@@ -19,7 +19,7 @@ from videogen.cli.sample_jobs import SampleJob
 from videogen.config.parsing import from_mapping, to_mapping
 from videogen.config.sample import SampleConfig
 from videogen.data.files import content_id
-from videogen.data.saved_latents import is_same, latent_settings
+from videogen.data.saved_latents import is_same_setting, latent_settings
 from videogen.data.video_io import read_settings
 from videogen.models.hub import checkpoint_id
 from videogen.sampling.lora_files import read_lora
@@ -99,7 +99,7 @@ def apply_recorded_settings(base: SampleArgs, settings: Mapping[str, object]) ->
 def check_recorded_files(path: Path, settings: Mapping[str, object], args: SampleArgs, argv: Sequence[str]) -> None:
     """Refuse another checkpoint or other files than a clip was made of; where a flag names them, only note it."""
     was, now = settings.get("checkpoint"), checkpoint_id(args.model)
-    if not is_same(was, now):
+    if not is_same_setting(was, now):
         if peek(argv, "--model") is None:
             raise ValueError(
                 f"{path} was made by checkpoint {was}, which {args.model} is not; give its folder with --model"

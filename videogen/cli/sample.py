@@ -114,7 +114,7 @@ def decode_latents(
     """Decode saved latents into clips, each with the settings that it was denoised with."""
     import torch
 
-    from videogen.models.streaming import decode
+    from videogen.models.streaming import decode_frames
 
     device = torch.device(args.device)
     for job, path in latents.items():
@@ -125,7 +125,7 @@ def decode_latents(
         latent, settings = read_latent(path), latent_settings(path) | {"fps": job.config.fps}
         if args.save_latents and not (saved := job.path.with_suffix(".safetensors")).exists():
             save_latent(saved, latent, settings)
-        frames = decode(vae, latent, device)
+        frames = decode_frames(vae, latent, device)
         write_video(job.path, frames, fps=job.config.fps, settings=settings, overwrite=args.overwrite)
         yield job, time.monotonic() - start
 

@@ -1,4 +1,4 @@
-"""What `sample.py` accepts: a dataclass from which tyro derives the flags.
+"""The arguments of `sample.py`: a dataclass from which tyro derives the flags.
 
 argv  ->  SampleArgs
 """

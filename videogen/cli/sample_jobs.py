@@ -14,10 +14,10 @@ from typing import NamedTuple
 from videogen.cli.prompts import PromptRow, read_prompts, read_seeds
 from videogen.cli.sample_arguments import SampleArgs
 from videogen.config.sample import SampleConfig, resolve_frames
-from videogen.data.saved_latents import WHERE, is_same, latent_settings
+from videogen.data.saved_latents import ENVIRONMENT_KEYS, is_same_setting, latent_settings
 from videogen.data.video_io import check_format, read_settings
 from videogen.models.checkpoint_config import CheckpointInfo, check_images
-from videogen.packing.patch_schedule import cut_by, draft
+from videogen.packing.patch_schedule import draft_config, patch_schedule
 from videogen.sampling.lora_files import check_experts, read_lora
 
 SUFFIXES = (".mp4", ".gif", ".webm", ".png")
@@ -41,7 +41,7 @@ def list_rows(args: SampleArgs, info: CheckpointInfo) -> list[PromptRow]:
     if not rows:
         raise ValueError('give a prompt: python sample.py "a large red circle moves right on a black background"')
     if args.draft:
-        rows = [row._replace(config=draft(row.config, info.patches)) for row in rows]
+        rows = [row._replace(config=draft_config(row.config, info.patches)) for row in rows]
     if args.seeds is None:
         rows = [row._replace(seed=row.seed + i) for row in rows for i in range(args.num)]
     else:
@@ -105,8 +105,10 @@ def is_made_by_same_command(path: Path, config: SampleConfig, args: SampleArgs) 
     latent = path.with_suffix(".safetensors")
     if not args.save_latents or not latent.exists():
         return False
-    made, kept = read_settings(path), latent_settings(latent) | {"fps": config.fps}  # fps is chosen after the latent
-    return all(is_same(made.get(name), kept.get(name)) for name in {*made, *kept} - {*WHERE})
+    recorded = read_settings(path)
+    current = latent_settings(latent) | {"fps": config.fps}  # the frame rate is chosen when a latent is decoded
+    names = (recorded.keys() | current.keys()) - {*ENVIRONMENT_KEYS}
+    return all(is_same_setting(recorded.get(name), current.get(name)) for name in names)
 
 
 def check_folder(folder: Path) -> None:
@@ -122,7 +124,7 @@ def check_settings(configs: Iterable[SampleConfig], info: CheckpointInfo) -> Non
 
     for config in configs:
         check_sampler(config.sampler)
-        cut_by(config, info.patches)
+        patch_schedule(config, info.patches)
         info.latent_grid(config)
 
 

@@ -25,8 +25,8 @@ from videogen.models.checkpoint_config import CheckpointInfo, check_images
 from videogen.models.hub import checkpoint_name
 from videogen.sampling.cost import clip_flop, clip_seconds, num_evaluations
 from videogen.sweep.axes import read_axes
-from videogen.sweep.plan import Plan, Run, check_held, hold, most_steps
-from videogen.sweep.results import Row, arrow, gather, read_rows, unfinished
+from videogen.sweep.plan import Plan, Run, check_sweep_folder, lock_folder, max_steps
+from videogen.sweep.results import Row, gather_rows, import_pyarrow, read_rows, unfinished_runs
 
 if TYPE_CHECKING:
     from videogen.sampling.pipeline import VideoPipeline
@@ -54,19 +54,19 @@ def run_sweep(args: SampleArgs, info: CheckpointInfo) -> int:
     from videogen.sweep.report import publish
     from videogen.sweep.search import check_optuna
 
-    for check in (arrow, check_matplotlib, *([check_optuna] if args.search else [])):
+    for check in (import_pyarrow, check_matplotlib, *([check_optuna] if args.search else [])):
         check()
     team, device = find_team(args)
     if team.num > 1 and args.search:
         raise ValueError("--search runs in one process; leave accelerate launch out, or --search")
     score, score_about = find_score(args.score)
     plan = replace(plan, about=plan.about + tuple(score_about.items()))
-    check_held(folder, plan, overwrite=args.overwrite)
+    check_sweep_folder(folder, plan, overwrite=args.overwrite)
     args = replace(args, device=device)  # type: ignore[arg-type]  # cuda:1, too
     # Loading comes before the folder is touched, so that a failure to load has cleared and claimed nothing.
-    pipeline = load(args, info) if args.overwrite or unfinished(folder, plan) else None
+    pipeline = load(args, info) if args.overwrite or unfinished_runs(folder, plan) else None
     team.wait()
-    with hold(folder, plan, overwrite=args.overwrite) if team.rank == 0 else nullcontext():
+    with lock_folder(folder, plan, overwrite=args.overwrite) if team.rank == 0 else nullcontext():
         team.wait()
         keys, stopped, status = [run.key for run in plan.runs()], False, 0
         try:
@@ -77,7 +77,7 @@ def run_sweep(args: SampleArgs, info: CheckpointInfo) -> int:
                 raise
             stopped = True
         if team.rank == 0:
-            rows = gather(folder, keys)
+            rows = gather_rows(folder, keys)
             print_findings(folder, rows, publish(folder, plan, rows).findings, as_json=args.json)
             status = int(all(row.get("error") for row in rows))
     if stopped:
@@ -91,7 +91,7 @@ def make_plan(args: SampleArgs, info: CheckpointInfo) -> Plan:
     bases = tuple(Run(*row) for row in list_rows(args, info))
     if len({(run.prompt, run.seed) for run in bases}) < len(bases):
         raise ValueError("a sweep needs each prompt once with each seed, and one stands there twice")
-    steps = REFERENCE_FACTOR * most_steps(bases, axes) if args.reference is None else args.reference
+    steps = REFERENCE_FACTOR * max_steps(bases, axes) if args.reference is None else args.reference
     if steps < 0:
         raise ValueError(f"--reference must be a number of steps, or 0 for none, got {steps}")
     about = {key: value for key, value in provenance(args).items() if key != "versions"}
@@ -151,7 +151,7 @@ def run_plan(
     from videogen.sweep.runner import Worker
     from videogen.sweep.search import search
 
-    left, about = unfinished(folder, plan), provenance(args)
+    left, about = unfinished_runs(folder, plan), provenance(args)
     share = min(1.0, args.search / len(plan.settings)) if args.search else 1.0
     total = round(share * sum(num_evaluations(run.config) for run in left))
     with progress(total, "evaluations") if team.rank == 0 else nullcontext(lambda: None) as on_evaluation:

@@ -41,10 +41,10 @@ def run_train(argv: Sequence[str]) -> int:
     set_offline()
     silence_quantisers()
     if dry_run:
-        from videogen.training.dry_run import plan_folder, tell
+        from videogen.training.dry_run import format_plan, plan_folder
 
         plan = plan_folder(config)
-        print(json.dumps(asdict(plan)) if as_json else tell(plan, config))
+        print(json.dumps(asdict(plan)) if as_json else format_plan(plan, config))
         return 0
     from videogen.training.stages import make_stage
     from videogen.training.trainer import Trainer

@@ -1,6 +1,6 @@
 """Build config dataclasses from TOML, JSON and flags, and turn them back into plain values.
 
-    mapping of str, numbers, lists, tables  <->  a frozen dataclass;  "4,8", "1:7:7"  ->  values
+mapping of str, numbers, lists, tables  <->  a frozen dataclass;  "4,8", "1:7:7"  ->  values
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ def dotted(config: Mapping[str, object], where: str = "") -> Iterator[tuple[str,
 
 
 def read_values(text: str) -> list[object]:
-    """Parse "4,8" to [4, 8], "1:7:7" to seven numbers from 1 to 7, "[0,1],[0.2,0.8]" to two lists, the rest to words."""
+    """Parse "4,8" to [4, 8], "1:7:7" to seven numbers from 1 to 7, "[0,1],[0,2]" to two lists, the rest to words."""
     with contextlib.suppress(json.JSONDecodeError):
         return list(json.loads(f"[{text}]"))
     return [value for word in text.split(",") for value in read_word(word.strip())]

@@ -48,9 +48,9 @@ class SampleConfig:
     position_scaling: str = "none"
     """RoPE of clips longer or larger than the checkpoint's default: none, interpolate, ntk, or riflex (time)."""
     first_block_cache: float = 0.0
-    """Approximate: reuse the blocks of the last step where the first changes by less than this, such as 0.1; 0 is exact."""
+    """Approximate: reuse the last step's blocks where the first changes by less than this, such as 0.1; 0 is exact."""
     mag_cache: float = 0.0
-    """Approximate: reuse the blocks of the last step while the expected error is below this, such as 0.1; 0 is exact."""
+    """Approximate: reuse the last step's blocks while the expected error is below this, such as 0.1; 0 is exact."""
 
     def __post_init__(self) -> None:
         parse_size(self.size)

@@ -70,7 +70,7 @@ class VaeConfig:
     width: int = 64
     """Channels of the finest convolutions; the coarser ones have 1.5 and 2 times as many."""
     linear_encoder: bool = False
-    """Encode by the linear transform alone, which is fixed before training, so that a DiT can train with the decoder."""
+    """Encode by the linear transform alone, fixed before training, so that a DiT need not wait for the decoder."""
     crop: int = 32
     """Side of the square training crops in pixels, taken where most changes; 0 trains on whole clips."""
     crop_frames: int = 9
@@ -139,13 +139,13 @@ class DitConfig:
     patch_tokens: dict[str, int] = field(default_factory=dict)
     """base_tokens of a patch size, counted in its tokens; by default base_tokens in proportion to its cells."""
     prediction: Literal["preconditioned", "clean", "velocity"] = "preconditioned"
-    """What the network predicts: what a channel's variance leaves open, the clean value (Li & He 2025), or the velocity."""
+    """What the network predicts: what the variance leaves open, the clean value (Li & He 2025), or the velocity."""
     caption_dropout: float = 0.1
     """Share of clips trained without their caption, for guidance."""
     base_tokens: int = 80
     """Clip length in tokens up to which noise levels are not shifted; four times as long shifts them by 2."""
     facts: float = 0.0
-    """Weight of the auxiliary loss half way up the blocks: kind, colour and direction each token shows (toybox only)."""
+    """Weight of the auxiliary loss half way up: the kind, colour and direction that each token shows (toybox only)."""
     facts_until: float = 0.4
     """Share of the run in which the auxiliary loss counts: late it would hold the network back (HASTE)."""
     gradient_checkpointing: bool = False
@@ -153,7 +153,7 @@ class DitConfig:
     uniform_sigmas: float = 0.1
     """Share of clips whose noise level is uniform instead of logit-normal."""
     known: dict[str, float] = field(default_factory=lambda: {"nothing": 1.0})
-    """Mixture of conditioning masks: nothing, first_frame, extend, keyframes, per_frame, box (see training/masks.py)."""
+    """Mixture of conditioning masks: nothing, first_frame, extend, keyframes, per_frame, box (training/masks.py)."""
 
     def __post_init__(self) -> None:
         require_positive(self, "num_layers", "num_attention_heads", "attention_head_dim", "ffn_dim", "base_tokens")

@@ -1,4 +1,4 @@
-"""Files and folders that are whole or not there: written beside, then renamed.
+"""Write files and folders atomically (write beside, then rename), hash them, and list them.
 
 tensors, path  ->  path.safetensors;  a finished folder.part  ->  folder
 """
@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import Tensor
 
-HASHED_WHOLE = 2**28
-"""Bytes up to which a file is hashed whole: reading all of a 14B model would take longer than loading it."""
+MAX_FULLY_HASHED_BYTES = 2**28
+"""Larger files are hashed by samples: reading all of a 14B model would take longer than loading it."""
 NUM_SAMPLES, SAMPLE_BYTES = 1000, 2**14
 
 
 def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
-    """Write .safetensors; a full disk is an OSError that names the file, and leaves nothing."""
+    """Write a .safetensors file atomically; a full disk raises an OSError that names the file, and leaves no part."""
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
@@ -37,14 +37,14 @@ def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, 
 
 
 def save_text(path: Path, text: str) -> None:
-    """Write a small text file at once."""
+    """Write a small text file atomically."""
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     part.write_text(text, encoding="utf-8")
     part.replace(path)
 
 
 def content_id(path: Path) -> str:
-    """What a file, or a folder's configs and weights, are known by: 16 hexadecimal digits of a hash."""
+    """Hash a file, or the configs and weights of a folder, to 16 hexadecimal digits."""
     if path.is_file():
         return file_digest(path).hex()[:16]
     digest = hashlib.sha256()
@@ -55,10 +55,10 @@ def content_id(path: Path) -> str:
 
 
 def file_digest(path: Path) -> bytes:
-    """A hash of a file: of all of it, or of a large one's size and a thousand samples, the first its header."""
+    """Hash a file with SHA-256: its content, or for a large file its size and a thousand samples, header first."""
     size = path.stat().st_size
     with path.open("rb") as file:
-        if size <= HASHED_WHOLE:
+        if size <= MAX_FULLY_HASHED_BYTES:
             return hashlib.file_digest(file, "sha256").digest()
         digest = hashlib.sha256(str(size).encode())
         for i in range(NUM_SAMPLES):
@@ -68,13 +68,13 @@ def file_digest(path: Path) -> bytes:
 
 
 @contextmanager
-def whole_folder(folder: Path) -> Iterator[Path]:
-    """A folder beside to write into, which takes the place of `folder` when all went well and is gone when not.
+def atomic_folder(folder: Path) -> Iterator[Path]:
+    """Yield a folder beside `folder` to write into; it replaces `folder` on success and is removed on an error.
 
-    A kill between the two renames leaves the old one as `folder.old`; everything else leaves one of the two in place.
+    A kill between the two renames leaves the previous folder as `folder.old`; otherwise one of the two is in place.
     """
     part, old = (folder.with_name(folder.name + suffix) for suffix in (".part", ".old"))
-    shutil.rmtree(part, ignore_errors=True)  # of a write that was killed
+    shutil.rmtree(part, ignore_errors=True)  # A write that was killed leaves one.
     part.mkdir(parents=True)
     try:
         yield part
@@ -88,18 +88,18 @@ def whole_folder(folder: Path) -> Iterator[Path]:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def reason(error: Exception) -> str:
-    """The last line of what an error says."""
-    text = getattr(error, "strerror", None) or str(error)
-    return (text.strip().splitlines() or [type(error).__name__])[-1]
+def error_reason(error: Exception) -> str:
+    """Return the last line of an error's message, or the name of its class if it has none."""
+    message = getattr(error, "strerror", None) or str(error)
+    return (message.strip().splitlines() or [type(error).__name__])[-1]
 
 
-def files_in(folder: Path) -> Iterator[Path]:
-    """All files of a folder, those of linked sub-folders too, each folder once."""
-    seen = set[str]()
-    for place, folders, names in os.walk(folder, followlinks=True):
-        if (real := os.path.realpath(place)) in seen:
+def walk_files(folder: Path) -> Iterator[Path]:
+    """Yield all files of a folder and its sub-folders, following links; a folder reached twice is listed once."""
+    visited = set[str]()
+    for parent, folders, names in os.walk(folder, followlinks=True):
+        if (real_path := os.path.realpath(parent)) in visited:
             folders.clear()
             continue
-        seen.add(real)
-        yield from (Path(place) / name for name in names)
+        visited.add(real_path)
+        yield from (Path(parent) / name for name in names)

@@ -1,9 +1,9 @@
-"""Work that other processes do ahead of time, in order: clips are read while the network trains on those before.
+"""Run work in other processes ahead of its use, in order: clips are read while the network trains on earlier ones.
 
     work, keys  ->  work(key) for one key after the other
 
-What work gives may hold NumPy arrays anywhere. All of a result's arrays travel in one block of shared memory: a tensor
-each would take a file handle each, and a pack has hundreds.
+Results may hold NumPy arrays anywhere. All arrays of a result travel in one block of shared memory: a tensor for each
+would take a file handle each, and a pack has hundreds.
 """
 
 from __future__ import annotations
@@ -22,87 +22,87 @@ from torch import Tensor
 
 Key = TypeVar("Key")
 Result = TypeVar("Result")
-MOST_WORKERS = 16
-ALIGNED = 64  # bytes: where an array may begin
+MAX_WORKERS = 16
+ALIGNMENT = 64  # bytes; every array begins at a multiple
 
 
 class Parcel(NamedTuple):
-    """A result without its arrays, and their bytes end to end."""
+    """A pickled result whose arrays lie outside the pickle, end to end in one tensor."""
 
-    rest: bytes
+    pickled: bytes
     arrays: Tensor  # (bytes,) uint8
     starts: list[int]
     sizes: list[int]
 
 
-def wrap(result: object) -> Parcel:
-    """Take the arrays out of a result (PEP 574)."""
+def to_parcel(result: object) -> Parcel:
+    """Pickle a result with its arrays out of band (PEP 574)."""
     buffers: list[pickle.PickleBuffer] = []
-    rest = pickle.dumps(result, protocol=5, buffer_callback=buffers.append)
+    pickled = pickle.dumps(result, protocol=5, buffer_callback=buffers.append)
     sizes = [buffer.raw().nbytes for buffer in buffers]
-    *starts, end = accumulate((-(-size // ALIGNED) * ALIGNED for size in sizes), initial=0)
+    *starts, end = accumulate((-(-size // ALIGNMENT) * ALIGNMENT for size in sizes), initial=0)
     arrays = torch.empty(end, dtype=torch.uint8)
     block = arrays.numpy()
     for start, size, buffer in zip(starts, sizes, buffers, strict=True):
         block[start : start + size] = np.frombuffer(buffer.raw(), np.uint8)
-    return Parcel(rest, arrays, starts, sizes)
+    return Parcel(pickled, arrays, starts, sizes)
 
 
-def unwrap(parcel: Parcel) -> object:
-    """The result again; its arrays lie in the parcel."""
+def from_parcel(parcel: Parcel) -> object:
+    """Restore the result; its arrays are views of the parcel's memory."""
     block, spans = parcel.arrays.numpy(), zip(parcel.starts, parcel.sizes, strict=True)
-    return pickle.loads(parcel.rest, buffers=[block[start : start + size].data for start, size in spans])
+    return pickle.loads(parcel.pickled, buffers=[block[start : start + size].data for start, size in spans])
 
 
 @dataclass
-class Wrapped(Generic[Key, Result], torch.utils.data.Dataset[Parcel]):
-    """The work as a data set: what stands at a key is made when it is asked for."""
+class WorkDataset(Generic[Key, Result], torch.utils.data.Dataset[Parcel]):
+    """A dataset whose item at a key is the parcel of work(key)."""
 
     work: Callable[[Key], Result]
 
     def __getitem__(self, key: Key) -> Parcel:  # pyright: ignore[reportIncompatibleMethodOverride]
-        return wrap(self.work(key))
+        return to_parcel(self.work(key))
 
 
-def undisturbed(worker: int) -> None:
-    """A worker leaves Ctrl-C to the training process, which saves first, and ends when that tells it to.
+def init_worker(worker: int) -> None:
+    """Let a worker ignore Ctrl-C, which the training process handles by saving first, and end by that one's SIGTERM.
 
-    It is a group of its own: timeout, or a shell, sends a SIGTERM to all of the training process's.
+    It leaves the process group: timeout, or a shell, sends SIGTERM to the whole group of the training process.
     """
-    if hasattr(os, "setpgrp"):  # not on Windows
+    if hasattr(os, "setpgrp"):  # Windows has none.
         os.setpgrp()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
-def as_it_is(parcel: Parcel) -> Parcel:
-    """In place of putting results together."""
+def identity(parcel: Parcel) -> Parcel:
+    """Return the parcel: a collate function that leaves results apart, and that spawned workers can unpickle."""
     return parcel
 
 
-def ahead(work: Callable[[Key], Result], keys: Iterable[Key], num_workers: int) -> Iterator[Result]:
-    """Results in the order of the keys, two of each worker ahead; without workers each is made when it is asked for."""
+def prefetch(work: Callable[[Key], Result], keys: Iterable[Key], num_workers: int) -> Iterator[Result]:
+    """Yield work(key) in the order of the keys; each worker is two results ahead, without workers each is lazy."""
     if not num_workers:
         yield from map(work, keys)
         return
     parcels = torch.utils.data.DataLoader(
-        Wrapped(work),
+        WorkDataset(work),
         batch_size=None,
         sampler=keys,
         num_workers=num_workers,
-        collate_fn=as_it_is,  # pyright: ignore[reportArgumentType]
-        worker_init_fn=undisturbed,
-        generator=torch.Generator(),  # or each epoch would draw from the one that everybody draws from
+        collate_fn=identity,  # pyright: ignore[reportArgumentType]
+        worker_init_fn=init_worker,
+        generator=torch.Generator(),  # The default draws a seed from the global generator at every epoch.
     )
     for parcel in parcels:
-        yield unwrap(parcel)  # type: ignore[misc]
+        yield from_parcel(parcel)  # type: ignore[misc]
 
 
-def count_workers(asked: int | None, device: torch.device) -> int:
-    """How many read ahead: as asked, or one a core for a GPU and none for a CPU, whose cores train."""
-    if asked is not None:
-        return asked
+def count_workers(requested: int | None, device: torch.device) -> int:
+    """Return the requested number of workers, by default one a core for a GPU and none for a CPU, whose cores train."""
+    if requested is not None:
+        return requested
     if device.type == "cpu":
         return 0
     cores = (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    return max(1, min(cores - 1, MOST_WORKERS))
+    return max(1, min(cores - 1, MAX_WORKERS))

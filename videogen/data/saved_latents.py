@@ -1,4 +1,4 @@
-"""Latents kept beside their clips, so that what was denoised can be decoded later, or again.
+"""Save latents beside their clips, so that a denoised clip can be decoded later, or again.
 
 latent (c, t, h, w), settings  <->  clip.safetensors
 """
@@ -17,54 +17,57 @@ from videogen.data.files import save_tensors
 if TYPE_CHECKING:
     from torch import Tensor
 
-NAME = "latent"
-# Of a clip's settings, what may be another when it is decoded.
-WHERE = ("device", "dtype", "versions")
+TENSOR_NAME = "latent"
+ENVIRONMENT_KEYS = ("device", "dtype", "versions")  # settings that may differ when a latent is decoded
 
 
 def save_latent(path: Path, latent: Tensor, settings: Mapping[str, object]) -> None:
-    """Keep a latent and its settings."""
+    """Write a latent (c, t, h, w) with its settings as metadata."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_tensors({NAME: latent}, path, {"settings": json.dumps(settings)})
+    save_tensors({TENSOR_NAME: latent}, path, {"settings": json.dumps(settings)})
 
 
 def read_latent(path: Path) -> Tensor:
-    """A latent (c, t, h, w) as it was kept."""
+    """Read a latent (c, t, h, w) that save_latent wrote."""
     from safetensors.torch import load_file
 
-    return load_file(path)[NAME]
+    return load_file(path)[TENSOR_NAME]
 
 
 def latent_settings(path: Path) -> dict[str, object]:
-    """The settings that a latent was made with; a ValueError where the file is none."""
+    """Read the settings that a latent was sampled with; raises a ValueError where the file is no saved latent."""
     from safetensors import SafetensorError, safe_open
 
     if not path.is_file():
         raise ValueError(f"there is no file {path}; give a latent that --save-latents wrote")
     try:
         with safe_open(path, framework="pt") as file:
-            names, about = list(file.keys()), file.metadata() or {}
+            names, metadata = list(file.keys()), file.metadata() or {}
     except SafetensorError as error:
-        raise ValueError(f"{path} is not whole: {error}; remove it and make the clip again") from None
-    if names != [NAME] or "settings" not in about:
+        raise ValueError(f"{path} is not whole: {error}; remove it and sample the clip again") from None
+    if names != [TENSOR_NAME] or "settings" not in metadata:
         raise ValueError(f"{path} is not a latent that --save-latents wrote; give one, or the clip itself")
-    return dict(json.loads(about["settings"]))
+    return dict(json.loads(metadata["settings"]))
 
 
-def check_latent(path: Path, wanted: Mapping[str, object]) -> None:
-    """Refuse a latent that was made with other settings; frames a second are free where the length is in frames."""
-    found, wanted = to_mapping(SampleConfig()) | latent_settings(path), json.loads(json.dumps(wanted))
-    free = {*WHERE, *(["fps"] if wanted.get("seconds") is None else [])}
-    for key in sorted((found.keys() | wanted.keys()) - free):
-        if not is_same(found.get(key), wanted.get(key)):
+def check_latent(path: Path, settings: Mapping[str, object]) -> None:
+    """Raise a ValueError where a saved latent was sampled with other settings than those given.
+
+    The frame rate may differ where the length is given in frames: it then changes nothing but the file's clock.
+    """
+    saved = to_mapping(SampleConfig()) | latent_settings(path)
+    settings = json.loads(json.dumps(settings))  # JSON turns tuples into lists
+    ignored = {*ENVIRONMENT_KEYS, *(["fps"] if settings.get("seconds") is None else [])}
+    for key in sorted((saved.keys() | settings.keys()) - ignored):
+        if not is_same_setting(saved.get(key), settings.get(key)):
             raise ValueError(
-                f"{path} is the latent of another clip: its {key} is {found.get(key)!r}, not {wanted.get(key)!r}; "
-                "ask for its own settings (--from it, no flag else), or move it away"
+                f"{path} is the latent of another clip: its {key} is {saved.get(key)!r}, not {settings.get(key)!r}; "
+                "decode it with its own settings (--from it, with no other flag), or move it away"
             )
 
 
-def is_same(was: object, now: object) -> bool:
-    """Whether two settings are equal; checkpoints are by what is in them, whatever their folders are called."""
-    if isinstance(was, Mapping) and isinstance(now, Mapping) and "sha256" in was:
-        return was["sha256"] == now.get("sha256")
-    return was == now
+def is_same_setting(saved: object, current: object) -> bool:
+    """True if two settings are equal; checkpoints are compared by their hash, whatever their folders are called."""
+    if isinstance(saved, Mapping) and isinstance(current, Mapping) and "sha256" in saved:
+        return saved["sha256"] == current.get("sha256")
+    return saved == current

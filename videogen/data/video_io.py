@@ -1,4 +1,4 @@
-"""Read and write videos and pictures; with video_decode.py the only file that knows decord, PyAV and imageio.
+"""Read and write videos and images; only this file and video_decode.py import decord, PyAV and imageio.
 
 any file FFmpeg or Pillow can read  ->  frames (t, h, w, 3) uint8  ->  .mp4, .webm, .gif or .png
 """
@@ -17,19 +17,26 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from einops import rearrange
 
-from videogen.data.files import reason
-from videogen.data.video_decode import PICTURES, READERS, decode_pyav, look, opened, read_picture
+from videogen.data.files import error_reason
+from videogen.data.video_decode import (
+    IMAGE_SUFFIXES,
+    READERS,
+    FrameRequest,
+    inspect_header,
+    open_video,
+    read_image_file,
+)
 
 if TYPE_CHECKING:
     from numpy import ndarray
     from torch import Tensor
 
 logger = logging.getLogger(__name__)
-MAX_NOTE = 100_000  # characters: Linux hands a program at most 128 KiB in one argument
+MAX_COMMENT = 100_000  # characters: Linux passes at most 128 KiB in one argument of a program
 
 
 class VideoInfo(NamedTuple):
-    """What a file holds, as it is displayed; a picture is one frame at fps 1 that lasts 0 seconds."""
+    """Size as displayed, length and rate of a file; an image is one frame at fps 1 that lasts 0 seconds."""
 
     width: int
     height: int
@@ -39,20 +46,20 @@ class VideoInfo(NamedTuple):
 
 
 def probe(path: Path) -> VideoInfo:
-    """Size, length and rate of a video or picture, from its headers and one frame."""
-    width, height, *_ = look(path)
-    if path.suffix.lower() in PICTURES:
+    """Read the size, length and rate of a video or image from its headers and one frame."""
+    width, height, *_ = inspect_header(path)
+    if path.suffix.lower() in IMAGE_SUFFIXES:
         return VideoInfo(width, height, num_frames=1, fps=1.0, seconds=0.0)
-    with opened(path) as (container, stream):
-        tick, rate = float(stream.time_base or 1), float(stream.guessed_rate or 25)
-        num_frames, seconds = stream.frames, (stream.duration or 0) * tick
+    with open_video(path) as (container, stream):
+        tick_seconds, fps = float(stream.time_base or 1), float(stream.guessed_rate or 25)
+        num_frames, seconds = stream.frames, (stream.duration or 0) * tick_seconds
         # Matroska, WebM and TS do not say how many frames they hold; MP4 also counts those that an edit list hides.
         if not num_frames or not seconds or any(entry.is_discard for entry in stream.index_entries):
             packets = (p for p in container.demux(stream) if p.pts is not None and not p.is_discard)
-            shown = [((p.pts or 0) * tick, (p.duration or 0) * tick or 1 / rate) for p in packets]
-            num_frames, seconds = len(shown), sum(max(shown)) - min(shown)[0]
-    steady = abs(num_frames / rate - seconds) <= max(0.002, tick)  # else the rate varies, and the mean is all there is
-    return VideoInfo(width, height, num_frames, rate if steady else num_frames / seconds, seconds)
+            spans = [((p.pts or 0) * tick_seconds, (p.duration or 0) * tick_seconds or 1 / fps) for p in packets]
+            num_frames, seconds = len(spans), sum(max(spans)) - min(spans)[0]
+    is_constant = abs(num_frames / fps - seconds) <= max(0.002, tick_seconds)  # A variable rate has only a mean.
+    return VideoInfo(width, height, num_frames, fps if is_constant else num_frames / seconds, seconds)
 
 
 def read_video(
@@ -63,12 +70,13 @@ def read_video(
     num_frames: int | None = None,
     size: tuple[int, int] | None = None,
     reader: Literal["auto", "decord", "pyav"] = "auto",
-    each: Callable[[Tensor], Tensor] = lambda chunk: chunk,
+    transform: Callable[[Tensor], Tensor] = lambda chunk: chunk,
 ) -> Tensor:
-    """Frames (t, h, w, 3) uint8 of a video or picture: every 1/fps from start_seconds, the frame shown at that moment.
+    """Read frames (t, h, w, 3) uint8 of a video or image: every 1/fps from start_seconds, the frame on screen then.
 
-    fps None gives the file's own frames. A file that ends early gives fewer frames. size is (width, height). What each
-    makes of some frames is kept of them, so that a long clip never lies in memory as it is stored.
+    fps None gives the file's own frames. A file that ends early gives fewer frames. size is (width, height). transform
+    is applied to each chunk as it is decoded, so that a long clip never lies in memory at its full size. Raises a
+    ValueError for an argument out of range, and one that names the file where it cannot be read or has no such frame.
     """
     import torch
 
@@ -82,28 +90,28 @@ def read_video(
         raise ValueError(f"size must be (width, height), each at least 1, got {size}")
     if reader not in ("auto", *READERS):
         raise ValueError(f"reader must be one of auto, {', '.join(READERS)}, got {reader!r}")
-    seen = look(path)
-    size = size or (None if seen.square else (seen.width, seen.height))
-    slack = max(0.001, 0.55 * seen.tick)  # a file's clock may have rounded a time up
-    wanted = (start_seconds + slack, 1 / fps if fps else 0.0, num_frames)
-    if path.suffix.lower() in PICTURES:
-        chunks = [each(scale(read_picture(path), size))] if start_seconds == 0 else []
+    header = inspect_header(path)
+    size = size or (None if header.has_square_pixels else (header.width, header.height))
+    slack = max(0.001, 0.55 * header.tick_seconds)  # A file's clock may have rounded a time up.
+    request = FrameRequest(start_seconds + slack, 1 / fps if fps else 0.0, num_frames)
+    if path.suffix.lower() in IMAGE_SUFFIXES:
+        chunks = [transform(resize(read_image_file(path), size))] if start_seconds == 0 else []
     else:
         try:
-            read = READERS["decord" if reader == "auto" else reader]
-            chunks = [each(scale(chunk, size)) for chunk in read(path, wanted)]
+            decode = READERS["decord" if reader == "auto" else reader]
+            chunks = [transform(resize(chunk, size)) for chunk in decode(path, request)]
         except OSError as error:
             if reader != "auto":
                 raise ValueError(f"{error}; use reader='auto'") from error
             logger.debug("%s; PyAV reads it", error)
-            chunks = [each(scale(chunk, size)) for chunk in decode_pyav(path, wanted)]
+            chunks = [transform(resize(chunk, size)) for chunk in READERS["pyav"](path, request)]
     if not chunks:
         raise ValueError(f"{path} has no frame at {start_seconds:g} s: it ends after {probe(path).seconds:.3f} s")
     return torch.cat(chunks)
 
 
-def scale(frames: ndarray, size: tuple[int, int] | None) -> Tensor:
-    """Frames (t, h, w, 3) as a tensor of size (width, height), bicubic with antialiasing."""
+def resize(frames: ndarray, size: tuple[int, int] | None) -> Tensor:
+    """Resize frames (t, h, w, 3) to (width, height), bicubic with antialiasing; None keeps their size."""
     import torch
 
     pixels = torch.from_numpy(frames if frames.flags.writeable else frames.copy())
@@ -114,11 +122,11 @@ def scale(frames: ndarray, size: tuple[int, int] | None) -> Tensor:
     return rearrange(planes, "t rgb h w -> t h w rgb").contiguous()
 
 
-# Codec, pixels, options. Bytes depend on the number of threads, so it is fixed. A GIF gets a palette a frame.
 BT709 = (
     "-vf scale=out_color_matrix=bt709:out_range=tv:flags=bicubic+accurate_rnd+full_chroma_int "
     "-colorspace bt709 -color_primaries bt709 -color_trc bt709 -color_range tv"
 )
+# Codec, pixel format, options. Threads are fixed, as the bytes depend on them. Each frame of a GIF has its own palette.
 ENCODERS = {
     ".mp4": ("libx264", "yuv420p", f"{BT709} -crf {{crf}} -threads 4 -movflags +faststart"),
     ".webm": ("libvpx-vp9", "yuv420p", f"{BT709} -crf {{crf}} -b:v 0 -cpu-used 4 -threads 1"),
@@ -136,9 +144,10 @@ def write_video(
     crf: int = 12,
     overwrite: bool = False,
 ) -> None:
-    """Write frames (t, h, w, 3) uint8, whole or in chunks, as .mp4, .webm, .gif or .png, with settings inside.
+    """Write frames (t, h, w, 3) uint8, whole or in chunks, as .mp4, .webm, .gif or .png with settings as a comment.
 
-    crf 0 is the best picture, 51 the smallest file. The same frames and settings give the same bytes.
+    crf 0 is the best picture, 51 the smallest file. The same frames and settings give the same bytes. Raises a
+    ValueError for what cannot be written, a FileExistsError, or an OSError for a full disk; none leaves a partial file.
     """
     import torch
 
@@ -147,26 +156,30 @@ def write_video(
         raise ValueError(f"crf must be from 0 (best) to 51 (smallest), got {crf}")
     if path.exists() and not overwrite:
         raise FileExistsError(f"{path} exists already; choose another name, or allow overwrite")
-    note = json.dumps({"videogen": dict(settings)}) if settings is not None else ""  # ASCII, which nothing can spoil
-    if len(note) > MAX_NOTE:
-        raise ValueError(f"settings may take {MAX_NOTE:,} characters as JSON, got {len(note):,}; shorten them")
-    images = each_frame([frames] if isinstance(frames, torch.Tensor) else frames)
+    # json.dumps escapes to ASCII, which every container stores unchanged.
+    comment = json.dumps({"videogen": dict(settings)}) if settings is not None else ""
+    if len(comment) > MAX_COMMENT:
+        raise ValueError(f"settings may take {MAX_COMMENT:,} characters as JSON, got {len(comment):,}; shorten them")
+    images = iterate_frames([frames] if isinstance(frames, torch.Tensor) else frames)
     if (first := next(images, None)) is None:
         raise ValueError(f"cannot write {path}: there are no frames")
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.stem}.part{suffix}")
     try:
-        (write_png if suffix == ".png" else encode)(part, first, images, fps, crf, note)
+        if suffix == ".png":
+            write_png(part, first, images, comment)
+        else:
+            encode_video(part, first, images, fps, crf, comment)
         part.replace(path)
     except OSError as error:
         free = shutil.disk_usage(path.parent).free / 1e6
-        raise OSError(f"could not write {path}: {reason(error)}; {free:,.0f} MB are free on its disk") from error
+        raise OSError(f"could not write {path}: {error_reason(error)}; {free:,.0f} MB are free on its disk") from error
     finally:
         part.unlink(missing_ok=True)
 
 
 def check_format(path: Path, fps: float) -> str:
-    """The suffix of a file that can be written at a rate; a ValueError where it cannot."""
+    """Return the lower-case suffix of a path; raises a ValueError where it cannot be written at this frame rate."""
     if (suffix := path.suffix.lower()) not in WRITABLE:
         raise ValueError(f"a video can be written as {', '.join(ENCODERS)} or .png, got {path.name!r}")
     if not (max_fps := 100 if suffix == ".gif" else 1000) >= fps > 0:
@@ -174,8 +187,8 @@ def check_format(path: Path, fps: float) -> str:
     return suffix
 
 
-def each_frame(chunks: Iterable[Tensor]) -> Iterator[ndarray]:
-    """Frames (h, w, 3) of the chunks, one by one, all of one size."""
+def iterate_frames(chunks: Iterable[Tensor]) -> Iterator[ndarray]:
+    """Yield the frames (h, w, 3) of chunks (t, h, w, 3) uint8, which must all have one size."""
     size = None
     for chunk in chunks:
         pixels = chunk.cpu().contiguous().numpy()
@@ -185,26 +198,28 @@ def each_frame(chunks: Iterable[Tensor]) -> Iterator[ndarray]:
         yield from pixels
 
 
-def encode(path: Path, first: ndarray, rest: Iterator[ndarray], fps: float, crf: int, note: str) -> None:
-    """Stream frames (h, w, 3) to FFmpeg, and make sure that all of them are in the file."""
+def encode_video(path: Path, first: ndarray, rest: Iterator[ndarray], fps: float, crf: int, comment: str) -> None:
+    """Stream frames (h, w, 3) to FFmpeg; raises an OSError unless all of them are in the file."""
     import imageio_ffmpeg
 
-    codec, pixels, options = ENCODERS[path.suffix]
+    codec, pixel_format, options = ENCODERS[path.suffix]
     height, width = first.shape[:2]
-    if pixels == "yuv420p" and (width % 2 or height % 2):
-        below, above = (f"{max(2, width + way * (width % 2))}x{max(2, height + way * (height % 2))}" for way in (-1, 1))
+    if pixel_format == "yuv420p" and (width % 2 or height % 2):
+        below, above = (
+            f"{max(2, width + sign * (width % 2))}x{max(2, height + sign * (height % 2))}" for sign in (-1, 1)
+        )
         raise ValueError(f"{path.suffix} needs even sizes, got {width}x{height}; try {below} or {above}")
     options = f"{options.format(crf=crf)} -fflags +bitexact -flags:v +bitexact"
     writer = imageio_ffmpeg.write_frames(
         path,
         (width, height),
         codec=codec,
-        pix_fmt_out=pixels,
+        pix_fmt_out=pixel_format,
         ffmpeg_log_level="error",
-        fps=fps,
+        fps=fps,  # pyright: ignore[reportArgumentType]  # Its default is an int, but any number is formatted.
         quality=None,  # pyright: ignore[reportArgumentType]
-        macro_block_size=1,  # 16, the default, resizes in silence
-        output_params=[*options.split(), *(["-metadata", f"comment={note}"] if note else [])],
+        macro_block_size=1,  # The default of 16 resizes without a word.
+        output_params=[*options.split(), *(["-metadata", f"comment={comment}"] if comment else [])],
     )
     num_frames = 0
     with closing(writer):
@@ -215,46 +230,46 @@ def encode(path: Path, first: ndarray, rest: Iterator[ndarray], fps: float, crf:
             except OSError as error:
                 raise OSError(f"FFmpeg stopped after {num_frames} frames") from error
             num_frames += 1
-    try:  # imageio-ffmpeg does not look at how FFmpeg ended, so count what arrived
-        with opened(path) as (container, stream):
+    try:  # imageio-ffmpeg does not check FFmpeg's exit status, so the frames in the file are counted.
+        with open_video(path) as (container, stream):
             num_written = sum(packet.size > 0 for packet in container.demux(stream))
     except ValueError as error:
         raise OSError("FFmpeg left no readable file") from error
     if num_written != num_frames:
         raise OSError(f"FFmpeg wrote {num_written} of {num_frames} frames")
-    if note and path.suffix == ".gif":
-        insert_gif_comment(path, note.encode())
+    if comment and path.suffix == ".gif":
+        insert_gif_comment(path, comment.encode())
 
 
-def insert_gif_comment(path: Path, note: bytes) -> None:
-    """Put a comment block behind the header of a GIF, which FFmpeg cannot."""
-    whole = path.read_bytes()
-    start = 13 + (3 << (whole[10] & 7) + 1 if whole[10] & 0x80 else 0)  # signature, screen, palette for all frames
-    blocks = b"".join(bytes([len(b)]) + b for b in (note[i : i + 255] for i in range(0, len(note), 255)))
-    path.write_bytes(whole[:start] + b"\x21\xfe" + blocks + b"\x00" + whole[start:])
+def insert_gif_comment(path: Path, comment: bytes) -> None:
+    """Insert a comment block behind the header of a GIF, which FFmpeg cannot write."""
+    gif = path.read_bytes()
+    start = 13 + (3 << (gif[10] & 7) + 1 if gif[10] & 0x80 else 0)  # signature, screen, palette for all frames
+    blocks = b"".join(bytes([len(b)]) + b for b in (comment[i : i + 255] for i in range(0, len(comment), 255)))
+    path.write_bytes(gif[:start] + b"\x21\xfe" + blocks + b"\x00" + gif[start:])
 
 
-def write_png(path: Path, only: ndarray, rest: Iterator[ndarray], _fps: float, _crf: int, note: str) -> None:
-    """Write the only frame as a PNG."""
+def write_png(path: Path, first: ndarray, rest: Iterator[ndarray], comment: str) -> None:
+    """Write a single frame (h, w, 3) as a PNG; raises a ValueError where more follow."""
     import imageio.v3 as iio
     from PIL.PngImagePlugin import PngInfo
 
     if next(rest, None) is not None:
         raise ValueError("a .png holds one frame and got more; write .mp4, .webm or .gif instead")
     info = PngInfo()
-    info.add_text("comment", note)
-    iio.imwrite(path, only, plugin="pillow", pnginfo=info)
+    info.add_text("comment", comment)
+    iio.imwrite(path, first, plugin="pillow", pnginfo=info)
 
 
 def read_settings(path: Path) -> dict[str, object]:
-    """The settings that write_video stored in a file."""
-    look(path)
-    if path.suffix.lower() in PICTURES:
+    """Read the settings that write_video stored in a file; raises a ValueError where there are none."""
+    inspect_header(path)
+    if path.suffix.lower() in IMAGE_SUFFIXES:
         import imageio.v3 as iio
 
         tags = iio.immeta(path, index=0, plugin="pillow")
     else:
-        with opened(path) as (container, _):
+        with open_video(path) as (container, _):
             tags = {key.lower(): value for key, value in container.metadata.items()}
     try:
         return dict(json.loads(tags.get("comment", ""))["videogen"])

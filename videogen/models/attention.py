@@ -1,9 +1,9 @@
-"""Attention within each clip of a pack, and the rotary embedding that tells a token where it is.
+"""Attention of packed tokens: each clip's tokens attend to each other, and to the text of their own clip.
 
     queries (n, heads, e), keys and values (m, heads, e), lengths  ->  (n, heads, e)
 
-No padding tokens and no dense block mask: on CPU one SDPA call serves each run of equally long clips; on CUDA the
-variable-length kernel, or xformers' where it is installed, takes the whole pack.
+There are no padding tokens and no dense block mask. On CPU, one SDPA call serves each run of equally long clips; on
+CUDA the variable-length kernel, or xformers' where it is installed, takes the whole pack.
 """
 
 from __future__ import annotations
@@ -17,79 +17,77 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange, repeat
+from einops import rearrange
 from torch import Tensor
 
 from videogen.packing.packs import Lengths
 
 logger = logging.getLogger(__name__)
-MOST_LOGITS = 2**20  # of a clip and head: a megabyte or two in half the bits, which stays near a core
+MAX_UNFUSED_LOGITS = 2**20  # Of a clip and head: one or two megabytes in half precision, which stay in a core's cache.
 
 
-def runs_of(lengths: Lengths) -> list[tuple[int, int]]:
-    """The runs of equally long neighbours: how many clips, and how long each is."""
+def equal_length_runs(lengths: Lengths) -> list[tuple[int, int]]:
+    """Group neighbouring clips of equal length into runs (number of clips, length of each)."""
     return [(len(list(group)), length) for length, group in groupby(lengths)]
 
 
-def autocasts(device: torch.device) -> bool:
-    """Whether mixed precision is on for a device."""
+def split_runs(x: Tensor, sizes: Sequence[int]) -> Sequence[Tensor]:
+    """Split x into one chunk per run, without a copy if there is only one run.
+
+    `split` rather than slicing: its backward is one `cat` instead of a sum of zero-padded gradients.
+    """
+    return x.split(list(sizes)) if len(sizes) > 1 else (x,)
+
+
+def autocast_enabled(device: torch.device) -> bool:
+    """True if autocast is on for a device."""
     return torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
 
 
-def settle(*parts: Tensor) -> tuple[Tensor, ...]:
-    """Under autocast, attention's inputs in its dtype."""
-    device = parts[0].device
-    if not autocasts(device):
-        return parts
+def to_autocast_dtype(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """Cast the inputs of attention to autocast's dtype, if autocast is on."""
+    device = tensors[0].device
+    if not autocast_enabled(device):
+        return tensors
     dtype = torch.get_autocast_dtype(device.type)
-    return tuple(part.to(dtype) for part in parts)
+    return tuple(x.to(dtype) for x in tensors)
 
 
 def sdpa(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Softmax attention of q on k and v (b, heads, n, e) in the dtype that they have, autocast or not."""
-    if not autocasts(q.device):
+    """Compute softmax attention of q on k and v (b, heads, n, e) in their own dtype, with or without autocast."""
+    if not autocast_enabled(q.device):
         return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
     with torch.autocast(q.device.type, enabled=False):
         if q.device.type != "cpu":
             return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
-        if q.shape[-2] * k.shape[-2] <= MOST_LOGITS:
-            return sdpa_of_few(q, k, v, bias)
-        # torch's kernel takes 5 times as long in half the bits, backwards
-        whole = None if bias is None else bias.float()
-        return F.scaled_dot_product_attention(q.float(), k.float(), v.float(), attn_mask=whole).to(q.dtype)
-
-
-def sdpa_of_few(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
-    """The same by its definition: two products and a softmax, on a CPU in half the bits twice as fast as the kernel."""
-    logits = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
-    return (logits if bias is None else logits + bias).softmax(-1) @ v
+        if q.shape[-2] * k.shape[-2] <= MAX_UNFUSED_LOGITS:
+            # In half precision on a CPU, two products and a softmax are twice as fast as the kernel.
+            logits = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
+            return (logits if bias is None else logits + bias).softmax(-1) @ v
+        # The backward pass of torch's kernel takes 5 times as long in half precision as in float32.
+        float_bias = None if bias is None else bias.float()
+        return F.scaled_dot_product_attention(q.float(), k.float(), v.float(), attn_mask=float_bias).to(q.dtype)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, lengths: Lengths) -> Tensor:
-    """Self-attention within each clip: q, k, v (n, heads, e), rows of a clip see only its own rows."""
-    q, k, v = settle(q, k, v)
-    return SELF_KERNELS[self_kernel(q.device.type)](q, k, v, lengths)
-
-
-def parts_of(x: Tensor, sizes: Sequence[int]) -> Sequence[Tensor]:
-    """The rows of each run; split, not slices: the gradient is one cat, not a sum of zeros, and of one run no copy."""
-    return x.split(list(sizes)) if len(sizes) > 1 else (x,)
+    """Compute self-attention within each clip: the rows of q, k, v (n, heads, e) see the rows of their own clip."""
+    q, k, v = to_autocast_dtype(q, k, v)
+    return SELF_KERNELS[choose_self_kernel(q.device.type)](q, k, v, lengths)
 
 
 def attend_by_runs(q: Tensor, k: Tensor, v: Tensor, lengths: Lengths) -> Tensor:
-    """One SDPA call for each run of equally long clips: exact, differentiable, on every device."""
-    runs = runs_of(lengths)
-    rows = [num * length for num, length in runs]
+    """Make one SDPA call for each run of equally long clips: exact and differentiable on every device."""
+    runs = equal_length_runs(lengths)
+    sizes = [num_clips * length for num_clips, length in runs]
     out = []
-    for (num, _), *parts in zip(runs, *(parts_of(x, rows) for x in (q, k, v)), strict=True):
-        own_q, own_k, own_v = (rearrange(x, "(b n) heads e -> b heads n e", b=num) for x in parts)
-        answer = sdpa(own_q, own_k, own_v)
-        out.append(rearrange(answer, "b heads n e -> (b n) heads e"))
+    for (num_clips, _), *qkv in zip(runs, *(split_runs(x, sizes) for x in (q, k, v)), strict=True):
+        batch = (rearrange(x, "(b n) heads e -> b heads n e", b=num_clips) for x in qkv)
+        out.append(rearrange(sdpa(*batch), "b heads n e -> (b n) heads e"))
     return torch.cat(out) if len(out) > 1 else out[0]
 
 
 def attend_varlen(q: Tensor, k: Tensor, v: Tensor, lengths: Lengths) -> Tensor:
-    """The CUDA kernel for packs (torch >= 2.10); half precision only, so float32 goes by runs."""
+    """Call torch's variable-length CUDA kernel (torch >= 2.10); it is half precision only, so float32 goes by runs."""
     if q.dtype not in (torch.float16, torch.bfloat16):
         return attend_by_runs(q, k, v, lengths)
     from torch.nn.attention.varlen import varlen_attn
@@ -99,7 +97,7 @@ def attend_varlen(q: Tensor, k: Tensor, v: Tensor, lengths: Lengths) -> Tensor:
 
 
 def attend_xformers(q: Tensor, k: Tensor, v: Tensor, lengths: Lengths) -> Tensor:
-    """xformers' block-diagonal kernel (CUDA only)."""
+    """Call xformers' block-diagonal kernel (CUDA only)."""
     from xformers import ops  # type: ignore[import-not-found]
 
     bias = ops.fmha.attn_bias.BlockDiagonalMask.from_seqlens(list(lengths), device=q.device)
@@ -115,101 +113,91 @@ SELF_KERNELS: dict[str, Callable[[Tensor, Tensor, Tensor, Lengths], Tensor]] = {
 
 
 @functools.cache
-def self_kernel(device_type: str) -> str:
-    """The kernel for a kind of device, chosen here and nowhere else."""
+def choose_self_kernel(device_type: str) -> str:
+    """Choose the self-attention kernel for a kind of device: here and nowhere else."""
     kernel = "runs"
     if device_type == "cuda":
         try:
             from xformers import ops  # type: ignore[import-not-found]  # noqa: F401
 
             kernel = "xformers"
-        except Exception:  # not installed, or built for another torch: both show only here
+        except Exception:  # xformers is not installed or was built for another torch, which only its import shows.
             kernel = "varlen"
     logger.info("attention within clips: %s", kernel)
     return kernel
 
 
 class TextKeys(NamedTuple):
-    """Where each clip's text rows lie, laid out once a pack for cross-attention.
+    """The text rows that each clip's tokens attend to, laid out once a pack.
 
-    rows (b, m) picks each clip's text rows, repeating its first row past its own end; bias (b, 1, 1, m) adds
-    log(weight) to a row's logit, which makes one row stand for `weight` equal ones, and -inf past the end.
+    rows (b, m) indexes each clip's text rows, and repeats its first row past its own end. bias (b, 1, 1, m) adds
+    log(weight) to a row's logit, so that one row stands for `weight` equal rows, and is -inf past the end.
     """
 
     rows: Tensor
     bias: Tensor
-    lengths: Lengths  # rows of each clip
-    weighted: tuple[bool, ...]  # whether any of a clip's rows stands for more than itself
+    lengths: Lengths  # text rows of each clip
+    weighted: tuple[bool, ...]  # True for a clip that has a row of another weight than 1
 
     def take(self, clips: Sequence[int]) -> TextKeys:
-        """Some of the clips, in the order given; the longest of their texts says how many rows are kept."""
+        """Select clips, in the order given; the longest of their texts sets the number of rows."""
         lengths, weighted = tuple(self.lengths[i] for i in clips), tuple(self.weighted[i] for i in clips)
         index, longest = torch.tensor(clips, device=self.rows.device), max(lengths)
         return TextKeys(self.rows[index, :longest], self.bias[index, ..., :longest], lengths, weighted)
 
-    def bias_of(self, clips: slice) -> Tensor | None:
-        """What is added to the logits of neighbouring clips, up to the end of their longest text; none if that is 0."""
+    def bias_for(self, clips: slice) -> Tensor | None:
+        """Return the bias of neighbouring clips up to the end of their longest text, or None if all of it is 0."""
         lengths = self.lengths[clips]
-        bare = len(set(lengths)) == 1 and not any(self.weighted[clips])
-        return None if bare else self.bias[clips, ..., : max(lengths)]
+        is_zero = len(set(lengths)) == 1 and not any(self.weighted[clips])
+        return None if is_zero else self.bias[clips, ..., : max(lengths)]
 
 
 def text_keys(lengths: Lengths, weights: Tensor) -> TextKeys:
     """Lay out packed text rows (m,) of the given lengths and weights."""
-    longest, starts = max(lengths), [0, *accumulate(lengths)]
-    steps = torch.arange(longest)
-    count = torch.tensor(lengths)
-    inside = steps < rearrange(count, "b -> b 1")
-    rows = torch.where(inside, steps, 0) + rearrange(torch.tensor(starts[:-1]), "b -> b 1")
+    steps, counts = torch.arange(max(lengths)), rearrange(torch.tensor(lengths), "b -> b 1")
+    is_text = steps < counts
+    rows = torch.where(is_text, steps, 0) + (counts.cumsum(0) - counts)
     host_weights = weights.detach().cpu().double()
-    bias = torch.where(inside, host_weights[rows].log(), -math.inf).to(weights.dtype)
-    weighted = tuple(any(weight != 1 for weight in own.tolist()) for own in host_weights.split(lengths))
+    bias = torch.where(is_text, host_weights[rows].log(), -math.inf).to(weights.dtype)
+    weighted = tuple(any(weight != 1 for weight in text.tolist()) for text in host_weights.split(lengths))
     device = weights.device
     return TextKeys(rows.to(device), rearrange(bias, "b m -> b 1 1 m").to(device), tuple(lengths), weighted)
 
 
 def attend_text(q: Tensor, k: Tensor, v: Tensor, lengths: Lengths, keys: TextKeys) -> Tensor:
-    """Cross-attention: q (n, heads, e) of a clip see its own text k, v (b, heads, m, e), gathered by gather_text.
+    """Compute cross-attention: q (n, heads, e) of a clip see its own text k, v (b, heads, m, e) from gather_text.
 
-    A run of clips is given as many rows of text as its own longest has: alone in its run, a clip meets no padding.
+    Each run of clips gets only as many text rows as its longest text has: alone in its run, a clip meets no padding.
     """
-    q, k, v = settle(q, k, v)
-    runs = runs_of(lengths)
-    clips = [num for num, _ in runs]
-    queries = parts_of(q, [num * n for num, n in runs])
+    q, k, v = to_autocast_dtype(q, k, v)
+    runs = equal_length_runs(lengths)
+    sizes = [num_clips for num_clips, _ in runs]
+    queries = split_runs(q, [num_clips * length for num_clips, length in runs])
     out, first = [], 0
-    for own_q, own_k, own_v in zip(queries, parts_of(k, clips), parts_of(v, clips), strict=True):
-        run = slice(first, first := first + len(own_k))
-        bias, longest = keys.bias_of(run), max(keys.lengths[run])
-        answer = sdpa(
-            rearrange(own_q, "(b n) heads e -> b heads n e", b=len(own_k)),
-            own_k[:, :, :longest],
-            own_v[:, :, :longest],
+    for run_q, run_k, run_v in zip(queries, split_runs(k, sizes), split_runs(v, sizes), strict=True):
+        clips = slice(first, first := first + len(run_k))
+        bias, longest = keys.bias_for(clips), max(keys.lengths[clips])
+        attended = sdpa(
+            rearrange(run_q, "(b n) heads e -> b heads n e", b=len(run_k)),
+            run_k[:, :, :longest],
+            run_v[:, :, :longest],
             None if bias is None else bias.to(q.dtype),
         )
-        out.append(rearrange(answer, "b heads n e -> (b n) heads e"))
+        out.append(rearrange(attended, "b heads n e -> (b n) heads e"))
     return torch.cat(out) if len(out) > 1 else out[0]
 
 
 def gather_text(x: Tensor, keys: TextKeys, heads: int) -> Tensor:
-    """Packed text rows (m, d) as one (b, heads, m, e) block of keys or values."""
-    return rearrange(rows_at(x, keys.rows), "b m (heads e) -> b heads m e", heads=heads)
+    """Gather packed text rows (m, d) into one block of keys or values (b, heads, m, e)."""
+    return rearrange(gather_rows(x, keys.rows), "b m (heads e) -> b heads m e", heads=heads)
 
 
-def rows_at(table: Tensor, index: Tensor) -> Tensor:
-    """Rows of a table (u, d) by an index of any shape, as embedding does.
+def gather_rows(table: Tensor, index: Tensor) -> Tensor:
+    """Gather rows of a table (u, d) by an index of any shape, by the operation whose backward is fast on the device.
 
-    On a CPU embedding's gradient is summed by rows, that of an index element by element; on a GPU embedding's sorts
-    the index first, in a dozen small kernels, and index_select's adds.
+    On a CPU, embedding sums the gradient by rows, and index_select element by element. On a GPU, embedding's backward
+    sorts the index first, in a dozen small kernels, and index_select's only adds.
     """
     if table.device.type == "cpu":
         return F.embedding(index, table)
     return table.index_select(0, index.flatten()).unflatten(0, index.shape)
-
-
-def attend_reference(q: Tensor, k: Tensor, v: Tensor, lengths: Lengths) -> Tensor:
-    """Softmax attention under a dense block-diagonal mask: slow, plain, and what every kernel must equal."""
-    clip = torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths)).to(q.device)
-    logits = torch.einsum("n h e, m h e -> h n m", q, k) / math.sqrt(q.shape[-1])
-    same = repeat(clip[:, None] == clip[None, :], "n m -> h n m", h=q.shape[1])
-    return torch.einsum("h n m, m h e -> n h e", logits.masked_fill(~same, -math.inf).softmax(-1), v)

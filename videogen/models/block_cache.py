@@ -1,17 +1,18 @@
-"""Approximate: what a network's blocks add changes little from step to step, so some of it is used again.
+"""Skip blocks of the network where what they add to a clip changes little from step to step: an approximation.
 
-tokens (n, d) before the blocks, the blocks as a function  ->  tokens behind them, some clips without computing them
+    tokens (n, d) before the blocks, the blocks as a function  ->  tokens (n, d) behind them, some clips not computed
 
-Two rules, both off by default. First-block cache (ParaAttention's FBCache, in the line of TeaCache, Liu et al. 2024)
-runs the first block and looks how much its own change has changed. MagCache (Ma et al. 2025) bounds the error by how
-the size of the change falls from step to step: there it is calibrated beforehand, here the run itself has shown it.
-Each clip of a pack, and each of its two guidance branches, decides alone.
+There are two rules, both off by default. First-block cache (ParaAttention's FBCache, in the line of TeaCache, Liu et
+al. 2024) runs the first block and looks how much its own residual has changed. MagCache (Ma et al. 2025) bounds the
+error by how the residual's norm falls from step to step: the paper calibrates that beforehand, here the run itself has
+shown it. Each clip of a pack, and each of its two guidance branches, decides alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -20,131 +21,117 @@ from torch import Tensor
 from videogen.config.sample import SampleConfig
 from videogen.packing.packs import Lengths
 
-MOST_SKIPPED = 3  # calls in a row, of MagCache
-RETAINED = 0.2  # share of the steps, at the noisy end, in which MagCache reuses nothing: layout is decided there
+MAX_SKIPPED = 3  # calls in a row, of MagCache
+RETENTION_RATIO = 0.2  # Share of the steps, at the noisy end, in which MagCache skips nothing: they decide the layout.
 
 
 class Blocks(Protocol):
-    """Some of a network's blocks in order, on the tokens (n, d) of some clips of the pack."""
+    """The network's blocks as a function that runs some of them, in order, on some clips of a pack."""
 
     def __call__(self, x: Tensor, which: slice, clips: Sequence[int]) -> Tensor:
-        """Tokens (n, d)."""
+        """Run the blocks `which` on the tokens x (n, d) of the given clips."""
         ...
 
 
-Around = Callable[[Tensor, Lengths, Blocks], Tensor]
+RunBlocks = Callable[[Tensor, Lengths, Blocks], Tensor]
 
 
 @dataclass
-class Change:
-    """What the blocks did to a clip when they last ran, (n, d)."""
+class Residual:
+    """The residual (n, d) that the blocks added to a clip when they last ran, and MagCache's estimate of its error."""
 
-    first: Tensor | None  # by the first block alone
-    rest: Tensor  # by the others, or by all where the first is not told apart
-    size: float = 0.0
-    trend: float | None = None  # the size's ratio from call to call
+    first: Tensor | None  # what the first block added; only for the first-block rule
+    rest: Tensor  # what the other blocks added, or all of them for MagCache
+    norm: float = 0.0
+    norm_ratio: float | None = None  # of this norm to the one before, per call
     error: float = 0.0
-    skipped: int = 0
+    num_skipped: int = 0
 
 
 class BlockCache:
-    """The last changes of every clip of a run, and how much has been computed."""
+    """The last residual of every clip of a run, and the number of evaluations that were computed."""
 
     def __init__(self, config: SampleConfig) -> None:
         self.config = config
-        self.changes: dict[object, Change] = {}
-        self.asked = self.computed = 0.0  # evaluations of the network on a clip
+        self.residuals: dict[object, Residual] = {}
+        self.num_requested = self.num_computed = 0.0  # evaluations of the network on a clip
 
     @property
-    def share(self) -> float:
-        """What was computed of what was asked."""
-        return self.computed / self.asked if self.asked else 1.0
+    def computed_share(self) -> float:
+        """The share of the requested evaluations that was computed."""
+        return self.num_computed / self.num_requested if self.num_requested else 1.0
 
-    def at(self, keys: Sequence[object], sigma: float, num_blocks: int) -> Around:
-        """What a forward pass does around its blocks, at a noise level; a key tells a clip from the others."""
+    def run_blocks_at(self, keys: Sequence[object], sigma: float, num_blocks: int) -> RunBlocks:
+        """Return a function that runs or skips the blocks at a noise level; a key identifies each clip of the pack."""
+        if self.config.first_block_cache:
+            return partial(self._run_by_first_block, keys, num_blocks)
+        return partial(self._run_by_norm, keys, sigma)
 
-        def around(x: Tensor, lengths: Lengths, blocks: Blocks) -> Tensor:
-            self.asked += len(keys)
-            if self.config.first_block_cache:
-                return self.by_first_block(x, lengths, blocks, keys, num_blocks)
-            return self.by_size(x, lengths, blocks, keys, sigma)
-
-        return around
-
-    def by_first_block(
-        self, x: Tensor, lengths: Lengths, blocks: Blocks, keys: Sequence[object], num_blocks: int
+    def _run_by_first_block(
+        self, keys: Sequence[object], num_blocks: int, x: Tensor, lengths: Lengths, blocks: Blocks
     ) -> Tensor:
-        """Run the first block on every clip, and the others where its change is another than when they last ran."""
+        """Run the first block on every clip, and the others where the first one's residual has changed."""
+        self.num_requested += len(keys)
         after = blocks(x, slice(0, 1), range(len(keys)))
         firsts = (after - x).split(lengths)
-        todo = [i for i, (key, first) in enumerate(zip(keys, firsts, strict=True)) if not self._near(key, first)]
-        made = run(after, lengths, blocks, slice(1, None), todo)
-        before = after.split(lengths)
-        for i, part in zip(todo, made, strict=True):
-            self.changes[keys[i]] = Change(firsts[i], part - before[i])
-        self.computed += (len(keys) + len(todo) * (num_blocks - 1)) / num_blocks
-        return self._put_together(after, lengths, keys, dict(zip(todo, made, strict=True)))
+        stale = [i for i, (key, first) in enumerate(zip(keys, firsts, strict=True)) if not self._is_close(key, first)]
+        self.num_computed += (len(keys) + len(stale) * (num_blocks - 1)) / num_blocks
+        tokens, added = self._run_stale(keys, stale, after, lengths, blocks, slice(1, None))
+        self.residuals |= {keys[i]: Residual(firsts[i], rest) for i, rest in added.items()}
+        return tokens
 
-    def _near(self, key: object, first: Tensor) -> bool:
-        known = self.changes.get(key)
-        if known is None or known.first is None or known.first.shape != first.shape:
+    def _is_close(self, key: object, first: Tensor) -> bool:
+        """True if the first block's residual has changed by less than the threshold, relative to its last size."""
+        last = self.residuals.get(key)
+        if last is None or last.first is None or last.first.shape != first.shape:
             return False
-        moved = (first - known.first).abs().mean() / known.first.abs().mean()
-        return float(moved) < self.config.first_block_cache
+        return float((first - last.first).abs().mean() / last.first.abs().mean()) < self.config.first_block_cache
 
-    def by_size(self, x: Tensor, lengths: Lengths, blocks: Blocks, keys: Sequence[object], sigma: float) -> Tensor:
-        """Run all blocks on the clips whose error would be too large, or cannot be known yet."""
-        parts, shift = x.split(lengths), self.config.shift
-        early = 1 - sigma / (shift - (shift - 1) * sigma) < RETAINED
-        todo = [i for i, key in enumerate(keys) if early or not self._bounded(key, parts[i])]
-        made = run(x, lengths, blocks, slice(None), todo)
-        for i, part in zip(todo, made, strict=True):
-            self.changes[keys[i]] = self._seen(keys[i], part - parts[i])
-        self.computed += len(todo)
-        return self._put_together(x, lengths, keys, dict(zip(todo, made, strict=True)))
+    def _run_by_norm(self, keys: Sequence[object], sigma: float, x: Tensor, lengths: Lengths, blocks: Blocks) -> Tensor:
+        """Run all blocks on the clips whose error would be too large or cannot be known yet (MagCache)."""
+        self.num_requested += len(keys)
+        clips, shift = x.split(lengths), self.config.shift
+        is_early = 1 - sigma / (shift - (shift - 1) * sigma) < RETENTION_RATIO
+        stale = [i for i, key in enumerate(keys) if is_early or not self._try_skip(key, clips[i])]
+        self.num_computed += len(stale)
+        tokens, added = self._run_stale(keys, stale, x, lengths, blocks, slice(None))
+        self.residuals |= {keys[i]: self._with_norm_ratio(keys[i], rest) for i, rest in added.items()}
+        return tokens
 
-    def _bounded(self, key: object, x: Tensor) -> bool:
-        """Whether one more reuse stays below the error allowed; if so it is counted."""
-        known = self.changes.get(key)
-        if known is None or known.trend is None or known.rest.shape != x.shape or known.skipped >= MOST_SKIPPED:
+    def _try_skip(self, key: object, x: Tensor) -> bool:
+        """True if one more skip keeps the clip's error below the bound; the skip is then counted."""
+        last = self.residuals.get(key)
+        if last is None or last.norm_ratio is None or last.rest.shape != x.shape or last.num_skipped >= MAX_SKIPPED:
             return False
-        error = known.error + abs(1 - known.trend ** (known.skipped + 1))
+        error = last.error + abs(1 - last.norm_ratio ** (last.num_skipped + 1))
         if error >= self.config.mag_cache:
             return False
-        known.error, known.skipped = error, known.skipped + 1
+        last.error, last.num_skipped = error, last.num_skipped + 1
         return True
 
-    def _seen(self, key: object, change: Tensor) -> Change:
-        """A new change, and the trend since the one before."""
-        before, size = self.changes.get(key), float(change.norm())
-        comparable = before is not None and before.rest.shape == change.shape and before.size > 0
-        trend = (size / before.size) ** (1 / (before.skipped + 1)) if comparable and before is not None else None
-        return Change(None, change, size, trend)
+    def _with_norm_ratio(self, key: object, rest: Tensor) -> Residual:
+        """Measure a new residual's norm, and its ratio per call to the norm of the last one."""
+        last, norm = self.residuals.get(key), float(rest.norm())
+        if last is not None and last.rest.shape == rest.shape and last.norm > 0:
+            return Residual(None, rest, norm, (norm / last.norm) ** (1 / (last.num_skipped + 1)))
+        return Residual(None, rest, norm)
 
-    def _put_together(self, x: Tensor, lengths: Lengths, keys: Sequence[object], made: dict[int, Tensor]) -> Tensor:
-        """The clips that were computed as they are; onto the others what the blocks changed when they last ran."""
-        parts = zip(keys, x.split(lengths), strict=True)
-        return torch.cat(
-            [made[i] if i in made else part + self.changes[key].rest for i, (key, part) in enumerate(parts)]
-        )
+    def _run_stale(
+        self, keys: Sequence[object], stale: Sequence[int], x: Tensor, lengths: Lengths, blocks: Blocks, which: slice
+    ) -> tuple[Tensor, dict[int, Tensor]]:
+        """Run some blocks on the stale clips, and add the last residuals to the others.
 
-
-def run(x: Tensor, lengths: Lengths, blocks: Blocks, which: slice, clips: Sequence[int]) -> list[Tensor]:
-    """Some blocks on some clips of a pack, side by side."""
-    if not clips:
-        return []
-    parts = x.split(lengths)
-    some = x if len(clips) == len(lengths) else torch.cat([parts[i] for i in clips])
-    return list(blocks(some, which, clips).split([lengths[i] for i in clips]))
-
-
-def rows_of(lengths: Lengths, clips: Sequence[int]) -> Iterator[int]:
-    """The rows of some clips of a pack."""
-    starts = [sum(lengths[:i]) for i in range(len(lengths))]
-    for i in clips:
-        yield from range(starts[i], starts[i] + lengths[i])
+        Return the tokens of all clips, and what the blocks added to each stale clip.
+        """
+        clips, outputs = x.split(lengths), dict[int, Tensor]()
+        if stale:
+            tokens = x if len(stale) == len(lengths) else torch.cat([clips[i] for i in stale])
+            parts = blocks(tokens, which, stale).split([lengths[i] for i in stale])
+            outputs = dict(zip(stale, parts, strict=True))
+        merged = [outputs[i] if i in outputs else clip + self.residuals[keys[i]].rest for i, clip in enumerate(clips)]
+        return torch.cat(merged), {i: output - clips[i] for i, output in outputs.items()}
 
 
-def cache_of(config: SampleConfig) -> BlockCache | None:
-    """The cache that the settings ask for; none where they ask for none."""
+def make_block_cache(config: SampleConfig) -> BlockCache | None:
+    """Make the cache that the settings ask for, or None if they ask for none."""
     return BlockCache(config) if config.first_block_cache or config.mag_cache else None

@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 
 from videogen.models.checkpoint_config import CLASSES, NETWORKS, check_family, components_of, read_json
 from videogen.models.dit import VideoDiT
-from videogen.models.text_encoder import blank_encoder
+from videogen.models.text_encoder import meta_encoder
 from videogen.models.vae import VideoVAE
 from videogen.models.wan_vae import WanVAE
 
@@ -80,7 +80,7 @@ def meta_network(kind: type[ModelMixin], folder: Path) -> torch.nn.Module:
 def meta_component(folder: Path, part: str) -> torch.nn.Module:
     """Build a component of a checkpoint folder on the meta device: a network of ours, or an encoder of transformers."""
     name = str(read_json(folder / part / "config.json").get("_class_name"))
-    return meta_network(network_class(name), folder / part) if name in CLASSES else blank_encoder(folder / part)
+    return meta_network(network_class(name), folder / part) if name in CLASSES else meta_encoder(folder / part)
 
 
 def load_vae(folder: Path, *, dtype: torch.dtype = torch.float32) -> VideoVAE | WanVAE:

@@ -15,7 +15,7 @@ from typing import NamedTuple, cast
 
 from videogen.config.parsing import from_mapping
 from videogen.config.sample import SampleConfig
-from videogen.data.video_decode import read_picture
+from videogen.data.video_decode import read_image_file
 from videogen.packing.patch_schedule import Patch, latent_grid
 
 Json = Mapping[str, object]
@@ -46,7 +46,7 @@ TEXT_ONLY = "this model makes clips from prompts alone; leave the image out"
 
 
 class CheckpointInfo(NamedTuple):
-    """What a checkpoint folder's JSON says: read once, handed down."""
+    """The facts of a checkpoint folder that its JSON holds: read once, handed down."""
 
     folder: Path
     components: Mapping[str, str]  # the class of each component by its name, those left empty not among them
@@ -64,11 +64,6 @@ class CheckpointInfo(NamedTuple):
     def num_experts(self) -> int:
         """2 for Wan 2.2 A14B, whose second transformer takes over at low noise, else 1."""
         return sum(part.startswith("transformer") for part in self.components)
-
-    @property
-    def pixel_stride(self) -> int:
-        """What width and height must be multiples of in the base patch."""
-        return self.space_stride * max(self.patches[0][1:])
 
     def latent_grid(self, config: SampleConfig) -> tuple[int, int, int]:
         """Compute (t, h, w) of a clip's latent; a ValueError where the strides or the patches forbid the clip."""
@@ -183,7 +178,7 @@ def check_images(info: CheckpointInfo, first: Path | None, last: Path | None) ->
         if path is not None and not path.is_file():
             raise ValueError(f"there is no file {path}; give another with {flag}")
         if path is not None:
-            read_picture(path)  # so that a damaged one is refused before anything is loaded
+            read_image_file(path)  # so that a damaged one is refused before anything is loaded
     if last is not None and not info.needs_image:
         raise ValueError("this model begins with an image and cannot be told the last; leave --last-image out")
     if first is not None and last is None and info.needs_last_image:

@@ -3,7 +3,7 @@
     PackedVideo (n, c·pt·ph·pw), NoiseLevels, PackedText (m, text_dim)  ->  prediction (n, c·pt·ph·pw)
 
 Parameter names, shapes and config keys are those of diffusers' WanTransformer3DModel (Wan Team 2025), so its weights
-load here unchanged and ours open there. Beyond Wan, and off by default, are other predictions and more patch sizes.
+load here unchanged and ours load there. Other predictions and more patch sizes go beyond Wan, and are off by default.
 """
 
 from __future__ import annotations
@@ -22,39 +22,39 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from videogen.models.attention import TextKeys, text_keys
-from videogen.models.block_cache import Around, Blocks, rows_of
-from videogen.models.dit_blocks import Block, Norm, Source, dtype_of, modulate
+from videogen.models.block_cache import Blocks, RunBlocks
+from videogen.models.dit_blocks import Block, CrossAttentionInput, FP32LayerNorm, compute_dtype, modulate
 from videogen.models.dit_embeddings import ConditionEmbedder, PatchEmbedding
-from videogen.models.preconditioning import Scales, precondition
+from videogen.models.preconditioning import Preconditioning, precondition
 from videogen.models.rope import Rotary, rotary
 from videogen.packing.noise import NoiseLevels
-from videogen.packing.packs import Layout, PackedText, PackedVideo
+from videogen.packing.packs import PackedText, PackedVideo, PackLayout
 from videogen.packing.patch_schedule import Patch, patch_name
 
 
 class TextContext(NamedTuple):
-    """A pack's texts, or its images, as every block reads them: computed once a prompt, not once a step."""
+    """Keys and values of a pack's texts, or of its images, for every block; computed once a prompt, not once a step."""
 
     keys: TextKeys
     blocks: list[tuple[Tensor, Tensor]]  # for each block, keys and values (b, heads, m, e)
-    image: TextContext | None = None  # what it reads beside the text (Wan 2.1 image-to-video)
+    image: TextContext | None = None  # those of the images, in a text's context (Wan 2.1 image-to-video)
 
     def take(self, rows: Sequence[int]) -> TextContext:
-        """Some of the texts, in the order given; the longest of them says how many rows are kept."""
+        """Select texts, in the order given; the longest of them sets the number of rows."""
         index, keys = torch.tensor(rows, device=self.keys.rows.device), self.keys.take(rows)
         longest = max(keys.lengths)
         blocks = [(k[index, :, :longest], v[index, :, :longest]) for k, v in self.blocks]
         return TextContext(keys, blocks, self.image.take(rows) if self.image is not None else None)
 
-    def of_block(self, i: int) -> list[Source]:
-        """What block i reads."""
-        return [Source(*part.blocks[i], part.keys) for part in (self, self.image) if part is not None]
+    def inputs_of_block(self, i: int) -> list[CrossAttentionInput]:
+        """List what block i attends to: the text, and the images if there are any."""
+        return [CrossAttentionInput(*part.blocks[i], part.keys) for part in (self, self.image) if part is not None]
 
 
 class ExtraPatch(nn.Module):
-    """Embedding and heads of one more patch size, and the vector that tells the blocks of it (FlexiDiT)."""
+    """Embedding and heads of one more patch size, and a vector that tells the blocks this size (FlexiDiT)."""
 
-    def __init__(self, d: int, in_size: int, out_size: int, *, gated: bool = False) -> None:
+    def __init__(self, d: int, in_size: int, out_size: int, *, gated: bool) -> None:
         super().__init__()
         self.embed, self.unembed = nn.Linear(in_size, d), nn.Linear(d, out_size)
         self.gate = nn.Linear(d, out_size) if gated else None
@@ -100,85 +100,79 @@ class VideoDiT(ModelMixin, ConfigMixin, PeftAdapterMixin):
             raise ValueError(f"qk_norm must be 'rms_norm_across_heads', got {qk_norm!r}")
         if (image_dim is None) != (added_kv_proj_dim is None):
             raise ValueError(
-                f"image_dim and added_kv_proj_dim come together, got {image_dim} and {added_kv_proj_dim}; give both "
-                "(Wan 2.1 image-to-video) or neither"
+                f"image_dim and added_kv_proj_dim must be set together, got {image_dim} and {added_kv_proj_dim}; "
+                "set both (Wan 2.1 image-to-video) or neither"
             )
         if prediction == "preconditioned" and in_channels != (out_channels or in_channels):
             raise ValueError(
-                f"prediction 'preconditioned' needs as many channels in as out, got {in_channels} and {out_channels}; "
-                "use 'velocity'"
+                f"prediction 'preconditioned' needs in_channels equal to out_channels, got {in_channels} and "
+                f"{out_channels}; use 'velocity'"
             )
         d = num_attention_heads * attention_head_dim
         if added_kv_proj_dim not in (None, d):
             raise ValueError(f"added_kv_proj_dim must be the model's width {d}, got {added_kv_proj_dim}")
         self.out_channels = out_channels or in_channels
         self.head_size = attention_head_dim
-        self.base_patch = _as_patch(patch_size)
+        self.base_patch = to_patch(patch_size)
+        out_size, gated = self.out_channels * math.prod(self.base_patch), prediction == "preconditioned"
         self.patch_embedding = PatchEmbedding(in_channels, d, self.base_patch, stride=self.base_patch)
         self.condition_embedder = ConditionEmbedder(d, freq_dim, text_dim, image_dim, pos_embed_seq_len)
         self.blocks = nn.ModuleList(
             Block(d, num_attention_heads, ffn_dim, eps, cross_attn_norm, added_kv_proj_dim, nearby=nearby)
             for _ in range(num_layers)
         )
-        self.norm_out = Norm(d, eps, elementwise_affine=False)
-        self.proj_out = nn.Linear(d, self.out_channels * math.prod(self.base_patch))
+        self.norm_out = FP32LayerNorm(d, eps, elementwise_affine=False)
+        self.proj_out = nn.Linear(d, out_size)
         self.scale_shift_table = nn.Parameter(torch.randn(1, 2, d) / d**0.5)
-        self.extra_patches = nn.ModuleDict(
-            {
-                patch_name(patch): ExtraPatch(
-                    d,
-                    in_channels * math.prod(patch),
-                    self.out_channels * math.prod(patch),
-                    gated=prediction == "preconditioned",
-                )
-                for patch in map(_as_patch, extra_patch_sizes)
-            }
-        )
+        self.extra_patches = nn.ModuleDict()
+        for patch in map(to_patch, extra_patch_sizes):
+            cells = math.prod(patch)
+            extra_patch = ExtraPatch(d, in_channels * cells, self.out_channels * cells, gated=gated)
+            self.extra_patches[patch_name(patch)] = extra_patch
+        self.gate_out = nn.Linear(d, out_size) if gated else None
         self.data_variance: nn.Parameter | None = None  # of each latent channel: measured, not trained
-        self.gate_out: nn.Linear | None = None
-        if prediction == "preconditioned":
-            self.gate_out = nn.Linear(d, self.out_channels * math.prod(self.base_patch))
+        if gated:
             self.data_variance = nn.Parameter(torch.ones(self.out_channels), requires_grad=False)
-        self.facts_head = nn.Linear(d, num_facts) if num_facts else None  # only training uses it
+        self.facts_head = nn.Linear(d, num_facts) if num_facts else None  # Only training uses it.
         self.gradient_checkpointing = False
 
     @property
     def patches(self) -> list[Patch]:
-        """The patch sizes that this model knows, the base first."""
-        return [self.base_patch, *map(_as_patch, self.config["extra_patch_sizes"])]
+        """The patch sizes of this model, the base first."""
+        return [self.base_patch, *map(to_patch, self.config["extra_patch_sizes"])]
 
     @property
     def is_wan(self) -> bool:
-        """Whether diffusers' class would say the same of a clip."""
-        ours = self.facts_head is not None or self.config["nearby"]
-        return self.config["prediction"] == "velocity" and len(self.patches) == 1 and not ours
+        """True if diffusers' WanTransformer3DModel predicts the same with these weights."""
+        goes_beyond = len(self.patches) > 1 or self.facts_head is not None or self.config["nearby"]
+        return self.config["prediction"] == "velocity" and not goes_beyond
+
+    @property
+    def takes_image_embeddings(self) -> bool:
+        """True if the model needs CLIP's embeddings of an image beside the prompt, as Wan 2.1 image-to-video does."""
+        return self.condition_embedder.image_embedder is not None
 
     @apply_forward_hook
-    def read_text(self, text: PackedText, image: PackedText | None = None) -> TextContext:
-        """Each block's keys and values of the texts, and where it reads any, of CLIP's rows of each clip's images.
+    def project_text(self, text: PackedText, image: PackedText | None = None) -> TextContext:
+        """Compute each block's keys and values of the texts, and of CLIP's rows of each clip's images if given.
 
         They do not change over the steps of a sampling run.
         """
         keys = text_keys(text.lengths, text.weights)
         rows = self.condition_embedder.text(text.tokens)
         blocks = cast("Iterable[Block]", self.blocks)
-        context = TextContext(keys, [block.attn2.read(rows, keys) for block in blocks])
-        return context if image is None else context._replace(image=self.read_images(image))
+        context = TextContext(keys, [block.attn2.project_text(rows, keys) for block in blocks])
+        return context if image is None else context._replace(image=self.project_images(image))
 
     @apply_forward_hook
-    def read_images(self, image: PackedText) -> TextContext:
-        """Each block's keys and values of the clips' images, rows (m, image_dim)."""
+    def project_images(self, image: PackedText) -> TextContext:
+        """Compute each block's keys and values of the clips' images, CLIP's rows (m, image_dim)."""
         embedder = self.condition_embedder.image_embedder
         if embedder is None:
-            raise ValueError("this model reads no image embeddings beside the prompt; leave out the image")
+            raise ValueError("this model takes no image embeddings; leave out the image")
         keys = text_keys(image.lengths, image.weights)
-        rows = embedder(image.tokens, image.lengths)
-        return TextContext(keys, [block.attn2.read_image(rows, keys) for block in cast("Iterable[Block]", self.blocks)])
-
-    @property
-    def reads_images(self) -> bool:
-        """Whether it needs CLIP's view of an image beside the prompt, as Wan 2.1 image-to-video does."""
-        return self.condition_embedder.image_embedder is not None
+        rows, blocks = embedder(image.tokens, image.lengths), cast("Iterable[Block]", self.blocks)
+        return TextContext(keys, [block.attn2.project_image(rows, keys) for block in blocks])
 
     def forward(
         self,
@@ -187,97 +181,100 @@ class VideoDiT(ModelMixin, ConfigMixin, PeftAdapterMixin):
         text: PackedText | TextContext,
         *,
         facts: bool = False,
-        around: Around | None = None,
+        run_blocks: RunBlocks | None = None,
     ) -> Tensor | tuple[Tensor, Tensor]:
-        """What the network says of every token, in the layout of video.tokens: the velocity or the clean value.
+        """Predict the velocity or the clean value of every token, in the layout of video.tokens.
 
-        Where it has more channels in than out (Wan image-to-video), tokens carry the others behind the noised ones.
-        Asked for facts, also the facts head's logits (n, k), read half way up. What is around the blocks decides
-        which of them run (caching.py).
+        If the model has more channels in than out (Wan image-to-video), tokens hold the extra channels behind the
+        noised ones. With facts, also return the facts head's logits (n, k), read at half depth. run_blocks decides
+        which blocks run on which clips (block_cache.py).
         """
-        context = text if isinstance(text, TextContext) else self.read_text(text)
-        if self.reads_images and context.image is None:
-            raise ValueError("this model reads image embeddings beside the prompt; give it the image")
+        context = text if isinstance(text, TextContext) else self.project_text(text)
+        if self.takes_image_embeddings and context.image is None:
+            raise ValueError("this model needs image embeddings beside the prompt; give it the image")
         device, scaling = video.tokens.device, video.scaling
         table = rotary(video.grids, video.patch, self.head_size, device, base=self.base_patch, scaling=scaling)
 
-        scales = self.scales(video, levels)
-        noised = video.tokens
-        if scales is not None:
-            video = video._replace(tokens=noised * scales.enter)
-        x, size_level = self.embed(video)
-        said: Tensor | None = None
-        time = self.condition_embedder.time(levels.values).to(x.dtype) + size_level
+        noised, factors = video.tokens, self.token_preconditioning(video, levels)
+        if factors is not None:
+            video = video._replace(tokens=noised * factors.c_in)
+        x, size_embedding = self.embed(video)
+        time = self.condition_embedder.time(levels.values).to(x.dtype) + size_embedding
         modulation = rearrange(self.condition_embedder.time_proj(F.silu(time)), "u (six d) -> u six d", six=6)
-        layout = Layout(video.grids, video.lengths)
-        if around is not None:
-            x = around(x, video.lengths, self.some_blocks(modulation, levels.index, table, layout, context))
-        for i, block in enumerate(self.blocks if around is None else ()):
-            args = (x, modulation, levels.index, table, layout, context.of_block(i))
+        layout = PackLayout(video.grids, video.lengths)
+
+        fact_logits: Tensor | None = None
+        if run_blocks is not None:
+            x = run_blocks(x, video.lengths, self.block_runner(modulation, levels.index, table, layout, context))
+        for i, block in enumerate(self.blocks if run_blocks is None else ()):
+            args = (x, modulation, levels.index, table, layout, context.inputs_of_block(i))
             if self.gradient_checkpointing and torch.is_grad_enabled():
                 x = self._gradient_checkpointing_func(block, *args)  # type: ignore[misc]
             else:
                 x = block(*args)
             if facts and i == (len(self.blocks) - 1) // 2:
-                said = self.facts_head(x)  # type: ignore[misc]
+                fact_logits = self.facts_head(x)  # type: ignore[misc]
+
         shift, scale = (self.scale_shift_table + time[:, None]).unbind(1)
         x = modulate(self.norm_out, x, scale, shift, levels.index).to(x.dtype)
         out = self.unembed(x, video.patch)
-        if scales is not None:
-            residual = torch.addcmul(out.float(), scales.gate * noised, self.gates(x, video.patch).float())
-            out = scales.keep * noised + scales.put * residual
-        return out if said is None else (out, said)
+        if factors is not None:
+            residual = torch.addcmul(out.float(), factors.c_gate * noised, self.gates(x, video.patch).float())
+            out = factors.c_skip * noised + factors.c_out * residual
+        return out if fact_logits is None else (out, fact_logits)
 
-    def some_blocks(
-        self, modulation: Tensor, index: Tensor, table: Rotary, layout: Layout, context: TextContext
+    def block_runner(
+        self, modulation: Tensor, index: Tensor, table: Rotary, layout: PackLayout, context: TextContext
     ) -> Blocks:
-        """The blocks as a function that runs some of them on some clips of a pack."""
+        """Return a function that runs some of the blocks on some clips of a pack."""
 
-        def run(x: Tensor, which: slice, clips: Sequence[int]) -> Tensor:
-            levels, own, beside, read = index, table, layout, context
+        def blocks(x: Tensor, which: slice, clips: Sequence[int]) -> Tensor:
+            clip_index, clip_table, clip_layout, clip_context = index, table, layout, context
             if len(clips) < len(layout.grids):
-                rows = torch.tensor(list(rows_of(layout.lengths, clips)), device=x.device)
-                levels, own, read = index[rows], Rotary(*(part[rows] for part in table)), context.take(clips)
-                beside = Layout([layout.grids[i] for i in clips])
+                clip_rows = torch.arange(len(index), device=x.device).split(layout.lengths)
+                rows = torch.cat([clip_rows[i] for i in clips])
+                clip_index, clip_table = index[rows], Rotary(*(part[rows] for part in table))
+                clip_layout, clip_context = PackLayout([layout.grids[i] for i in clips]), context.take(clips)
             for i in range(len(self.blocks))[which]:
-                x = self.blocks[i](x, modulation, levels, own, beside, read.of_block(i))
+                inputs = clip_context.inputs_of_block(i)
+                x = self.blocks[i](x, modulation, clip_index, clip_table, clip_layout, inputs)
             return x
 
-        return run
+        return blocks
 
-    def scales(self, video: PackedVideo, levels: NoiseLevels) -> Scales | None:
-        """What preconditioning multiplies a pack's values by, each (n, c·pt·ph·pw); none for other predictions."""
+    def token_preconditioning(self, video: PackedVideo, levels: NoiseLevels) -> Preconditioning | None:
+        """Compute the preconditioning of every value of a pack, each factor (n, c·pt·ph·pw); None if there is none."""
         if self.data_variance is None:
             return None
         exact = torch.promote_types(self.data_variance.dtype, torch.float32)
-        each = precondition(self.data_variance.to(exact), levels.values[:, None].to(exact))
+        factors = precondition(self.data_variance.to(exact), levels.values[:, None].to(exact))
         cells = math.prod(video.patch)
-        return Scales(*(part.repeat_interleave(cells, dim=1)[levels.index] for part in each))
+        return Preconditioning(*(factor.repeat_interleave(cells, dim=1)[levels.index] for factor in factors))
 
     def embed(self, video: PackedVideo) -> tuple[Tensor, Tensor | float]:
-        """Tokens (n, d), and what the patch size adds to the time embedding."""
+        """Embed tokens as (n, d), and return what the patch size adds to the time embedding."""
         if video.patch == self.base_patch:
             tokens = video.tokens.to(self.patch_embedding.weight.dtype)
             pt, ph, pw = video.patch
             cells = rearrange(tokens, "n (c pt ph pw) -> n c pt ph pw", pt=pt, ph=ph, pw=pw)
-            # .to(): autocast's answer has fewer bits, the residual stream is the weights'
+            # Autocast's output has fewer bits, and the residual stream keeps those of the weights, hence .to().
             return rearrange(self.patch_embedding(cells), "n d 1 1 1 -> n d").to(tokens.dtype), 0.0
-        extra = self.extra(video.patch)
-        dtype = dtype_of(extra.embed)
+        extra = self.extra_patch(video.patch)
+        dtype = compute_dtype(extra.embed)
         return extra.embed(video.tokens.to(dtype)).to(dtype), extra.level.to(video.tokens.device)
 
     def unembed(self, x: Tensor, patch: Patch) -> Tensor:
-        """Tokens (n, d) to (n, c·pt·ph·pw); Wan's head puts the channel last within a token."""
-        out = self.proj_out(x) if patch == self.base_patch else self.extra(patch).unembed(x)
+        """Project tokens (n, d) to (n, c·pt·ph·pw); Wan's head puts the channel last within a token."""
+        out = self.proj_out(x) if patch == self.base_patch else self.extra_patch(patch).unembed(x)
         return rearrange(out, "n (cells c) -> n (c cells)", c=self.out_channels)
 
     def gates(self, x: Tensor, patch: Patch) -> Tensor:
-        """Of tokens (n, d), how much of each noised value to let through (n, c·pt·ph·pw); 0 as the linear estimate."""
-        head = self.gate_out if patch == self.base_patch else self.extra(patch).gate
+        """Predict from tokens (n, d) the gate of each value (n, c·pt·ph·pw), as precondition defines it."""
+        head = self.gate_out if patch == self.base_patch else self.extra_patch(patch).gate
         return rearrange(head(x), "n (cells c) -> n (c cells)", c=self.out_channels)  # type: ignore[misc]
 
-    def extra(self, patch: Patch) -> ExtraPatch:
-        """The embedding of one of the extra patch sizes."""
+    def extra_patch(self, patch: Patch) -> ExtraPatch:
+        """Return the layers of one of the extra patch sizes; a ValueError lists the sizes if it is none of them."""
         if patch_name(patch) not in self.extra_patches:
             allowed = ", ".join(map(patch_name, self.patches))
             raise ValueError(f"patch must be one of {allowed}, got {patch_name(patch)}")
@@ -285,44 +282,45 @@ class VideoDiT(ModelMixin, ConfigMixin, PeftAdapterMixin):
 
     @torch.no_grad()
     def init_weights(self) -> None:
-        """Random weights for training from nothing; every block starts as the identity and the first output is zero."""
+        """Draw random weights for training from scratch; every block starts as the identity, and the output is zero."""
         for name, module in self.named_modules():
             if isinstance(module, nn.Linear | nn.Conv3d):
                 width = module.weight[0].numel() + module.weight.shape[0]
                 nn.init.normal_(module.weight, std=0.02 if "embedder.time" in name else math.sqrt(2 / width))
                 nn.init.zeros_(module.bias)  # type: ignore[arg-type]
         nn.init.zeros_(self.condition_embedder.time_proj.weight)  # with the tables below, adaLN-zero (Peebles & Xie)
-        for block in self.blocks:
-            nn.init.zeros_(block.scale_shift_table)  # type: ignore[arg-type]
-            nn.init.zeros_(block.attn2.to_out[0].weight)  # type: ignore[union-attr,index]
+        for block in cast("Iterable[Block]", self.blocks):
+            nn.init.zeros_(block.scale_shift_table)
+            nn.init.zeros_(block.attn2.to_out[0].weight)  # type: ignore[arg-type]
             if block.nearby is not None:
-                nn.init.zeros_(block.nearby.weight)  # type: ignore[union-attr,arg-type]
-            block.attn1.look_near()  # type: ignore[union-attr,operator]
+                nn.init.zeros_(block.nearby.weight)
+            block.attn1.init_local_heads()
         nn.init.zeros_(self.scale_shift_table)
-        for head in (self.proj_out, *([self.gate_out] if self.gate_out is not None else [])):
-            nn.init.zeros_(head.weight)
+        nn.init.zeros_(self.proj_out.weight)
+        if self.gate_out is not None:
+            nn.init.zeros_(self.gate_out.weight)
         if self.facts_head is not None:
-            nn.init.constant_(self.facts_head.bias, -4.0)  # most is untrue of most tokens
+            nn.init.constant_(self.facts_head.bias, -4.0)  # Most facts are untrue of most tokens.
         self.init_extra_patches()
 
     def extended(self, patches: Sequence[Patch] = (), *, nearby: bool = False, num_facts: int = 0) -> VideoDiT:
-        """The same model with more patch sizes or more parts; all that it said before it says again."""
+        """Return the model with more patch sizes or parts; its predictions at known sizes stay the same bit for bit."""
         new = [patch for patch in patches if patch not in self.patches]
-        had = {"nearby": self.config["nearby"], "num_facts": self.config["num_facts"]}
-        parts = {"nearby": had["nearby"] or nearby, "num_facts": had["num_facts"] or num_facts}
-        if not new and parts == had:
+        now = {"nearby": self.config["nearby"], "num_facts": self.config["num_facts"]}
+        parts = {"nearby": now["nearby"] or nearby, "num_facts": now["num_facts"] or num_facts}
+        if not new and parts == now:
             return self
         options = parts | {"extra_patch_sizes": [*self.patches[1:], *new]}
-        more = cast("VideoDiT", VideoDiT.from_config(self.config, **options))  # pyright: ignore[reportArgumentType]
-        more.init_weights()
-        more.load_state_dict(more.state_dict() | self.state_dict())
-        more.init_extra_patches(new)
-        more.to(self.device)  # type: ignore[call-overload]
-        return more.train(self.training)
+        model = cast("VideoDiT", VideoDiT.from_config(self.config, **options))  # pyright: ignore[reportArgumentType]
+        model.init_weights()
+        model.load_state_dict(model.state_dict() | self.state_dict())
+        model.init_extra_patches(new)
+        model.to(self.device)  # type: ignore[call-overload]
+        return model.train(self.training)
 
     @torch.no_grad()
     def init_extra_patches(self, patches: Sequence[Patch] | None = None) -> None:
-        """Give the extra patch sizes the base patch's weights, so that an upscaled patch embeds as its original.
+        """Initialise extra patch sizes from the base patch, so that an upscaled patch embeds as its original.
 
         With B the resize of a base patch to the new size: embed' = embed · pinv(B), unembed' = B · unembed
         (FlexiViT, Beyer et al. 2023, Eq. 4).
@@ -330,7 +328,7 @@ class VideoDiT(ModelMixin, ConfigMixin, PeftAdapterMixin):
         c_in, c_out = self.config["in_channels"], self.out_channels
         base_embed = rearrange(self.patch_embedding.weight, "d c t h w -> d c (t h w)")
         for patch in self.patches[1:] if patches is None else patches:
-            extra, resize = self.extra(patch), _resize_matrix(self.base_patch, patch).to(base_embed)
+            extra, resize = self.extra_patch(patch), resize_matrix(self.base_patch, patch).to(base_embed)
             embed = torch.einsum("d c k, k p -> d c p", base_embed, torch.linalg.pinv(resize))
             extra.embed.weight.copy_(rearrange(embed, "d c p -> d (c p)", c=c_in))
             extra.embed.bias.copy_(self.patch_embedding.bias)  # type: ignore[arg-type]
@@ -343,13 +341,14 @@ class VideoDiT(ModelMixin, ConfigMixin, PeftAdapterMixin):
                 head.bias.copy_(rearrange(resize @ bias, "p c -> (p c)"))
 
 
-def _as_patch(patch: Sequence[int]) -> Patch:
-    pt, ph, pw = patch  # JSON gives a list back
+def to_patch(sizes: Sequence[int]) -> Patch:
+    """Convert three sizes to a tuple of integers; a config read from JSON gives them as a list."""
+    pt, ph, pw = sizes
     return int(pt), int(ph), int(pw)
 
 
-def _resize_matrix(base: Patch, new: Patch) -> Tensor:
-    """The linear map (new cells, base cells) that resizes a base patch to the new size, trilinearly."""
+def resize_matrix(base: Patch, new: Patch) -> Tensor:
+    """Compute the linear map (new cells, base cells) that resizes a base patch to the new size, trilinearly."""
     cells = math.prod(base)
     basis = torch.eye(cells).reshape(cells, 1, *base)
     resized = F.interpolate(basis, size=new, mode="trilinear", align_corners=False)

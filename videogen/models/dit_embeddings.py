@@ -1,4 +1,7 @@
-"""The layers before the blocks of the DiT: patches, noise levels, text and image features become tokens of width d."""
+"""Embed patches, noise levels, text and image features as rows of the model's width d, before the blocks of the DiT.
+
+patches (n, c, pt, ph, pw), sigma (u,), text (m, text_dim), image rows (m, image_dim)  ->  rows of width d
+"""
 
 from __future__ import annotations
 
@@ -9,29 +12,20 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from videogen.models.dit_blocks import FeedForward, Norm, dtype_of
+from videogen.models.dit_blocks import FeedForward, FP32LayerNorm, compute_dtype
 from videogen.packing.packs import Lengths
 
 
-def sinusoid(timestep: Tensor, size: int) -> Tensor:
-    """Cosines and sines of a time (u,) at geometric frequencies, (u, size) (Vaswani et al. 2017)."""
-    half = size // 2
-    steps = torch.arange(half, dtype=torch.float32, device=timestep.device)
-    rates = torch.exp(-math.log(1e4) * steps / half)  # in diffusers' order: at timestep 1000 its rounding shows
-    angles = timestep.float()[:, None] * rates
-    return torch.cat((angles.cos(), angles.sin()), dim=-1)
-
-
 class PatchEmbedding(nn.Conv3d):
-    """A convolution on patches of its own size, one by one (n, c, pt, ph, pw) -> (n, d, 1, 1, 1): one product."""
+    """A convolution on patches of its own size, (n, c, pt, ph, pw) -> (n, d, 1, 1, 1), computed as one product."""
 
     def forward(self, input: Tensor) -> Tensor:
-        """Called as any other layer is, so that adapters and offloading find it."""
+        """Embed patches; called like any other layer, so that adapters and offloading find it."""
         return rearrange(F.linear(input.flatten(1), self.weight.flatten(1), self.bias), "n d -> n d 1 1 1")
 
 
 class MLP(nn.Module):
-    """Two linear layers around an activation, named as diffusers names its embedders."""
+    """Two linear layers, named as diffusers names those of its embedders."""
 
     def __init__(self, in_size: int, out_size: int) -> None:
         super().__init__()
@@ -40,17 +34,20 @@ class MLP(nn.Module):
 
 
 class ImageEmbedder(nn.Module):
-    """What CLIP says of a clip's images, brought to the model's width (Wan 2.1 image-to-video)."""
+    """CLIP's features of a clip's images, projected to the model's width (Wan 2.1 image-to-video)."""
 
     def __init__(self, image_dim: int, d: int, num_rows: int | None) -> None:
         super().__init__()
-        self.norm1, self.norm2 = Norm(image_dim), Norm(d)
+        self.norm1, self.norm2 = FP32LayerNorm(image_dim), FP32LayerNorm(d)
         self.ff = FeedForward(image_dim, image_dim, d, approximate="none")
         self.pos_embed = nn.Parameter(torch.zeros(1, num_rows, image_dim)) if num_rows else None
 
     def forward(self, rows: Tensor, lengths: Lengths) -> Tensor:
-        """Rows (m, image_dim) of clips with so many each, as (m, d); with first and last frame, which is which."""
-        rows = rows.to(dtype_of(self.ff.net[2]))
+        """Project CLIP's rows (m, image_dim), of the given number per clip, to (m, d).
+
+        A model of first and last frames adds position embeddings, which tell the two images of a clip apart.
+        """
+        rows = rows.to(compute_dtype(self.ff.net[2]))
         if self.pos_embed is not None:
             if set(lengths) != {self.pos_embed.shape[1]}:
                 raise ValueError(
@@ -62,7 +59,7 @@ class ImageEmbedder(nn.Module):
 
 
 class ConditionEmbedder(nn.Module):
-    """Noise level, text and image, brought to the model's width."""
+    """The embedders of noise level, text and image."""
 
     def __init__(
         self, d: int, freq_dim: int, text_dim: int, image_dim: int | None = None, num_image_rows: int | None = None
@@ -75,12 +72,21 @@ class ConditionEmbedder(nn.Module):
         self.image_embedder = ImageEmbedder(image_dim, d, num_image_rows) if image_dim else None
 
     def time(self, sigma: Tensor) -> Tensor:
-        """Noise levels (u,) as embeddings (u, d); Wan's timestep is 1000 sigma, whole where sigma is float64."""
+        """Embed noise levels (u,) as (u, d); Wan's timestep is 1000 sigma, a whole number if sigma is float64."""
         mlp = self.time_embedder
-        waves = sinusoid(1000 * sigma, self.freq_dim).to(dtype_of(mlp.linear_1))
+        waves = sinusoidal_embedding(1000 * sigma, self.freq_dim).to(compute_dtype(mlp.linear_1))
         return mlp.linear_2(F.silu(mlp.linear_1(waves)))
 
     def text(self, tokens: Tensor) -> Tensor:
-        """Text rows (m, text_dim) as (m, d)."""
+        """Project text rows (m, text_dim) to (m, d)."""
         mlp = self.text_embedder
-        return mlp.linear_2(F.gelu(mlp.linear_1(tokens.to(dtype_of(mlp.linear_1))), approximate="tanh"))
+        return mlp.linear_2(F.gelu(mlp.linear_1(tokens.to(compute_dtype(mlp.linear_1))), approximate="tanh"))
+
+
+def sinusoidal_embedding(timestep: Tensor, size: int) -> Tensor:
+    """Compute cosines and sines of timesteps (u,) at geometric frequencies, (u, size) (Vaswani et al. 2017)."""
+    half = size // 2
+    steps = torch.arange(half, dtype=torch.float32, device=timestep.device)
+    frequencies = torch.exp(-math.log(1e4) * steps / half)  # In diffusers' order: its rounding shows at timestep 1000.
+    angles = timestep.float()[:, None] * frequencies
+    return torch.cat((angles.cos(), angles.sin()), dim=-1)

@@ -1,4 +1,7 @@
-"""Scale the input and the output of a network so that it predicts only what its noised input leaves open."""
+"""Scale a network's input and output so that it predicts only what its noised input leaves open.
+
+variance (c,) of each channel, noise levels (u, 1)  ->  Preconditioning, four factors (u, c)
+"""
 
 from __future__ import annotations
 
@@ -6,29 +9,33 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-MOST_GATED = 4.0  # beyond, noise hardly shows and an error of the gate would
+MAX_GATE_SNR = 4.0  # At a higher signal-to-noise ratio, noise hardly shows and an error of the gate would.
 
 
-class Scales(NamedTuple):
-    """What a noised value and a network's answers are multiplied by, so that the network meets unit variances alone."""
+class Preconditioning(NamedTuple):
+    """The factors of velocity = c_skip z + c_out (value + c_gate z gate), for a network that sees c_in z."""
 
-    enter: Tensor
-    keep: Tensor
-    put: Tensor
-    gate: Tensor
+    c_in: Tensor
+    c_skip: Tensor
+    c_out: Tensor
+    c_gate: Tensor
 
 
-def precondition(variance: Tensor, sigma: Tensor) -> Scales:
-    """velocity = keep z + put (value + gate z say), for data of variance (c,) at noise levels (u, 1): each (u, c).
+def precondition(variance: Tensor, sigma: Tensor) -> Preconditioning:
+    """Compute the factors (u, c) for data of variance (c,) at noise levels (u, 1).
 
-    What can be said of a value by itself, its linear estimate from z = (1 - s) x + s e, needs no network, which sees
-    enter * z and puts out the rest at unit variance, value: the clean value where noise hides it and the noise where it
-    does not. So little of a narrow network goes into copying (Karras et al. 2022, Eq. 7, with a variance for each
-    channel, for velocities). A patch may hold more numbers than the network is wide; then it cannot put out their noise
-    even where there is nothing else, as on a plain wall. It says how much of z to let through instead: say = -1 takes
-    all of the linear estimate away, up to a signal-to-noise ratio of MOST_GATED (a Wiener filter that knows its place).
+    The best linear estimate of the velocity from z = (1 - s) x + s e, which is c_skip z, needs no network. The network
+    sees c_in z and predicts the remainder at unit variance, `value`: the clean value where noise hides it, and the
+    noise where it does not. So little of a narrow network goes into copying (Karras et al. 2022, Eq. 7, with a variance
+    for each channel, for velocities).
+
+    A patch may hold more numbers than the network is wide. Such a network cannot output their noise, even where there
+    is nothing else, as on a plain wall. Its second output, `gate`, says how much of z passes by the network instead:
+    -1 removes the whole linear estimate of the clean value, up to a signal-to-noise ratio of MAX_GATE_SNR (a Wiener
+    filter that depends on the place).
     """
-    total = (1 - sigma).square() * variance + sigma.square()
-    enter = total.rsqrt()
-    gate = enter * ((1 - sigma) * variance.sqrt() / sigma).clamp(max=MOST_GATED)
-    return Scales(enter, (sigma - (1 - sigma) * variance) / total, -variance.sqrt() * enter, gate)
+    noised_variance = (1 - sigma).square() * variance + sigma.square()
+    c_in = noised_variance.rsqrt()
+    c_skip = (sigma - (1 - sigma) * variance) / noised_variance
+    c_gate = c_in * ((1 - sigma) * variance.sqrt() / sigma).clamp(max=MAX_GATE_SNR)
+    return Preconditioning(c_in, c_skip, -variance.sqrt() * c_in, c_gate)

@@ -1,9 +1,9 @@
-"""Clips longer or larger than a model was trained on: the rotary frequencies of each axis, slowed to fit.
+"""Rotary embedding of each token's place in its clip, also for clips longer or larger than a model was trained on.
 
-    frequencies (pairs,) radians a base cell, trained and wanted extent in base cells  ->  frequencies (pairs,)
+    grids [(t, h, w), ...], patch, scaling  ->  Rotary, cosines and sines (n, 1, e/2);  x (n, heads, e)  ->  x rotated
 
-With scale = wanted / trained, of each axis and each clip by itself (as decoupled in FiT, Lu et al. 2024). An axis that
-is no longer than trained is left as it is, to the bit.
+Each axis of each clip is scaled by itself (as decoupled in FiT, Lu et al. 2024), by extent / trained extent. An axis
+that is no longer than trained keeps its frequencies bit for bit.
 """
 
 from __future__ import annotations
@@ -17,56 +17,11 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from videogen.packing.packs import Grid, Scaling, positions
+from videogen.packing.packs import Grid, RopeScaling, patch_positions
 from videogen.packing.patch_schedule import Patch
 
-CONSERVATIVE = 0.9  # of a period: where RIFLEx's authors still saw the last frames repeat the first
-TIME = 0
-
-
-def interpolate(ladder: Tensor, trained: float, wanted: float, axis: int) -> Tensor:
-    """Every place m goes to m / scale (position interpolation, Chen et al. 2023, Eq. 3): neighbours come closer."""
-    return ladder * (trained / wanted)
-
-
-def ntk(ladder: Tensor, trained: float, wanted: float, axis: int) -> Tensor:
-    """The fastest pair stays, the slowest is interpolated, those between in geometric steps.
-
-    Base b becomes b * scale^(d / (d - 2)), so frequency i of d / 2 is divided by scale^(2i / (d - 2)) (NTK-aware
-    interpolation; Peng et al. 2023, YaRN, section 3.1).
-    """
-    return ladder * (trained / wanted) ** torch.linspace(0, 1, len(ladder), dtype=ladder.dtype)
-
-
-def riflex(ladder: Tensor, trained: float, wanted: float, axis: int) -> Tensor:
-    """Slow one frequency of time, so that no frame of the longer clip is told that it is the first again.
-
-    It becomes 0.9 * 2 pi / wanted (RIFLEx, Zhao et al. 2025, Eq. 8). Which one repeats first is watched for in the
-    paper; here it is the fastest whose period the trained length did not complete.
-    """
-    slower = ladder.clamp(max=CONSERVATIVE * 2 * math.pi / wanted)
-    first = int((ladder > 2 * math.pi / trained).sum())
-    place = torch.arange(len(ladder)) == first
-    return torch.where(place, slower, ladder) if axis == TIME else ladder
-
-
-SCALINGS: dict[str, Callable[[Tensor, float, float, int], Tensor]] = {
-    "interpolate": interpolate,
-    "ntk": ntk,
-    "riflex": riflex,
-}
-
-
-@functools.lru_cache(maxsize=1024)
-def frequencies(
-    size: int, axis: int, theta: float, grid: Grid, patch: Patch, base: Patch, scaling: Scaling | None
-) -> Tensor:
-    """The frequencies of an axis's pairs for a clip, (size / 2,) float64, in radians a base cell."""
-    ladder = theta ** (-torch.arange(0, size, 2, dtype=torch.float64) / size)
-    if scaling is None:
-        return ladder
-    trained, wanted = scaling.trained[axis], grid[axis] * patch[axis] / base[axis]
-    return SCALINGS[scaling.kind](ladder, trained, wanted, axis) if wanted > trained else ladder
+THETA = 1e4  # base of the geometric series of frequencies, Wan's
+RIFLEX_PERIODS = 0.9  # Less than one: at a whole period, RIFLEx's authors still saw the last frames repeat the first.
 
 
 class Rotary(NamedTuple):
@@ -77,12 +32,79 @@ class Rotary(NamedTuple):
 
 
 def axis_sizes(head_size: int) -> tuple[int, int, int]:
-    """Channels of a head that turn with time, row and column: 44, 42, 42 of 128 (Wan)."""
+    """Divide a head's channels among time, rows and columns: 44, 42, 42 of 128 (Wan)."""
     side = 2 * (head_size // 6)
     return head_size - 2 * side, side, side
 
 
-@functools.lru_cache(maxsize=4)  # enough for a sampling run; a pack of training never comes again
+def scale_by_interpolation(frequencies: Tensor, trained_extent: float, extent: float, axis: int) -> Tensor:
+    """Move every position m to m / scale (position interpolation, Chen et al. 2023, Eq. 3): neighbours come closer."""
+    return frequencies * (trained_extent / extent)
+
+
+def scale_by_ntk(frequencies: Tensor, trained_extent: float, extent: float, axis: int) -> Tensor:
+    """Keep the fastest pair, interpolate the slowest, and divide those between by geometric steps.
+
+    Base b becomes b * scale^(d / (d - 2)), so frequency i of d / 2 is divided by scale^(2i / (d - 2)) (NTK-aware
+    interpolation; Peng et al. 2023, YaRN, section 3.1).
+    """
+    exponents = torch.linspace(0, 1, len(frequencies), dtype=frequencies.dtype)
+    return frequencies * (trained_extent / extent) ** exponents
+
+
+def scale_by_riflex(frequencies: Tensor, trained_extent: float, extent: float, axis: int) -> Tensor:
+    """Slow one frequency of time, so that no frame of a longer clip gets the first frame's angle again.
+
+    It becomes 0.9 * 2 pi / extent (RIFLEx, Zhao et al. 2025, Eq. 8). The paper finds the frequency that repeats first
+    by watching samples; here it is the fastest that completes no period within the trained extent.
+    """
+    if axis != 0:  # not time
+        return frequencies
+    slowed = frequencies.clamp(max=RIFLEX_PERIODS * 2 * math.pi / extent)
+    intrinsic = int((frequencies > 2 * math.pi / trained_extent).sum())
+    is_intrinsic = torch.arange(len(frequencies)) == intrinsic
+    return torch.where(is_intrinsic, slowed, frequencies)
+
+
+FREQUENCY_SCALINGS: dict[str, Callable[[Tensor, float, float, int], Tensor]] = {
+    "interpolate": scale_by_interpolation,
+    "ntk": scale_by_ntk,
+    "riflex": scale_by_riflex,
+}
+
+
+@functools.lru_cache(maxsize=1024)
+def axis_frequencies(
+    size: int, axis: int, grid: Grid, patch: Patch, base: Patch, scaling: RopeScaling | None
+) -> Tensor:
+    """Compute the frequencies of one axis of a clip, (size / 2,) float64, in radians per base cell."""
+    frequencies = THETA ** (-torch.arange(0, size, 2, dtype=torch.float64) / size)
+    if scaling is None:
+        return frequencies
+    trained_extent, extent = scaling.trained[axis], grid[axis] * patch[axis] / base[axis]  # both in base cells
+    if extent <= trained_extent:
+        return frequencies
+    return FREQUENCY_SCALINGS[scaling.kind](frequencies, trained_extent, extent, axis)
+
+
+def clip_rotary(
+    grid: Grid, patch: Patch, head_size: int, device: torch.device, base: Patch, scaling: RopeScaling | None
+) -> Rotary:
+    """Compute the rotary tables of one clip, in float64 until the end as diffusers does."""
+    places = patch_positions([grid], patch, base)
+    angles = [
+        torch.outer(places[:, axis], axis_frequencies(size, axis, grid, patch, base, scaling))
+        for axis, size in enumerate(axis_sizes(head_size))
+    ]
+    table = rearrange(torch.cat(angles, dim=1), "n pairs -> n 1 pairs")
+    return Rotary(table.cos().float().to(device), table.sin().float().to(device))
+
+
+# Many small clips are kept, but few large ones: at Wan's sizes the tables of one take ten megabytes.
+small_clip_rotary, large_clip_rotary = (functools.lru_cache(maxsize=num)(clip_rotary) for num in (256, 8))
+
+
+@functools.lru_cache(maxsize=4)  # This is enough for a sampling run; a pack of training never comes again.
 def rotary(
     grids: tuple[Grid, ...],
     patch: Patch,
@@ -90,43 +112,24 @@ def rotary(
     device: torch.device,
     *,
     base: Patch = (1, 2, 2),
-    theta: float = 1e4,
-    scaling: Scaling | None = None,
+    scaling: RopeScaling | None = None,
 ) -> Rotary:
-    """The rotary tables of a pack (Su et al. 2021, one ladder an axis as in Wan).
+    """Compute the rotary tables of a pack (Su et al. 2021; one geometric series of frequencies per axis, as in Wan).
 
-    They depend on host integers alone, so a sampling run computes them once, and training once a size of clip.
+    They depend on host integers alone, so sampling computes them once a run, and training once for each size of clip.
     """
-    clips = [remembered(grid)(grid, patch, head_size, device, base, theta, scaling) for grid in grids]
+    options = patch, head_size, device, base, scaling
+    clips = [(small_clip_rotary if math.prod(grid) <= 1024 else large_clip_rotary)(grid, *options) for grid in grids]
     return Rotary(torch.cat([clip.cos for clip in clips]), torch.cat([clip.sin for clip in clips]))
 
 
-def clip_rotary(
-    grid: Grid, patch: Patch, head_size: int, device: torch.device, base: Patch, theta: float, scaling: Scaling | None
-) -> Rotary:
-    """The rotary tables of a clip; float64 until the end, as diffusers does."""
-    where, sizes = positions([grid], patch, base), axis_sizes(head_size)
-    ladders = [frequencies(sizes[axis], axis, theta, grid, patch, base, scaling) for axis in range(3)]
-    turned = torch.cat([torch.outer(where[:, axis], ladders[axis]) for axis in range(3)], dim=1)
-    angles = rearrange(turned, "n pairs -> n 1 pairs")
-    return Rotary(angles.cos().float().to(device), angles.sin().float().to(device))
-
-
-of_small, of_large = (functools.lru_cache(maxsize=num)(clip_rotary) for num in (256, 8))
-
-
-def remembered(grid: Grid) -> Callable[..., Rotary]:
-    """The tables of many small clips or of few large ones, which at Wan's sizes take ten megabytes each."""
-    return of_small if math.prod(grid) <= 1024 else of_large
-
-
 def rotate(x: Tensor, table: Rotary) -> Tensor:
-    """Turn neighbouring channel pairs of x (n, heads, e) by their angles."""
+    """Rotate neighbouring channel pairs of x (n, heads, e) by their angles."""
     exact = x.to(torch.promote_types(x.dtype, torch.float32))
     pairs = rearrange(exact, "n heads (pairs two) -> n heads pairs two", two=2)
-    if torch.compiler.is_compiling():  # it knows no complex numbers
+    if torch.compiler.is_compiling():  # torch.compile does not support complex tensors.
         even, odd = pairs.unbind(-1)
-        turned = torch.stack((even * table.cos - odd * table.sin, even * table.sin + odd * table.cos), dim=-1)
-    else:  # the same products and sums, in one pass: ten times as fast on CPU
-        turned = torch.view_as_real(torch.view_as_complex(pairs) * torch.complex(*table))
-    return rearrange(turned, "n heads pairs two -> n heads (pairs two)").to(x.dtype)
+        rotated = torch.stack((even * table.cos - odd * table.sin, even * table.sin + odd * table.cos), dim=-1)
+    else:  # Complex multiplication makes the same products and sums in one pass: it is 10 times as fast on CPU.
+        rotated = torch.view_as_real(torch.view_as_complex(pairs) * torch.complex(*table))
+    return rearrange(rotated, "n heads pairs two -> n heads (pairs two)").to(x.dtype)

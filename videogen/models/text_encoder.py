@@ -1,9 +1,9 @@
-"""Prompts to packed token embeddings.
+"""Encode prompts to packed token embeddings.
 
     ["a red circle", ...]  ->  PackedText: tokens (m, text_dim), lengths, weights (m,)
 
-The default checkpoint reads with all-MiniLM-L6-v2 (Wang et al. 2020; Reimers & Gurevych 2019), Wan with UMT5 (Chung et
-al. 2023), frozen.
+The encoder of the default checkpoint is all-MiniLM-L6-v2 (Wang et al. 2020; Reimers & Gurevych 2019), and that of Wan
+is UMT5 (Chung et al. 2023), both frozen.
 """
 
 from __future__ import annotations
@@ -24,29 +24,28 @@ if TYPE_CHECKING:
 
 
 logger = logging.getLogger(__name__)
-WAN_ROWS = 512
-HALVES = ("UMT5EncoderModel", "T5EncoderModel")  # AutoModel would ask for the decoder too
+WAN_TEXT_ROWS = 512
+ENCODER_CLASSES = ("UMT5EncoderModel", "T5EncoderModel")  # AutoModel would also build the decoder
 
 
-def num_rows_of(encoder: PreTrainedModel) -> int:
-    """How many text rows a network sees that reads this encoder, zeros after the text; 0: as many as there are."""
-    return WAN_ROWS if encoder.config.model_type == "umt5" else 0
+def num_text_rows(encoder: PreTrainedModel) -> int:
+    """Return to how many rows a text of this encoder is padded with zeros; 0 if it is not padded."""
+    return WAN_TEXT_ROWS if encoder.config.model_type == "umt5" else 0
 
 
-def clean_as_wan(prompt: str) -> str:
-    """A prompt as WanPipeline cleans it: mended by ftfy where that is installed, HTML undone, spaces single."""
+def clean_wan_prompt(prompt: str) -> str:
+    """Clean a prompt as WanPipeline does: ftfy where it is installed, HTML unescaped, whitespace collapsed."""
     import regex
 
     with contextlib.suppress(ImportError):
         import ftfy  # type: ignore[import-not-found]
 
         prompt = ftfy.fix_text(prompt)
-    prompt = html.unescape(html.unescape(prompt)).strip()
-    return regex.sub(r"\s+", " ", prompt).strip()
+    return regex.sub(r"\s+", " ", html.unescape(html.unescape(prompt)).strip()).strip()
 
 
-def load_text(folder: Path) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
-    """The tokenizer and the frozen text encoder of a checkpoint folder."""
+def load_tokenizer_and_encoder(folder: Path) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
+    """Load the tokenizer and the frozen text encoder of a checkpoint folder."""
     from transformers import AutoTokenizer
 
     for name in ("tokenizer", "text_encoder"):
@@ -56,37 +55,39 @@ def load_text(folder: Path) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
 
 
 def load_encoder(folder: Path, part: str = "text_encoder", *, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
-    """A frozen encoder, every weight from its file: transformers would draw a missing one at random."""
+    """Load a frozen encoder; raise ValueError if a weight is missing, which transformers would draw at random."""
     import transformers
 
-    where = folder / part
-    name = half_of(transformers.AutoConfig.from_pretrained(where))
-    kind = getattr(transformers, name or "AutoModel")
+    path = folder / part
+    class_name = encoder_class(transformers.AutoConfig.from_pretrained(path)) or "AutoModel"
     try:
-        encoder, info = kind.from_pretrained(where, dtype=dtype, output_loading_info=True, use_safetensors=True)
+        encoder, info = getattr(transformers, class_name).from_pretrained(
+            path, dtype=dtype, output_loading_info=True, use_safetensors=True
+        )
     except (SafetensorError, OSError) as error:
-        said = str(error).split("\n")[0]
-        raise ValueError(f"{where} has no whole .safetensors weights: {said}; download the checkpoint again") from None
-    for say, names in (("lacks", info["missing_keys"]), ("has an extra weight", info["unexpected_keys"])):
+        reason = str(error).split("\n")[0]
+        message = f"{path} has no complete .safetensors weights: {reason}; download the checkpoint again"
+        raise ValueError(message) from None
+    for fault, names in (("lacks", info["missing_keys"]), ("has an extra weight", info["unexpected_keys"])):
         if names:
-            raise ValueError(f"{where} {say} {min(names)}; its weights do not belong to its config.json")
+            raise ValueError(f"{path} {fault} {min(names)}; its weights do not belong to its config.json")
     return encoder.eval().requires_grad_(False)
 
 
-def blank_encoder(where: Path) -> PreTrainedModel:
-    """The encoder of a folder on the meta device: all of it but the weights' values."""
+def meta_encoder(path: Path) -> PreTrainedModel:
+    """Build the encoder of a folder on the meta device, without the values of its weights."""
     import transformers
 
-    config = transformers.AutoConfig.from_pretrained(where)
-    name = half_of(config)
+    config = transformers.AutoConfig.from_pretrained(path)
+    class_name = encoder_class(config)
     with torch.device("meta"):
-        return getattr(transformers, name)(config) if name else transformers.AutoModel.from_config(config)
+        return getattr(transformers, class_name)(config) if class_name else transformers.AutoModel.from_config(config)
 
 
-def half_of(config: PreTrainedConfig) -> str:
-    """The class of an encoder that is one half of a model; empty of any other."""
+def encoder_class(config: PreTrainedConfig) -> str:
+    """Return the class name of an encoder that is one half of a model; empty for any other model."""
     name = next(iter(config.architectures or []), "")
-    return name if name in HALVES else ""
+    return name if name in ENCODER_CLASSES else ""
 
 
 @torch.no_grad()
@@ -96,22 +97,22 @@ def embed_prompts(
     encoder: PreTrainedModel,
     device: torch.device | None = None,
 ) -> list[Tensor]:
-    """Each prompt's token embeddings (m_i, text_dim), without padding; a prompt gives the same alone or among others.
+    """Embed each prompt as (m_i, text_dim), without padding: a prompt gives the same alone or in a batch.
 
-    An empty prompt is the encoder's begin and end tokens; a prompt beyond the encoder's limit is cut there, with a
-    warning. For Wan they are cleaned first, and are as the padded ones of diffusers: its encoder sees no padding.
-    The device is where the encoder computes, if it waits elsewhere.
+    An empty prompt is the encoder's begin and end tokens. A prompt beyond the encoder's limit is truncated, with a
+    warning. Wan's prompts are cleaned first; their embeddings equal the padded ones of diffusers, whose encoder masks
+    the padding. The encoder computes on the device, which need not be where its weights are stored (offloading).
     """
-    limit = num_rows_of(encoder) or encoder.config.max_position_embeddings
-    words = [clean_as_wan(prompt) if num_rows_of(encoder) else prompt for prompt in prompts]
-    coded = tokenizer(words, truncation=True, max_length=limit + 1)["input_ids"]
-    if any(len(ids) > limit for ids in coded):
-        logger.warning("a prompt of more than %d tokens is cut there", limit)
-        coded = tokenizer(words, truncation=True, max_length=limit)["input_ids"]
-    done: dict[int, Tensor] = {}
-    for length in sorted({len(ids) for ids in coded}):  # equal lengths go together: no padding, no mask
-        rows = [i for i, ids in enumerate(coded) if len(ids) == length]
-        ids = torch.tensor([coded[i] for i in rows], device=device or encoder.device)
-        hidden = encoder(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state
-        done |= dict(zip(rows, hidden.float(), strict=True))
-    return [done[i] for i in range(len(prompts))]
+    limit = num_text_rows(encoder) or encoder.config.max_position_embeddings
+    texts = [clean_wan_prompt(prompt) if num_text_rows(encoder) else prompt for prompt in prompts]
+    token_ids = tokenizer(texts, truncation=True, max_length=limit + 1)["input_ids"]
+    if any(len(ids) > limit for ids in token_ids):
+        logger.warning("a prompt has more than %d tokens, the limit of the text encoder, and is cut there", limit)
+        token_ids = tokenizer(texts, truncation=True, max_length=limit)["input_ids"]
+    embeddings: dict[int, Tensor] = {}
+    for length in sorted({len(ids) for ids in token_ids}):  # a batch of equal lengths needs no padding and no mask
+        rows = [i for i, ids in enumerate(token_ids) if len(ids) == length]
+        batch = torch.tensor([token_ids[i] for i in rows], device=device or encoder.device)
+        hidden = encoder(input_ids=batch, attention_mask=torch.ones_like(batch)).last_hidden_state
+        embeddings |= dict(zip(rows, hidden.float(), strict=True))
+    return [embeddings[i] for i in range(len(prompts))]

@@ -1,4 +1,4 @@
-"""Which patch size cuts a clip at which noise level: coarse while it takes shape, fine for its details (FlexiDiT).
+"""Choose the patch size at each noise level: coarse while the clip takes shape, fine for its details (FlexiDiT).
 
     "1x4x4:0.4,1x2x2"  ->  [((1, 4, 4), 0.4), ((1, 2, 2), 0.6)]  ->  the patch at a noise level
 
@@ -17,33 +17,37 @@ from videogen.config.sample import SampleConfig, resolve_frames
 from videogen.config.sizes import check_frames, check_size, parse_patch
 
 Patch = tuple[int, int, int]
-Schedule = Sequence[tuple[Patch, float]]
-Cut = Callable[[float], Patch]
+PatchShares = Sequence[tuple[Patch, float]]
+PatchAt = Callable[[float], Patch]
 """The patch size at a noise level."""
 DRAFT_STEPS, DRAFT_SHARE, DRAFT_COST = 8, 0.75, 0.25
 
 
-def parse_patches(text: str) -> Schedule:
-    """Patch sizes from the noisy end on, each with its share of the steps; the last may leave it out: it has the rest.
+def parse_patch_shares(text: str) -> PatchShares:
+    """Parse patch sizes, noisy end first, each with its share of the steps; the last share is the rest by default.
 
-    A ValueError where the text is no schedule or its shares do not make 1.
+    Raises a ValueError where the text does not parse, or the shares are not positive or do not sum to 1.
     """
-    found: list[tuple[Patch, float]] = []
+    shares: list[tuple[Patch, float]] = []
     parts = text.split(",")
-    for place, part in enumerate(parts):
+    for place, part in enumerate(parts, start=1):
         match = re.fullmatch(r"\s*(\d+x\d+x\d+)(?::([\d.]+))?\s*", part)
-        rest = place == len(parts) - 1
-        if match is None or (match[2] is None and not rest):
+        if match is None or (match[2] is None and place < len(parts)):
             raise ValueError(
                 f"patch must be sizes TxHxW, each but the last with its share of the steps, such as 1x4x4:0.4,1x2x2, "
                 f"got {text!r}"
             )
-        share = 1 - sum(share for _, share in found) if match[2] is None else float(match[2])
-        found.append((parse_patch(match[1]), share))
-    total = sum(share for _, share in found)
-    if min(share for _, share in found) <= 0 or abs(total - 1) > 1e-6:
-        raise ValueError(f"the shares of patch must be above 0 and make 1 in all, got {text!r}; leave the last one out")
-    return found
+        share = 1 - sum(share for _, share in shares) if match[2] is None else float(match[2])
+        shares.append((parse_patch(match[1]), share))
+    total = sum(share for _, share in shares)
+    if min(share for _, share in shares) <= 0 or abs(total - 1) > 1e-6:
+        raise ValueError(f"the shares of patch must be above 0 and sum to 1, got {text!r}; leave the last one out")
+    return shares
+
+
+def shares_of(config: SampleConfig, base: Patch) -> PatchShares:
+    """Return the patch shares of the settings, by default the base patch for all steps."""
+    return parse_patch_shares(config.patch) if config.patch else [(base, 1.0)]
 
 
 def patch_name(patch: Patch) -> str:
@@ -51,72 +55,69 @@ def patch_name(patch: Patch) -> str:
     return "x".join(map(str, patch))
 
 
-def check_patches(schedule: Schedule, known: Sequence[Patch]) -> None:
-    """Refuse a patch size that a model does not have."""
-    for patch, _ in schedule:
-        if patch not in known:
-            raise ValueError(f"patch must be of {', '.join(map(patch_name, known))}, got {patch_name(patch)}")
-
-
-def patch_at(schedule: Schedule, sigma: float, shift: float) -> Patch:
-    """The patch size at a noise level, on a run whose levels are s·u / (1 + (s - 1)·u) for u from 1 down to 0."""
-    done = 1 - sigma / (shift - (shift - 1) * sigma)  # the share of the steps that lies behind
-    for patch, share in schedule:
-        if done < share - 1e-6:
+def patch_at_sigma(shares: PatchShares, sigma: float, shift: float) -> Patch:
+    """Return the patch size at a noise level of a run whose levels are s·u / (1 + (s - 1)·u), u from 1 down to 0."""
+    progress = 1 - sigma / (shift - (shift - 1) * sigma)  # the share of the steps before this noise level
+    for patch, share in shares:
+        if progress < share - 1e-6:
             return patch
-        done -= share
-    return schedule[-1][0]
+        progress -= share
+    return shares[-1][0]
 
 
-def cut_by(config: SampleConfig, known: Sequence[Patch]) -> Cut:
-    """How the settings cut a clip for a model that knows some patch sizes, the base first; a ValueError for others."""
-    schedule = parse_patches(config.patch) if config.patch else [(known[0], 1.0)]
-    check_patches(schedule, known)
-    return lambda sigma: patch_at(schedule, sigma, config.shift)
+def patch_schedule(config: SampleConfig, allowed: Sequence[Patch]) -> PatchAt:
+    """Return the patch size at each noise level for a model with these patch sizes, the base first.
+
+    Raises a ValueError where the settings name another patch size.
+    """
+    shares = shares_of(config, allowed[0])
+    for patch, _ in shares:
+        if patch not in allowed:
+            raise ValueError(f"patch must be of {', '.join(map(patch_name, allowed))}, got {patch_name(patch)}")
+    return lambda sigma: patch_at_sigma(shares, sigma, config.shift)
 
 
-def coarsest(config: SampleConfig, known: Sequence[Patch]) -> Patch:
-    """The largest patch sides that a clip of these settings has to be a multiple of."""
-    patches = [patch for patch, _ in parse_patches(config.patch)] if config.patch else []
-    t, h, w = (max(sides) for sides in zip(known[0], *patches, strict=True))
+def coarsest_patch(config: SampleConfig, allowed: Sequence[Patch]) -> Patch:
+    """Return the largest patch side of each axis: the latent of a clip must be a multiple of all three."""
+    patches = [patch for patch, _ in shares_of(config, allowed[0])]
+    t, h, w = (max(sides) for sides in zip(allowed[0], *patches, strict=True))
     return t, h, w
 
 
 def check_duration(latent_frames: int, multiple: int, stride: int) -> None:
-    """Refuse a clip whose latent frames patches of several do not divide, offering the two nearest that they do.
+    """Raise a ValueError with the two nearest durations where latent_frames is no multiple of the patch's frames.
 
-    An image is a latent frame, and so 1 + (n - 1) * stride frames are n.
+    The first latent frame is one frame and each other is stride frames: 1 + (n - 1) * stride frames make n.
     """
     if latent_frames % multiple == 0:
         return
     below = latent_frames - latent_frames % multiple
-    near = [1 + (n - 1) * stride for n in (below, below + multiple) if n]
-    given = f"{1 + (latent_frames - 1) * stride} frames, which make {latent_frames}"
+    nearest = [1 + (n - 1) * stride for n in (below, below + multiple) if n]
     raise ValueError(
-        f"patches of {multiple} latent frames take clips of {multiple}, {2 * multiple}, ... of them, got {given}; "
-        f"try {' or '.join(map(str, near))} frames"
+        f"patches of {multiple} latent frames take clips of {multiple}, {2 * multiple}, ... of them, "
+        f"got {1 + (latent_frames - 1) * stride} frames, which make {latent_frames}; "
+        f"try {' or '.join(map(str, nearest))} frames"
     )
 
 
-def last_patch(config: SampleConfig, known: Sequence[Patch]) -> Patch:
-    """The patch size in which a clip of these settings is finished."""
-    return parse_patches(config.patch)[-1][0] if config.patch else known[0]
+def last_patch(config: SampleConfig, allowed: Sequence[Patch]) -> Patch:
+    """Return the patch size of the last steps."""
+    return shares_of(config, allowed[0])[-1][0]
 
 
-def mean_share(config: SampleConfig, base: Patch) -> float:
-    """Tokens of a clip, averaged over the steps, against those in base patches."""
-    schedule = parse_patches(config.patch) if config.patch else [(base, 1.0)]
-    return sum(share * math.prod(base) / math.prod(patch) for patch, share in schedule)
+def mean_token_share(config: SampleConfig, base: Patch) -> float:
+    """Return the number of tokens of a clip, averaged over the steps, relative to that in base patches."""
+    return sum(share * math.prod(base) / math.prod(patch) for patch, share in shares_of(config, base))
 
 
-def draft(config: SampleConfig, known: Sequence[Patch]) -> SampleConfig:
-    """The same clip in few steps, most of them in the coarsest patches: its layout, with a quarter of the tokens."""
-    largest, last = max(known, key=math.prod), last_patch(config, known)
+def draft_config(config: SampleConfig, allowed: Sequence[Patch]) -> SampleConfig:
+    """Return the settings of a draft: the same layout in few steps, most of them coarse, a quarter of the tokens."""
+    largest, last = max(allowed, key=math.prod), last_patch(config, allowed)
     coarse = f"{patch_name(largest)}:{DRAFT_SHARE},{patch_name(last)}"
-    quick = config if largest == last else replace(config, patch=coarse)
-    cheaper = mean_share(quick, last) / mean_share(config, last)
+    draft = config if largest == last else replace(config, patch=coarse)
+    cheaper = mean_token_share(draft, last) / mean_token_share(config, last)
     steps = min(DRAFT_STEPS, math.floor(DRAFT_COST * config.steps / cheaper))
-    return replace(quick, steps=max(1, steps))
+    return replace(draft, steps=max(1, steps))
 
 
 def latent_grid(
@@ -127,7 +128,7 @@ def latent_grid(
     A ValueError names the two nearest sizes or lengths where the VAE's strides or the patches (the base first) forbid
     those asked for.
     """
-    frames, (pt, ph, pw) = resolve_frames(config, time_stride), coarsest(config, patches)
+    frames, (pt, ph, pw) = resolve_frames(config, time_stride), coarsest_patch(config, patches)
     check_size(config.width, config.height, space_stride * max(ph, pw))
     check_frames(frames, time_stride)
     grid = 1 + (frames - 1) // time_stride, config.height // space_stride, config.width // space_stride

@@ -15,7 +15,7 @@ from typing import NamedTuple, cast
 
 from videogen.config.sample import SampleConfig, resolve_frames
 from videogen.models.checkpoint_config import CheckpointInfo
-from videogen.packing.patch_schedule import mean_share
+from videogen.packing.patch_schedule import mean_token_share
 
 VAE_FLOP_PER_PIXEL = 65_000  # VideoVAE at width 64, decoding (2 x multiply-adds, counted over its convolutions)
 # WanVAE's by the pixels of a latent cell: decoder width, and FLOP a pixel of 21 frames as diffusers decodes them.
@@ -68,8 +68,8 @@ def training_memory(
     """
     d, layers = config["num_attention_heads"] * config["attention_head_dim"], config["num_layers"]
     block = 28 * d + 2 * config["ffn_dim"]
-    kept = block + layers * d if recompute else layers * block
-    return 4 * (frozen + weights * (4 + averages) + tokens * kept) / 1e9 + 0.6
+    values = block + layers * d if recompute else layers * block
+    return 4 * (frozen + weights * (4 + averages) + tokens * values) / 1e9 + 0.6
 
 
 @functools.cache
@@ -106,7 +106,7 @@ def estimate(info: CheckpointInfo, config: SampleConfig, *, weights: int, bytes_
 
 def mean_tokens(info: CheckpointInfo, config: SampleConfig) -> int:
     """Average the video tokens of a clip over the steps, in which its patches may change."""
-    return round(info.num_tokens(config) * mean_share(config, info.patches[0]))
+    return round(info.num_tokens(config) * mean_token_share(config, info.patches[0]))
 
 
 def num_pixels(info: CheckpointInfo, config: SampleConfig) -> int:

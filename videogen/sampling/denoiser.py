@@ -18,8 +18,8 @@ from videogen.models.block_cache import BlockCache
 from videogen.models.checkpoint_config import NO_IMAGE
 from videogen.models.dit import TextContext, VideoDiT
 from videogen.packing.noise import velocity_of
-from videogen.packing.packs import Lengths, PackedVideo, recut
-from videogen.packing.patch_schedule import Cut
+from videogen.packing.packs import Lengths, PackedVideo, repatch
+from videogen.packing.patch_schedule import PatchAt
 from videogen.sampling.guidance import apply_guidance, guidance_scale
 from videogen.sampling.image_prompts import NO_CONDITION, ImageCondition
 from videogen.sampling.solvers import Velocity
@@ -39,7 +39,7 @@ class Denoiser:
     boundary: float | None  # the noise level from which up the first expert answers (Wan 2.2)
     pack: PackedVideo  # grids, patch and position scaling; its tokens are those of the noise
     text: TextContext
-    patch_at: Cut
+    patch_at: PatchAt
     image: ImageCondition = NO_CONDITION
     block_cache: BlockCache | None = None
     on_evaluation: Callable[[], object] = lambda: None  # called once an evaluation of all clips
@@ -55,8 +55,8 @@ class Denoiser:
         """Predict the velocity of clip i % b under text row i for every row, prompts before negative prompts."""
         num_clips, lengths = len(self.pack.grids), self.pack.lengths
         calls = [tuple(rows)]
-        most = TOKENS_PER_CALL if self.tokens_per_call is None else self.tokens_per_call
-        if sum(lengths[row % num_clips] for row in rows) > most:
+        budget = TOKENS_PER_CALL if self.tokens_per_call is None else self.tokens_per_call
+        if sum(lengths[row % num_clips] for row in rows) > budget:
             prompts, negatives = (tuple(row for row in rows if (row >= num_clips) == side) for side in (False, True))
             calls = [call for call in (prompts, negatives) if call]
         velocities = [velocity for call in calls for velocity in self._evaluate(tokens, sigma, call)]
@@ -70,19 +70,19 @@ class Denoiser:
         expert, first_block = self.experts[number], sum(len(dit.blocks) for dit in self.experts[:number])
         text = self._take_text(rows)
         text = text._replace(blocks=text.blocks[first_block:][: len(expert.blocks)])
-        clips, lengths = [row % len(self.pack.grids) for row in rows], self.pack.lengths
-        parts = tokens.split(lengths)
-        pack = self.pack._replace(
-            tokens=torch.cat([parts[clip] for clip in clips]), grids=tuple(self.pack.grids[clip] for clip in clips)
-        )
-        image = self.image.take(clips, lengths)
-        network_input = recut(image.condition(pack), self.patch_at(float(sigma)))
+        clips, parts = [row % len(self.pack.grids) for row in rows], tokens.split(self.pack.lengths)
+        grids = tuple(self.pack.grids[clip] for clip in clips)
+        pack = self.pack._replace(tokens=torch.cat([parts[clip] for clip in clips]), grids=grids)
+        image = self.image.take(clips, self.pack.lengths)
+        network_input = repatch(image.condition(pack), self.patch_at(float(sigma)))
         exact = sigma.float() if tokens.device.type == "mps" else sigma  # MPS has no float64
         levels = image.noise_levels(exact.reshape(1).to(tokens.device), len(network_input.tokens))
-        keys = [(number, row) for row in rows]
-        around = self.block_cache.at(keys, float(sigma), len(expert.blocks)) if self.block_cache is not None else None
-        out = network_input._replace(tokens=expert(network_input, levels, text, around=around).float())
-        predicted = recut(out, self.pack.patch).tokens
+        run_blocks = None
+        if self.block_cache is not None:
+            keys = [(number, row) for row in rows]
+            run_blocks = self.block_cache.run_blocks_at(keys, float(sigma), len(expert.blocks))
+        out = network_input._replace(tokens=expert(network_input, levels, text, run_blocks=run_blocks).float())
+        predicted = repatch(out, self.pack.patch).tokens
         if expert.config["prediction"] == "clean":
             predicted = velocity_of(predicted, pack.tokens, sigma)
         return predicted.split(pack.lengths)

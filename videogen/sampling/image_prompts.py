@@ -16,7 +16,7 @@ import torch
 from einops import rearrange, repeat
 from torch import Tensor
 
-from videogen.data.video_decode import read_picture
+from videogen.data.video_decode import read_image_file
 from videogen.models.wan_vae import WanVAE
 from videogen.packing.noise import NoiseLevels, shared_level
 from videogen.packing.packs import Lengths, PackedText, PackedVideo, pack, pad_texts
@@ -39,7 +39,7 @@ def open_images(first: Path | None, last: Path | None) -> Images | None:
 
     if first is None:
         return None
-    return Images(*(Image.fromarray(read_picture(path)[0]) for path in (first, last) if path is not None))
+    return Images(*(Image.fromarray(read_image_file(path)[0]) for path in (first, last) if path is not None))
 
 
 class ImageCondition(NamedTuple):

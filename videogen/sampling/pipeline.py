@@ -22,19 +22,19 @@ from transformers import BaseImageProcessor, PreTrainedModel, PreTrainedTokenize
 
 from videogen.config.parsing import from_mapping, to_mapping
 from videogen.config.sample import SampleConfig, resolve_frames
-from videogen.data.files import reason
-from videogen.models.block_cache import BlockCache, cache_of
+from videogen.data.files import error_reason
+from videogen.models.block_cache import BlockCache, make_block_cache
 from videogen.models.checkpoint import check_checkpoint, copy_weights_into_memory, disable_library_progress_bars
 from videogen.models.checkpoint_config import NO_IMAGE, TEXT_ONLY, convert_to_diffusers, with_videogen_classes
 from videogen.models.dit import TextContext, VideoDiT
 from videogen.models.hub import find_checkpoint
-from videogen.models.streaming import decode
-from videogen.models.text_encoder import embed_prompts, load_encoder, num_rows_of
+from videogen.models.streaming import decode_frames
+from videogen.models.text_encoder import embed_prompts, load_encoder, num_text_rows
 from videogen.models.vae import VideoVAE
 from videogen.models.wan_vae import WanVAE
 from videogen.packing.noise import seeded_noise
-from videogen.packing.packs import PackedText, PackedVideo, Scaling, check_patch, pack, pad_texts, unpack
-from videogen.packing.patch_schedule import cut_by, latent_grid
+from videogen.packing.packs import PackedText, PackedVideo, RopeScaling, pack, pad_texts, patch_grid, unpack
+from videogen.packing.patch_schedule import latent_grid, patch_schedule
 from videogen.sampling.brownian import BrownianPath
 from videogen.sampling.denoiser import Denoiser, with_guidance
 from videogen.sampling.guidance import prompts_and_negatives
@@ -157,7 +157,7 @@ class VideoPipeline(DiffusionPipeline, WanLoraLoaderMixin):
             try:
                 self.load_lora_weights(str(path), adapter_name=adapter, local_files_only=True, **where)
             except (KeyError, ValueError, RuntimeError, AttributeError, TypeError) as error:
-                raise ValueError(f"{path} is no LoRA for this model: {reason(error)}") from error
+                raise ValueError(f"{path} is no LoRA for this model: {error_reason(error)}") from error
             if adapter not in self.get_list_adapters().get(part, ()):
                 raise ValueError(f"{path} is no LoRA for this model: it names none of its layers as diffusers does")
             scales.setdefault(part, {})[adapter] = scale
@@ -183,7 +183,7 @@ class VideoPipeline(DiffusionPipeline, WanLoraLoaderMixin):
     def is_wan(self) -> bool:
         """True if diffusers' WanPipeline can load this pipeline unchanged."""
         plain = all(dit.is_wan for dit in self.experts)
-        return plain and isinstance(self.vae, WanVAE) and num_rows_of(self.text_encoder) > 0
+        return plain and isinstance(self.vae, WanVAE) and num_text_rows(self.text_encoder) > 0
 
     @property
     def defaults(self) -> SampleConfig:
@@ -234,9 +234,9 @@ class VideoPipeline(DiffusionPipeline, WanLoraLoaderMixin):
             self.boundary,
             pack=noise,
             text=text or self.encode_prompts(texts, clip_embeddings),
-            patch_at=cut_by(config, self.transformer.patches),
+            patch_at=patch_schedule(config, self.transformer.patches),
             image=image,
-            block_cache=block_cache or cache_of(config),
+            block_cache=block_cache or make_block_cache(config),
             on_evaluation=on_evaluation,
         )
         velocity = with_guidance(denoiser, configs, noise.lengths, self.boundary)
@@ -267,19 +267,19 @@ class VideoPipeline(DiffusionPipeline, WanLoraLoaderMixin):
 
     def frames(self, latent: Tensor) -> Iterator[Tensor]:
         """Decode one latent, yielding frames (t, h, w, 3) uint8 as they are ready."""
-        return decode(self.vae, latent, self.compute_device)
+        return decode_frames(self.vae, latent, self.compute_device)
 
     def latent_shape(self, config: SampleConfig) -> tuple[int, int, int, int]:
         """Compute (c, t, h, w) of a clip's latent; a ValueError where the strides or the patches forbid the clip."""
         strides = {"time_stride": self.vae.time_stride, "space_stride": self.vae.space_stride}
         return self.transformer.out_channels, *latent_grid(config, self.transformer.patches, **strides)
 
-    def position_scaling(self, config: SampleConfig) -> Scaling | None:
+    def position_scaling(self, config: SampleConfig) -> RopeScaling | None:
         """Choose how positions beyond the size of the checkpoint's defaults, which it was trained at, are scaled."""
         if config.position_scaling == "none":
             return None
         trained = self.latent_shape(replace(self.defaults, patch=""))
-        return Scaling(config.position_scaling, check_patch(trained, self.transformer.base_patch))
+        return RopeScaling(config.position_scaling, patch_grid(trained, self.transformer.base_patch))
 
     def encode_images(
         self, requests: Sequence[ClipRequest], config: SampleConfig, noise: PackedVideo
@@ -300,7 +300,7 @@ class VideoPipeline(DiffusionPipeline, WanLoraLoaderMixin):
             return clean_frame_condition(images, self.vae, noise, self.latent_shape(config), *size), None
         frames = resolve_frames(config, self.vae.time_stride)
         condition = extra_channels_condition(images, self.vae, noise, frames, *size)
-        if not self.transformer.reads_images:
+        if not self.transformer.takes_image_embeddings:
             return condition, None
         self.maybe_free_model_hooks()
         return condition, embed_images(images, self.image_processor, self.image_encoder, self.compute_device)
@@ -315,13 +315,13 @@ class VideoPipeline(DiffusionPipeline, WanLoraLoaderMixin):
         self.maybe_free_model_hooks()  # with offloading, the image encoder need not wait on the device beside this one,
         embedded = embed_prompts(unique, self.tokenizer, self.text_encoder, self.compute_device)
         self.maybe_free_model_hooks()  # nor this one beside the transformer
-        texts = pad_texts(embedded, num_rows_of(self.text_encoder))
-        contexts = [expert.read_text(texts) for expert in self.experts]
+        texts = pad_texts(embedded, num_text_rows(self.text_encoder))
+        contexts = [expert.project_text(texts) for expert in self.experts]
         if len(self.experts) > 1:
             self.maybe_free_model_hooks()
         context = contexts[0]._replace(blocks=[block for part in contexts for block in part.blocks])
         context = context.take([unique.index(prompt) for prompt in prompts])
         if clip_embeddings is None:
             return context
-        image = self.transformer.read_images(clip_embeddings)
+        image = self.transformer.project_images(clip_embeddings)
         return context._replace(image=image.take([i % len(image.keys.rows) for i in range(len(prompts))]))

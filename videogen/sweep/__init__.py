@@ -1,16 +1,16 @@
-"""Settings against each other: axes -> runs -> rows -> a page that says which to use.
+"""Sweep the settings: axes -> runs -> rows -> a page that recommends one setting.
 
-    axes.py      steps=4,8 guidance=1:7:7, grid.toml      ->  the settings to try
-    plan.py      prompts, seeds, settings                 ->  runs, and a folder that holds one sweep only
-    packs.py     runs                                     ->  latents, many runs in each network call
-    measures.py  frames, reference                        ->  numbers
-    table.py     rows                                     ->  results.parquet, results.csv
-    work.py      a plan and a pipeline                    ->  clips and rows; resumes, survives, stops cleanly
-    search.py    the same, settings chosen by Optuna
-    summary.py   rows                                     ->  means with intervals, what is undominated, what to use
-    words.py     the summary                              ->  sentences
-    plots.py pictures.py page.py                          ->  plots, grid.mp4 and contact.png, report.html
-    command.py   `sample.py ... --sweep`
+    axes.py             steps=4,8 guidance=1:7:7, grid.toml    ->  the settings to try
+    plan.py             prompts, seeds, settings               ->  runs, and a folder that holds one sweep only
+    shared_calls.py     runs                                   ->  latents, many runs in each network call
+    resource_usage.py   a device                               ->  seconds that count finished work, peak memory
+    measures.py         frames, reference                      ->  numbers
+    results.py          rows                                   ->  results.parquet, results.csv
+    runner.py           a plan and a pipeline                  ->  clips and rows; resumes, survives, stops cleanly
+    search.py           the same, with settings chosen by Optuna
+    summary.py          rows                                   ->  means with intervals, the Pareto front, a choice
+    findings.py         the summary                            ->  sentences
+    plots.py, contact_sheet.py, report.py                      ->  plots, grid.mp4 and contact.png, report.html
 
-The files stand in the order that the data takes.
+The files are listed in the order in which data passes them; cli/sweep.py is the command, `sample.py ... --sweep`.
 """

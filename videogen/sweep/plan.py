@@ -1,9 +1,9 @@
-"""What a sweep will run, and the folder that holds it.
+"""Plan what a sweep runs, and claim the folder that holds it.
 
     prompts, seeds, settings, axes  ->  Plan  ->  [Run(prompt, seed, SampleConfig)]
 
 A run's key is a hash of what decides its clip, so the same command finds its own rows again. The folder's sweep.json
-says which sweep it holds; another one is refused.
+names the sweep that it holds; a command for another sweep is refused.
 """
 
 from __future__ import annotations
@@ -23,24 +23,17 @@ from filelock import FileLock, Timeout
 from videogen.config.parsing import to_mapping
 from videogen.config.sample import SampleConfig
 from videogen.data.files import save_text
-from videogen.sweep.axes import Axis, Changes, changed, combinations, say
+from videogen.sweep.axes import Axis, Changes, combinations, format_value, with_changes
 
-# What only decides how exactly the same clip is computed.
-SOLVER = ("steps", "sampler", "shift", "first_block_cache", "mag_cache")
-FRESH_NOISE = frozenset({"dpmpp_2m_sde"})  # each of these has an equation of its own
+# Fields that decide only how exactly the same clip is computed.
+SOLVER_FIELDS = ("steps", "sampler", "shift", "first_block_cache", "mag_cache")
+SDE_SAMPLERS = frozenset({"dpmpp_2m_sde"})  # each of them solves an equation of its own
 REFERENCE_SAMPLER = "dpmpp_2m"  # second order from one evaluation a step
 OWN_FILES = (
-    "results*",
-    "report.html",
-    "grid.mp4",
-    "contact.png",
-    "pareto.png",
-    "best.toml",
-    "search.log",
-    "sweep.json",
-)
-LOCK = "sweep.lock"
+    "results*", "report.html", "grid.mp4", "contact.png", "pareto.png", "best.toml", "search.log", "sweep.json",
+)  # fmt: skip
 OWN_FOLDERS = ("clips", "references")
+LOCK = "sweep.lock"
 
 
 class Run(NamedTuple):
@@ -53,37 +46,37 @@ class Run(NamedTuple):
     @property
     def key(self) -> str:
         """A short hash of what decides the clip."""
-        told = json.dumps([self.prompt, self.seed, to_mapping(self.config)], sort_keys=True)
-        return hashlib.sha256(told.encode()).hexdigest()[:12]
+        text = json.dumps([self.prompt, self.seed, to_mapping(self.config)], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """A sweep: for each prompt and seed, its own settings changed along the axes."""
+    """A sweep: every prompt and seed with its own settings, changed along the axes."""
 
     bases: tuple[Run, ...]
     """Prompts, seeds and settings before the axes change them."""
     axes: tuple[Axis, ...]
-    """What is tried."""
+    """The settings to try."""
     reference_steps: int = 0
-    """Steps of the run that each is measured against; 0 is none."""
+    """Steps of the run that each clip is compared with; 0 for no reference."""
     model: str = ""
-    """The checkpoint folder as the command names it, for the commands on the page; empty is the default one."""
+    """The checkpoint folder as the command names it, for the commands on the page; empty for the default one."""
     defaults: SampleConfig
     """The checkpoint's own settings."""
     about: tuple[tuple[str, object], ...] = ()
-    """What else must agree before two commands share a folder: checkpoint, LoRAs, device, precision, score."""
+    """Further facts on which two commands for one folder must agree: checkpoint, LoRAs, device, precision, score."""
 
     def __post_init__(self) -> None:
         if not self.bases:
-            raise ValueError("a sweep needs at least one prompt")
+            raise ValueError("a sweep needs at least one prompt; give one, or a file of them")
         if not self.axes:
             raise ValueError("a sweep needs at least one axis, such as steps=4,8,16")
         for run in self.bases:
-            for name in (name for axis in self.axes for name in axis.names):
+            for name in self.names:
                 if getattr(run.config, name) != getattr(self.bases[0].config, name):
                     raise ValueError(f"the prompts file sets {name}, which is also an axis; leave one of them out")
-        self.runs()  # every combination is checked now, not when its turn comes
+        self.runs()  # A combination that its config refuses stops the sweep now, not after hours.
 
     @property
     def settings(self) -> list[Changes]:
@@ -92,37 +85,36 @@ class Plan:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The fields that stand on axes."""
+        """The fields that are on axes."""
         return tuple(name for axis in self.axes for name in axis.names)
 
     def runs(self, settings: Iterable[Changes] | None = None) -> list[Run]:
-        """Every prompt and seed under some settings, or under all."""
+        """List every prompt and seed under some settings, by default under all."""
         settings = self.settings if settings is None else settings
-        return [base._replace(config=changed(base.config, change)) for change in settings for base in self.bases]
+        return [base._replace(config=with_changes(base.config, setting)) for setting in settings for base in self.bases]
 
     def reference(self, run: Run) -> Run | None:
-        """The run that solves the same equation with many steps, so that what differs is the solver's error."""
+        """Return the run that solves the same equation in many steps, so that only the solver's error differs."""
         if not self.reference_steps:
             return None
+        sampler = run.config.sampler if run.config.sampler in SDE_SAMPLERS else REFERENCE_SAMPLER
         shift = self.bases[0].config.shift
-        exact = replace(run.config, first_block_cache=0.0, mag_cache=0.0)
-        sampler = run.config.sampler if run.config.sampler in FRESH_NOISE else REFERENCE_SAMPLER
-        solved = replace(exact, steps=self.reference_steps, sampler=sampler, shift=shift)
-        return run._replace(config=solved)
+        solver = {"steps": self.reference_steps, "sampler": sampler, "shift": shift}
+        return run._replace(config=replace(run.config, **solver, first_block_cache=0.0, mag_cache=0.0))
 
     def references(self, runs: Iterable[Run]) -> list[Run]:
-        """The different references of some runs."""
+        """List the distinct references of some runs."""
         return list({ref.key: ref for run in runs if (ref := self.reference(run)) is not None}.values())
 
     def describe_reference(self) -> str:
-        """What the distances are measured to, for the page."""
-        shift = say(self.bases[0].config.shift)
-        said = f"{REFERENCE_SAMPLER}, {self.reference_steps} steps, shift {shift}, the other settings those of the clip"
-        names = {run.config.sampler for run in self.runs()} & FRESH_NOISE
-        return said + "".join(f"; of {name}, itself in as many steps" for name in sorted(names))
+        """Describe on the page the run that clips are compared with."""
+        shift = format_value(self.bases[0].config.shift)
+        text = f"{REFERENCE_SAMPLER}, {self.reference_steps} steps, shift {shift}, the other settings those of the clip"
+        names = {run.config.sampler for run in self.runs()} & SDE_SAMPLERS
+        return text + "".join(f"; of {name}, itself in as many steps" for name in sorted(names))
 
     def manifest(self) -> dict[str, object]:
-        """All that decides the rows."""
+        """Return all that decides the rows, as sweep.json holds it."""
         return {
             "prompts": [[run.prompt, run.seed, to_mapping(run.config)] for run in self.bases],
             "axes": [
@@ -133,45 +125,46 @@ class Plan:
         }
 
     def command(self, run: Run) -> str:
-        """The command that makes a run's clip alone."""
+        """Return the shell command that samples a run's clip alone."""
         return shlex.join(["python", "sample.py", run.prompt, *self.flags(run)])
 
-    def beside(self) -> list[str]:
-        """The flags that are the same for all runs: the checkpoint, what is put into it, where it computes."""
-        said = ["--model", self.model] if self.model else []
-        about = {name: word for name, word in self.about if word not in ("cpu", "float32")}
+    def shared_flags(self) -> list[str]:
+        """List the flags that all runs share: the checkpoint, its adapters and precision, the device."""
+        words = ["--model", self.model] if self.model else []
+        about = {name: value for name, value in self.about if value not in ("cpu", "float32")}
         for name in ("device", "dtype", "lora", "quantise", "gguf"):
-            words = about.get(name, [])
-            said += [f"--{name}", *([words] if isinstance(words, str) else words)] if words else []  # type: ignore[misc]
-        return said
+            if values := about.get(name):
+                words += [f"--{name}", *([values] if isinstance(values, str) else values)]  # type: ignore[misc]
+        return words
 
     def flags(self, run: Run) -> list[str]:
-        """A run's flags, those of its settings that differ from the checkpoint's own."""
-        said = ["--seed", str(run.seed), *self.beside()]
-        usual = to_mapping(self.defaults)
+        """List a run's flags: the shared ones, and its settings that differ from the checkpoint's own."""
+        words = ["--seed", str(run.seed), *self.shared_flags()]
+        defaults = to_mapping(self.defaults)
         for name, value in to_mapping(run.config).items():
             flag = f"--{name.replace('_', '-')}"
-            length = name == "frames" and usual["seconds"] is not None  # else the checkpoint's seconds would hold
-            if value is None or (name == "frames" and run.config.seconds) or (value == usual[name] and not length):
+            # Without --frames, a checkpoint's length in seconds would override its length in frames.
+            needed = name == "frames" and defaults["seconds"] is not None
+            if value is None or (name == "frames" and run.config.seconds) or (value == defaults[name] and not needed):
                 continue
             if isinstance(value, bool):
-                said.append(flag if value else f"--no-{flag[2:]}")
+                words.append(flag if value else f"--no-{flag[2:]}")
             elif isinstance(value, str):
-                said.append(f"{flag}={value}")  # it may begin with a dash
+                words.append(f"{flag}={value}")  # one word, because the value may begin with a dash
             else:
-                said += [flag, *map(str, value if isinstance(value, list) else [value])]
-        return said
+                words += [flag, *map(str, value if isinstance(value, list) else [value])]
+        return words
 
 
-def most_steps(bases: Sequence[Run], axes: Sequence[Axis]) -> int:
-    """The most steps that any run of a sweep takes."""
-    return max(int(str(change.get("steps", base.config.steps))) for change in combinations(axes) for base in bases)
+def max_steps(bases: Sequence[Run], axes: Sequence[Axis]) -> int:
+    """Return the most steps that any run of a sweep takes."""
+    return max(int(str(setting.get("steps", base.config.steps))) for setting in combinations(axes) for base in bases)
 
 
 @contextmanager
-def hold(folder: Path, plan: Plan, *, overwrite: bool = False) -> Iterator[None]:
-    """Begin a sweep's folder, or go on with the same sweep's, and keep every other process out of it meanwhile."""
-    check_held(folder, plan, overwrite=overwrite)
+def lock_folder(folder: Path, plan: Plan, *, overwrite: bool = False) -> Iterator[None]:
+    """Start a sweep's folder or resume it, and lock it against other processes; a ValueError if it cannot be used."""
+    check_sweep_folder(folder, plan, overwrite=overwrite)
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / LOCK)
     try:
@@ -179,36 +172,30 @@ def hold(folder: Path, plan: Plan, *, overwrite: bool = False) -> Iterator[None]
     except Timeout:
         raise ValueError(f"another sweep is running in {folder}; wait for its end, or choose another --out") from None
     try:
-        check_held(folder, plan, overwrite=overwrite)  # once more: it may have been begun in between
-        if overwrite:
-            clear(folder)
+        check_sweep_folder(folder, plan, overwrite=overwrite)  # again: another process may have started it meanwhile
+        if overwrite:  # Delete what a sweep writes, and nothing else.
+            for path in (path for pattern in OWN_FILES for path in folder.glob(pattern)):
+                path.unlink()
+            for name in OWN_FOLDERS:
+                shutil.rmtree(folder / name, ignore_errors=True)
         save_text(folder / "sweep.json", json.dumps(plan.manifest(), indent=2, ensure_ascii=False) + "\n")
         yield
     finally:
         lock.release()
 
 
-def check_held(folder: Path, plan: Plan, *, overwrite: bool) -> None:
-    """Refuse a folder of something else, and without overwrite one of another sweep."""
+def check_sweep_folder(folder: Path, plan: Plan, *, overwrite: bool) -> None:
+    """Raise a ValueError if a folder holds something else than a sweep or, without overwrite, another sweep."""
     path = folder / "sweep.json"
-    told = json.loads(json.dumps(plan.manifest()))
+    manifest = json.loads(json.dumps(plan.manifest()))
     if path.is_file() and not overwrite:
-        held = json.loads(path.read_text(encoding="utf-8"))
-        other = sorted(key for key in {*told, *held} if told.get(key) != held.get(key))
-        if other:
+        saved = json.loads(path.read_text(encoding="utf-8"))
+        changed = sorted(key for key in {*manifest, *saved} if manifest.get(key) != saved.get(key))
+        if changed:
             raise ValueError(
-                f"{folder} holds another sweep (its {', '.join(other)} differ{'s' if len(other) == 1 else ''}); "
+                f"{folder} holds another sweep (its {', '.join(changed)} differ{'s' if len(changed) == 1 else ''}); "
                 "choose another --out, or add --overwrite to begin anew"
             )
-    others = not folder.is_dir() or any(found.name != LOCK for found in folder.iterdir())
-    if folder.exists() and others and not path.is_file():
+    is_empty = folder.is_dir() and all(item.name == LOCK for item in folder.iterdir())
+    if folder.exists() and not is_empty and not path.is_file():
         raise ValueError(f"{folder} holds something that is no sweep; choose another --out")
-
-
-def clear(folder: Path) -> None:
-    """Remove what a sweep wrote, and nothing else."""
-    for pattern in OWN_FILES:
-        for path in folder.glob(pattern):
-            path.unlink()
-    for name in OWN_FOLDERS:
-        shutil.rmtree(folder / name, ignore_errors=True)

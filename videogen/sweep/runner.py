@@ -27,13 +27,13 @@ from videogen.data.files import save_tensors
 from videogen.data.saved_latents import save_latent
 from videogen.data.video_io import write_video
 from videogen.interruption import StopRequest
-from videogen.models.block_cache import cache_of
+from videogen.models.block_cache import make_block_cache
 from videogen.models.hub import checkpoint_id
 from videogen.sampling.pipeline import VideoPipeline
-from videogen.sweep.measures import Score, compare, judge, look_alone, score_id
-from videogen.sweep.plan import Plan, Run, hold
+from videogen.sweep.measures import Score, apply_score, compare_to_reference, measure_clip, score_id
+from videogen.sweep.plan import Plan, Run, lock_folder
 from videogen.sweep.resource_usage import synchronise
-from videogen.sweep.results import Row, add_row, gather, unfinished
+from videogen.sweep.results import Row, add_row, gather_rows, unfinished_runs
 from videogen.sweep.shared_calls import BatchedRuns, RunResult, reason_of
 
 logger = logging.getLogger(__name__)
@@ -63,9 +63,9 @@ def sweep(
     """Make every run of a plan a clip and a row; rows of earlier calls, by the same checkpoint and score, are kept."""
     about = checkpoint_of(pipeline) | dict(plan.about)
     plan = replace(plan, about=tuple((about | score_id(score)).items()))
-    with hold(folder, plan, overwrite=overwrite):
+    with lock_folder(folder, plan, overwrite=overwrite):
         Worker(pipeline, plan, folder, score=score, about=about, on_row=on_row).run(plan.runs())
-        return gather(folder, [run.key for run in plan.runs()])
+        return gather_rows(folder, [run.key for run in plan.runs()])
 
 
 def checkpoint_of(pipeline: VideoPipeline) -> dict[str, object]:
@@ -94,7 +94,7 @@ class Worker:
         self.about, self.save_latents = dict(about or {}), save_latents
         self.on_row, self.on_evaluation = on_row, on_evaluation
         # A clip alone takes longer than one in a pack: where some must be alone, all are, so that seconds compare.
-        self.batch = BatchedRuns(pipeline, alone=any(cache_of(run.config) is not None for run in plan.runs()))
+        self.batch = BatchedRuns(pipeline, alone=any(make_block_cache(run.config) is not None for run in plan.runs()))
         self.reference_frames = lru_cache(maxsize=16)(self.decode_reference)
         for name in ("clips", "references"):
             (folder / name).mkdir(parents=True, exist_ok=True)
@@ -104,7 +104,7 @@ class Worker:
 
         Ctrl-C waits until the rows of the pack in work are written; a second one stops at once.
         """
-        left = unfinished(self.folder, self.plan, runs)
+        left = unfinished_runs(self.folder, self.plan, runs)
         self.team.wait()  # until all have seen the same rows
         missing = [ref for ref in self.plan.references(left) if not self.reference_path(ref.key).is_file()]
         with StopRequest("finishing the rows that are being made; Ctrl-C again stops at once") as stop:
@@ -173,12 +173,12 @@ class Worker:
             row["decode_seconds"] = seconds = time.perf_counter() - began
             row["total_seconds"] = result.text_seconds + result.denoise_seconds + seconds
             written = writer.submit(self.write, run, frames)
-            row |= look_alone(frames)
+            row |= measure_clip(frames)
             reference = self.plan.reference(run)
             reference_frames = self.reference_frames(reference.key) if reference is not None else None
             if reference is not None and reference_frames is not None:
-                row |= compare(frames, reference_frames) | {"reference": f"references/{reference.key}.mp4"}
-            row |= judge(self.score, frames, run.prompt, reference_frames)
+                row |= compare_to_reference(frames, reference_frames) | {"reference": f"references/{reference.key}.mp4"}
+            row |= apply_score(self.score, frames, run.prompt, reference_frames)
         except Exception as error:  # a user's score may raise anything, and the other runs go on
             row["error"] = reason_of(error)
         return row, written

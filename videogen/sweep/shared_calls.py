@@ -18,16 +18,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from videogen.models.block_cache import BlockCache, cache_of
+from videogen.models.block_cache import BlockCache, make_block_cache
 from videogen.models.dit import TextContext
 from videogen.packing.bin_packing import group_by_budget
-from videogen.packing.packs import PackedVideo, check_patch, unpack
-from videogen.packing.patch_schedule import cut_by
+from videogen.packing.packs import PackedVideo, patch_grid, unpack
+from videogen.packing.patch_schedule import patch_schedule
 from videogen.sampling.denoiser import Denoiser, with_guidance
 from videogen.sampling.guidance import prompts_and_negatives
 from videogen.sampling.pipeline import ClipRequest, VideoPipeline
 from videogen.sweep.plan import Run
-from videogen.sweep.resource_usage import forget_peak, peak_memory_gb, synchronise
+from videogen.sweep.resource_usage import peak_memory_gb, reset_peak_memory, synchronise
 
 Question = tuple[bytes, float, str]  # digest of a clip's tokens and grid, noise level, text
 TOKENS_PER_SWEEP_PACK = {"cpu": 1280, "gpu": 16384}
@@ -96,20 +96,20 @@ class BatchedRuns:
         packs = list[list[Run]]()
         for group in groups.values():
             # What a block cache reuses is a clip's own.
-            budget = 0 if self.alone or cache_of(group[0].config) is not None else self.tokens_per_pack
+            budget = 0 if self.alone or make_block_cache(group[0].config) is not None else self.tokens_per_pack
             packs += group_by_budget(group, lambda run: 2 * self.num_tokens(run), budget)
         return packs
 
     def num_tokens(self, run: Run) -> int:
         """Count the tokens of a run's clip."""
-        t, h, w = check_patch(self.pipeline.latent_shape(run.config), self.pipeline.transformer.base_patch)
+        t, h, w = patch_grid(self.pipeline.latent_shape(run.config), self.pipeline.transformer.base_patch)
         return t * h * w
 
     def denoise(self, runs: Sequence[Run], on_evaluation: Callable[[], None] = lambda: None) -> list[RunResult]:
         """Denoise the runs of one pack; where the pack fails, each alone, so that one bad run costs no other."""
         try:
             self.encode_texts(runs)
-            if cache_of(runs[0].config) is not None:
+            if make_block_cache(runs[0].config) is not None:
                 return [self.denoise_with_block_cache(run, on_evaluation) for run in runs]
             return self.denoise_together(runs, on_evaluation)
         except Exception as error:
@@ -121,7 +121,7 @@ class BatchedRuns:
     def denoise_together(self, runs: Sequence[Run], on_evaluation: Callable[[], None]) -> list[RunResult]:
         """Denoise a pack side by side."""
         config, device = runs[0].config, self.pipeline.compute_device
-        forget_peak(device)
+        reset_peak_memory(device)
         began = time.perf_counter()
         seeds, configs = [run.seed for run in runs], [run.config for run in runs]
         noise = self.pipeline.noise(seeds, configs)
@@ -155,7 +155,7 @@ class BatchedRuns:
         """Denoise a run whose evaluations depend on those before them, so that it shares none with others."""
         cache, device = BlockCache(run.config), self.pipeline.compute_device
         texts = prompts_and_negatives([run.prompt], run.config)
-        forget_peak(device)
+        reset_peak_memory(device)
         began = time.perf_counter()
         (latent,) = self.pipeline.sample(
             [ClipRequest(run.prompt, run.seed)],
@@ -169,8 +169,8 @@ class BatchedRuns:
             latent,
             text_seconds=self.text_seconds * len(texts),
             denoise_seconds=time.perf_counter() - began,
-            evaluations=round(cache.asked),
-            evaluations_reused=round(cache.asked - cache.computed),
+            evaluations=round(cache.num_requested),
+            evaluations_reused=round(cache.num_requested - cache.num_computed),
             peak_memory_gb=peak_memory_gb(device),
         )
 
@@ -190,7 +190,7 @@ class PackRun:
     ) -> None:
         self.batch, self.noise, self.on_evaluation = batch, noise, on_evaluation
         self.texts = [*(run.prompt for run in runs), *(run.config.negative for run in runs)]
-        self.patch_at = cut_by(runs[0].config, batch.pipeline.transformer.patches)
+        self.patch_at = patch_schedule(runs[0].config, batch.pipeline.transformer.patches)
         self.denoiser = Denoiser(
             batch.pipeline.experts,
             batch.pipeline.boundary,

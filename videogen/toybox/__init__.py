@@ -1,8 +1,8 @@
-"""A captioned, rendered world whose truth is known exactly, so that a model can be trained and judged on a laptop.
+"""Render a captioned world whose ground truth is exact, so that a model can be trained and judged on a laptop.
 
 seed ─ draw_scene ─> Scene ─┬─ render ──> frames (t, h, w, 3) uint8
                             ├─ caption ─> "a large red circle moves right on a black background"
-                            └─ track ───> where every thing is in every frame
+                            └─ track ───> pose of every thing in every frame
 """
 
 from videogen.toybox.folder import write_folder

@@ -1,6 +1,6 @@
-"""The toybox as a folder without files: every clip is drawn from its seed when it is needed.
+"""Serve the toybox as a data set without files: every clip is drawn from its seed on demand.
 
-DataConfig (toybox = how many)  ->  DrawnClips: entries (seed, caption, size, frames, token count)  ->  Clip
+DataConfig (toybox = number of clips)  ->  ToyboxClips: entries (seed, size, frames, token count), captions  ->  Clip
 """
 
 from __future__ import annotations
@@ -15,23 +15,19 @@ from einops import rearrange
 
 from videogen.config.sizes import SPACE_STRIDE, TIME_STRIDE, parse_size
 from videogen.config.train import DataConfig
-from videogen.data.folder import Clip, cover, hold_out
+from videogen.data.folder import Clip, hold_out, scale_and_crop
 from videogen.packing.patch_schedule import Patch
 from videogen.toybox import caption, draw_scene, render
-from videogen.toybox.folder import WORLD, clip_seed
-from videogen.toybox.token_labels import truth
-from videogen.toybox.world.scenes import FRAME_SIZES, LENGTHS, Scene, extent
+from videogen.toybox.folder import WORLD_VERSION, clip_seed
+from videogen.toybox.token_labels import ground_truth
+from videogen.toybox.world.scenes import FRAME_SIZES, LENGTHS, Scene, scene_extent
 
-
-@lru_cache
-def scene_of(seed: int, sizes: tuple[tuple[int, int], ...], lengths: tuple[int, ...]) -> Scene:
-    """A scene that was drawn a moment ago is not drawn again for its caption and its truth."""
-    return draw_scene(seed, sizes=sizes, lengths=lengths)
+draw_cached_scene = lru_cache(draw_scene)  # A clip, its caption and its ground truth need the scene in turn.
 
 
 @dataclass(frozen=True)
-class DrawnEntry:
-    """A clip that can be drawn, and how many tokens it makes."""
+class ToyboxEntry:
+    """Seed, size and number of tokens of a clip that is drawn on demand."""
 
     seed: int
     frames: int
@@ -40,51 +36,50 @@ class DrawnEntry:
     num_tokens: int
 
 
-class DrawnClips:
-    """Clips of the toybox: the same ones for the same seed, and more of them begin with the fewer."""
+class ToyboxClips:
+    """Clips of the toybox: they depend on the seed alone, and a larger set begins with a smaller one."""
 
     def __init__(self, config: DataConfig, patch: Patch, *, seed: int = 0) -> None:
         self.config, self.seed = config, seed
         self.sizes = tuple(map(parse_size, config.toybox_sizes)) or FRAME_SIZES
         self.lengths = config.toybox_lengths or LENGTHS
-        cell = math.prod(patch)
-        self.entries: list[DrawnEntry] = []
+        self.entries: list[ToyboxEntry] = []
         for index in range(config.toybox):
-            one = clip_seed(seed, index)
-            (width, height), frames = extent(one, sizes=self.sizes, lengths=self.lengths)
+            scene_seed = clip_seed(seed, index)
+            (width, height), frames = scene_extent(scene_seed, sizes=self.sizes, lengths=self.lengths)
             cells = (1 + (frames - 1) // TIME_STRIDE) * (height // SPACE_STRIDE) * (width // SPACE_STRIDE)
-            self.entries.append(DrawnEntry(one, frames, width, height, cells // cell))
+            self.entries.append(ToyboxEntry(scene_seed, frames, width, height, cells // math.prod(patch)))
         self.captions: dict[int, str] = {}
 
     def scene(self, index: int) -> Scene:
-        """What the clip shows."""
-        return scene_of(self.entries[index].seed, self.sizes, self.lengths)
+        """Draw the scene of a clip."""
+        return draw_cached_scene(self.entries[index].seed, sizes=self.sizes, lengths=self.lengths)
 
     def split(self) -> tuple[list[int], list[int]]:
-        """Indices to train on and indices held out."""
+        """Split the clips into the indices to train on and those to validate on."""
         return hold_out(len(self.entries), self.config.val_clips, self.seed)
 
     def caption(self, index: int) -> str:
-        """What is said of a clip."""
+        """Caption a clip, and remember the caption."""
         if index not in self.captions:
             self.captions[index] = caption(self.scene(index), self.entries[index].seed)
         return self.captions[index]
 
     def read(self, index: int, epoch: int = 0) -> Clip:
-        """The clip, drawn; every epoch has the same."""
+        """Render a clip, the same in every epoch."""
         scene = self.scene(index)
         frames = torch.from_numpy(np.ascontiguousarray(render(scene)))
-        video = cover(frames, scene.width, scene.height)
+        video = scale_and_crop(frames, scene.width, scene.height)
         return Clip(rearrange(video, "t c h w -> c t h w"), self.caption(index))
 
-    def truth(self, index: int) -> dict[str, np.ndarray]:
-        """What is where in the clip, in cells of its latent: the arrays of videogen.toybox.facts.Truth."""
-        return truth(self.scene(index), frames=TIME_STRIDE, side=SPACE_STRIDE)._asdict()
+    def ground_truth(self, index: int) -> dict[str, np.ndarray]:
+        """Label the latent cells of a clip: the arrays of token_labels.GroundTruth by name."""
+        return ground_truth(self.scene(index), time_stride=TIME_STRIDE, space_stride=SPACE_STRIDE)._asdict()
 
     def key(self, index: int, epoch: int) -> tuple[object, ...]:
-        """All that decides the clip's content."""
-        return WORLD, self.entries[index].seed, self.sizes, self.lengths
+        """Return everything that determines the content of a clip, as a key for caches."""
+        return WORLD_VERSION, self.entries[index].seed, self.sizes, self.lengths
 
     def report(self, index: int, reason: str) -> None:
-        """Every clip can be drawn: one that cannot is a mistake of ours."""
-        raise AssertionError(f"clip {index} of the toybox cannot be drawn: {reason}")
+        """Raise AssertionError: every clip can be drawn, so a failure is a bug of the toybox."""
+        raise AssertionError(f"clip {index} of the toybox cannot be drawn, which is a bug: {reason}")

@@ -1,6 +1,6 @@
 """Write a folder of captioned clips that any videofolder reader can open.
 
-(seed, i)  ->  clips/000000.mp4 ..., metadata.csv (file_name, text), truth.jsonl (everything about every frame)
+(seed, i)  ->  clips/000000.mp4 ..., metadata.csv (file_name, text), truth.jsonl (ground truth of every frame)
 """
 
 import csv
@@ -9,99 +9,58 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import TypedDict
 
 import numpy as np
 
 from videogen.toybox.world.captions import caption
-from videogen.toybox.world.motions import Thing
 from videogen.toybox.world.render import render
 from videogen.toybox.world.scenes import FRAME_SIZES, LENGTHS, FrameSize, Scene, draw_scene, track
 
-WORLD = 2
-"""Raised whenever a seed means another clip than before, so that no folder holds clips of two worlds."""
-
-
-class ThingTruth(TypedDict):
-    """One object in truth.jsonl; the lists have one value a frame."""
-
-    kind: str
-    colour: str
-    size: str
-    motion: str
-    x: list[float]
-    y: list[float]
-    radius: list[float]
-    angle: list[float]
-    opacity: list[float]
-
-
-class Truth(TypedDict):
-    """One line of truth.jsonl."""
-
-    file_name: str
-    text: str
-    width: int
-    height: int
-    num_frames: int
-    fps: int
-    background: str
-    camera: str
-    event: str
-    seed: int
-    things: list[ThingTruth]
+WORLD_VERSION = 2
+"""Raised whenever a seed gives another clip than before, so that no folder mixes clips of two versions."""
 
 
 def clip_seed(seed: int, index: int) -> int:
-    """The seed of one clip of a folder: it depends on nothing else, so a longer folder begins like a shorter one."""
+    """Derive the seed of one clip from (seed, index) alone, so that a longer folder begins like a shorter one."""
     return int(np.random.SeedSequence((seed, index)).generate_state(1, np.uint64)[0])
 
 
-def truth(scene: Scene, *, file_name: str, text: str) -> Truth:
-    """All there is to know about a clip, as plain values for JSON."""
-    pose = track(scene)
-
-    def thing_truth(i: int, thing: Thing) -> ThingTruth:
-        x, y, radius, angle, opacity = (part[:, i].round(3).tolist() for part in pose)
-        return ThingTruth(
-            kind=thing.kind,
-            colour=thing.colour,
-            size=thing.size,
-            motion=thing.motion,
-            x=x,
-            y=y,
-            radius=radius,
-            angle=angle,
-            opacity=opacity,
-        )
-
-    return Truth(
-        file_name=file_name,
-        text=text,
-        width=scene.width,
-        height=scene.height,
-        num_frames=scene.num_frames,
-        fps=scene.fps,
-        background=scene.background,
-        camera=scene.camera,
-        event=scene.event,
-        seed=scene.seed,
-        things=[thing_truth(i, thing) for i, thing in enumerate(scene.things)],
-    )
+def clip_record(scene: Scene, *, file_name: str, text: str) -> dict[str, object]:
+    """Describe a clip as one line of truth.jsonl; the pose of each thing is five lists with one value per frame."""
+    poses = track(scene)._asdict()
+    return {
+        "file_name": file_name,
+        "text": text,
+        "width": scene.width,
+        "height": scene.height,
+        "num_frames": scene.num_frames,
+        "fps": scene.fps,
+        "background": scene.background,
+        "camera": scene.camera,
+        "event": scene.event,
+        "seed": scene.seed,
+        "things": [
+            {"kind": thing.kind, "colour": thing.colour, "size": thing.size, "motion": thing.motion}
+            | {name: values[:, i].round(3).tolist() for name, values in poses.items()}  # x, y, radius, angle, opacity
+            for i, thing in enumerate(scene.things)
+        ],
+    }
 
 
-def write_clip(index: int, *, out: Path, seed: int, sizes: Sequence[FrameSize], lengths: Sequence[int]) -> Truth:
-    """Write clip number index of a folder and say what is in it."""
-    # Here and not above: drawing and judging scenes needs numpy only, and no video library.
+def write_clip(
+    index: int, *, out: Path, seed: int, sizes: Sequence[FrameSize], lengths: Sequence[int]
+) -> dict[str, object]:
+    """Write the clip of an index into a folder, unless it is there already, and return its record."""
+    # These imports are not above, because drawing and judging scenes needs numpy only, and no video library.
     import torch
 
     from videogen.data.video_io import write_video
 
     scene = draw_scene(clip_seed(seed, index), sizes=sizes, lengths=lengths)
     file_name = f"clips/{index:06d}.mp4"
-    if not (out / file_name).exists():  # a file that is there is whole: it was renamed when it was finished
+    if not (out / file_name).exists():  # An existing file is complete: it was renamed when it was finished.
         write_video(out / file_name, torch.from_numpy(render(scene)), fps=scene.fps)
-    return truth(scene, file_name=file_name, text=caption(scene, scene.seed))
+    return clip_record(scene, file_name=file_name, text=caption(scene, scene.seed))
 
 
 def write_folder(
@@ -114,35 +73,37 @@ def write_folder(
     num_workers: int = 2,
     on_clip: Callable[[int], None] = lambda num_done: None,
 ) -> None:
-    """Write num_clips clips with captions and truth; metadata.csv comes last, so a folder that has one is whole.
+    """Write num_clips clips with captions and ground truth; metadata.csv comes last, so a folder with one is complete.
 
-    The same call goes on where an earlier one was stopped, and a larger num_clips adds to a folder.
+    The same call resumes an interrupted one, and a larger num_clips extends a folder. Raises ValueError if num_clips
+    is below 1, or if out is a file or a folder with any other content.
     """
     if num_clips < 1:
         raise ValueError(f"num_clips must be at least 1, got {num_clips}")
-    world = json.dumps({"world": WORLD, "seed": seed, "sizes": list(sizes), "lengths": list(lengths)})
-    note = out / "toybox.json"
+    settings = json.dumps({"world": WORLD_VERSION, "seed": seed, "sizes": list(sizes), "lengths": list(lengths)})
+    settings_file = out / "toybox.json"
     if out.exists() and not out.is_dir():
         raise ValueError(f"{out} is a file; give a folder")
-    if out.exists() and any(out.iterdir()) and not (note.is_file() and note.read_text(encoding="utf-8") == world):
+    is_ours = settings_file.is_file() and settings_file.read_text(encoding="utf-8") == settings
+    if out.exists() and any(out.iterdir()) and not is_ours:
         raise ValueError(f"{out} holds something else already; give a new or empty folder, or delete it first")
     (out / "clips").mkdir(parents=True, exist_ok=True)
-    note.write_text(world, encoding="utf-8")
+    settings_file.write_text(settings, encoding="utf-8")
     write = partial(write_clip, out=out, seed=seed, sizes=sizes, lengths=lengths)
-    truths: list[Truth] = []
-    pool = ThreadPoolExecutor(num_workers)  # threads are enough: each waits for its own ffmpeg process
+    records: list[dict[str, object]] = []
+    pool = ThreadPoolExecutor(num_workers)  # Threads are enough, because each waits for its own ffmpeg process.
     try:
-        for num_done, one in enumerate(pool.map(write, range(num_clips)), start=1):
-            truths.append(one)
+        for num_done, record in enumerate(pool.map(write, range(num_clips)), start=1):
+            records.append(record)
             on_clip(num_done)
     finally:
-        pool.shutdown(cancel_futures=True)  # an interrupt does not wait for all the clips that are left
-    lines = out / "truth.jsonl.part"
-    lines.write_text("".join(json.dumps(one) + "\n" for one in truths), encoding="utf-8")
-    lines.replace(out / "truth.jsonl")
+        pool.shutdown(cancel_futures=True)  # An interrupt does not wait for the remaining clips.
+    truth = out / "truth.jsonl.part"
+    truth.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+    truth.replace(out / "truth.jsonl")
     table = out / "metadata.csv.part"
     with table.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(("file_name", "text"))
-        writer.writerows((one["file_name"], one["text"]) for one in truths)
+        writer.writerows((record["file_name"], record["text"]) for record in records)
     table.replace(out / "metadata.csv")

@@ -1,8 +1,8 @@
-"""The steps of the DiT's training before they meet the network: clips found, cut into tokens, and how noisy each is.
+"""Build the DiT's training batches on the host: read cached clips, pack their tokens, sample their noise levels.
 
-    Ask (which clips)  ->  Reader.fetch  ->  Fetched (clips not all encoded yet)  or  Step, all on the host
+    BatchRequest (which clips)  ->  BatchReader.read_batch  ->  TrainingBatch, or PartialBatch if clips lack a latent
 
-Ahead of a GPU a process a core does this, so that the training process only has to move the tokens and make the noise.
+Ahead of a GPU one worker process per core does this, so the training process only moves tokens and samples the noise.
 """
 
 from __future__ import annotations
@@ -24,130 +24,136 @@ from videogen.models.vae import VideoVAE
 from videogen.packing.noise import step_generator
 from videogen.packing.packs import Grid, pack
 from videogen.packing.patch_schedule import Patch, patch_name
-from videogen.toybox.dataset import DrawnClips
-from videogen.toybox.token_labels import FACTS, Truth, say
-from videogen.training.caches import Found, Kept, LatentCache
-from videogen.training.flow_matching import draw_levels, drop_captions
+from videogen.toybox.dataset import ToyboxClips
+from videogen.toybox.token_labels import FACTS, GroundTruth, label_maps
+from videogen.training.caches import CachedArrays, CacheEntry, LatentCache
+from videogen.training.flow_matching import drop_captions, sample_levels
 
 
-class Ask(NamedTuple):
-    """The clips of a step, before they are read; its number says what is drawn for it."""
+class BatchRequest(NamedTuple):
+    """The clips of a batch, before they are read."""
 
     indices: list[int]
     epoch: int
     patch: Patch
-    number: int = 0
-    facts: bool = False
+    number: int = 0  # seeds every random draw of the batch
+    facts: bool = False  # True if the batch needs the labels of its tokens
 
 
-class Clips(NamedTuple):
-    """Clips as they are kept: latents (c, t, h, w) in half precision, captions, what is where (k, t, h, w) if asked."""
+class CachedClips(NamedTuple):
+    """Clips as the cache stores them."""
 
-    latents: list[Tensor]
+    latents: list[Tensor]  # (c, t, h, w) in half precision
     captions: list[str]
-    facts: list[Tensor]
+    facts: list[Tensor]  # (k, t, h, w), the labels of each latent cell; empty if not requested
 
 
-class Step(NamedTuple):
-    """A pack of clean tokens and how noisy each will be; the noise itself is drawn from the seed where it is used."""
+class TrainingBatch(NamedTuple):
+    """A pack of clean tokens with noise levels; the noise itself is sampled from the seed on the training device."""
 
-    tokens: np.ndarray  # (n, c·pt·ph·pw) in half precision, as latents are kept
+    tokens: np.ndarray  # (n, c·pt·ph·pw) in half precision, as latents are cached
     grids: tuple[Grid, ...]
     patch: Patch
     captions: list[str]
-    sigmas: np.ndarray  # (u,) float32
-    levels: np.ndarray  # (n,) int64: which of them a token has
-    facts: np.ndarray | None  # (n, k) float16 in 0 ... 1
+    sigmas: np.ndarray  # (u,) float32, the distinct noise levels
+    level_index: np.ndarray  # (n,) int64, each token's index into sigmas
+    facts: np.ndarray | None  # (n, k) float16 in 0 ... 1, the labels of each token
     seed: int
 
 
-class Fetched(NamedTuple):
-    """What was found of a step's clips, each with its caption, or why one cannot be read."""
+class PartialBatch(NamedTuple):
+    """A batch whose clips are not all encoded: for each clip its cache entry and caption, or why it is unreadable."""
 
-    ask: Ask
-    clips: list[tuple[Found, str] | str]
-
-
-def clips_of(read: Sequence[tuple[Kept, str]], *, facts: bool) -> Clips:
-    """Clips from what is kept of each, and its caption."""
-    latents, captions = [torch.from_numpy(kept["latent"]) for kept, _ in read], [caption for _, caption in read]
-    truths = [Truth(*(kept[name] for name in Truth._fields)) for kept, _ in read] if facts else []
-    return Clips(latents, captions, [torch.from_numpy(say(one)) for one in truths])
+    request: BatchRequest
+    clips: list[tuple[CacheEntry, str] | str]
 
 
-def divides(patch: Patch, kept: Kept) -> bool:
-    """Whether patches cut a clip without rest; its file may have ended before its header said."""
-    return not any(side % cut for side, cut in zip(kept["latent"].shape[1:], patch, strict=True))
+def collect_clips(clips: Sequence[tuple[CachedArrays, str]], *, facts: bool) -> CachedClips:
+    """Convert cached arrays and captions to tensors, with the labels of every latent cell if facts is True."""
+    truths = [GroundTruth(*(arrays[name] for name in GroundTruth._fields)) for arrays, _ in clips] if facts else []
+    return CachedClips(
+        [torch.from_numpy(arrays["latent"]) for arrays, _ in clips],
+        [caption for _, caption in clips],
+        [torch.from_numpy(label_maps(truth)) for truth in truths],
+    )
+
+
+def patch_divides(patch: Patch, arrays: CachedArrays) -> bool:
+    """True if the patch divides the latent, which is shorter than planned if its file ended before its header says."""
+    return not any(side % cut for side, cut in zip(arrays["latent"].shape[1:], patch, strict=True))
 
 
 @dataclass
-class Drawing:
-    """All that is drawn for a step but its noise: which captions it goes without, and its noise levels."""
+class BatchBuilder:
+    """Builds a batch from its clips: drops captions, packs tokens and samples noise levels."""
 
     dit: DitConfig
-    base: Patch
+    base_patch: Patch
     seed: int
 
     def base_tokens(self, patch: Patch) -> float:
-        """How many tokens of a patch size the noise levels are not shifted for."""
-        in_proportion = self.dit.base_tokens * math.prod(self.base) / math.prod(patch)
+        """Return the clip length, in tokens of this patch, up to which noise levels are not shifted."""
+        in_proportion = self.dit.base_tokens * math.prod(self.base_patch) / math.prod(patch)
         return self.dit.patch_tokens.get(patch_name(patch), in_proportion)
 
-    def step(self, clips: Clips, ask: Ask) -> Step:
-        """A step of training, some captions dropped."""
-        generator = step_generator(self.seed, ask.number)
-        dropped = clips._replace(captions=drop_captions(clips.captions, self.dit.caption_dropout, generator))
-        return self.draw(dropped, ask.patch, generator)
+    def build_training_batch(self, clips: CachedClips, request: BatchRequest) -> TrainingBatch:
+        """Build the batch of a training step, with a share of the captions dropped."""
+        generator = step_generator(self.seed, request.number)
+        captions = drop_captions(clips.captions, self.dit.caption_dropout, generator)
+        return self.build_batch(clips._replace(captions=captions), request.patch, generator)
 
-    def draw(self, clips: Clips, patch: Patch, generator: Generator) -> Step:
-        """The clips' tokens and what a generator draws for them."""
+    def build_batch(self, clips: CachedClips, patch: Patch, generator: Generator) -> TrainingBatch:
+        """Pack the clips; sample their noise levels and the seed of their noise."""
         clean = pack(clips.latents, patch)
-        levels = draw_levels(
+        levels = sample_levels(
             clean,
             self.dit.known,
             base_tokens=self.base_tokens(patch),
             uniform=self.dit.uniform_sigmas,
             generator=generator,
-            between=self.dit.patch_levels.get(patch_name(patch), (0.0, 1.0)),
+            sigma_range=self.dit.patch_levels.get(patch_name(patch), (0.0, 1.0)),
         )
-        told = None
+        facts = None
         if clips.facts:
             cells = rearrange(pack(clips.facts, patch).tokens, "n (k cells) -> n k cells", k=len(FACTS))
-            told = cells.mean(-1).half().numpy()
+            facts = cells.mean(-1).half().numpy()
         seed = int(torch.randint(2**62, (), generator=generator))
-        sigmas, index = (part.numpy() for part in levels)
-        return Step(clean.tokens.half().numpy(), clean.grids, patch, clips.captions, sigmas, index, told, seed)
+        sigmas, level_index = levels.values.numpy(), levels.index.numpy()
+        tokens = clean.tokens.half().numpy()
+        return TrainingBatch(tokens, clean.grids, patch, clips.captions, sigmas, level_index, facts, seed)
 
 
 @dataclass
-class Reader:
-    """What reading takes: light enough to go to another process."""
+class BatchReader:
+    """Reads batches from the cache and the clips; light enough to be pickled for a worker process."""
 
-    folder: VideoFolder | DrawnClips
+    folder: VideoFolder | ToyboxClips
     cache: LatentCache
-    drawing: Drawing
-    encoder: VideoVAE | None = None  # where it goes with the reader; else whoever asks encodes
+    builder: BatchBuilder
+    encoder: VideoVAE | None = None  # set if it is light enough for a worker; otherwise the training process encodes
 
-    def fetch(self, ask: Ask) -> Fetched | Step:
-        """A step, where all of its clips are encoded and kept; else what there is of them."""
-        clips = [self.find(index, ask.epoch) for index in ask.indices]
-        done = [(one[0].kept, one[1]) for one in clips if not isinstance(one, str) and one[0].whole]
-        whole = len(done) == len(clips) and all(divides(ask.patch, kept) for kept, _ in done)
-        return self.drawing.step(clips_of(done, facts=ask.facts), ask) if whole else Fetched(ask, clips)
+    def read_batch(self, request: BatchRequest) -> PartialBatch | TrainingBatch:
+        """Read the clips of a batch; build the batch if all of them are encoded."""
+        clips = [self.load_clip(index, request.epoch) for index in request.indices]
+        encoded = [(clip[0].arrays, clip[1]) for clip in clips if not isinstance(clip, str) and clip[0].is_complete]
+        if len(encoded) < len(clips) or not all(patch_divides(request.patch, arrays) for arrays, _ in encoded):
+            return PartialBatch(request, clips)
+        return self.builder.build_training_batch(collect_clips(encoded, facts=request.facts), request)
 
-    def find(self, index: int, epoch: int) -> tuple[Found, str] | str:
-        """A clip and its caption, or why it cannot be read."""
+    def load_clip(self, index: int, epoch: int) -> tuple[CacheEntry, str] | str:
+        """Load the cache entry and the caption of a clip, or return the reason why it cannot be read."""
         try:
-            found, caption = self.cache.find(index, epoch), self.folder.caption(index)
+            entry, caption = self.cache.load_entry(index, epoch), self.folder.caption(index)
         except (ValueError, OSError) as error:
             return str(error)
-        if not found.whole and (found.video is None or self.encoder is not None):
-            with contextlib.suppress(OSError):  # a full disk is no fault of the clip: whoever asks meets it and says so
-                found = Found(self.cache.keep(index, epoch, found, self.encode))
-        return found, caption
+        if not entry.is_complete and (entry.video is None or self.encoder is not None):
+            # A full disk is not the clip's fault: the training process meets the same error when it writes, and stops.
+            with contextlib.suppress(OSError):
+                entry = CacheEntry(self.cache.complete_entry(index, epoch, entry, self.encode))
+        return entry, caption
 
     @torch.no_grad()
     def encode(self, video: Tensor) -> Tensor:
-        """The latent (c, t, h, w) of a clip (3, t, h, w)."""
-        assert self.encoder is not None, "only what goes with the reader encodes here"
+        """Encode a clip (3, t, h, w) to its latent (c, t, h, w)."""
+        assert self.encoder is not None, "only a reader with an encoder can encode"
         return self.encoder.encode(video[None])[0]

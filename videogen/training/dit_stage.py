@@ -1,6 +1,6 @@
-"""The DiT's training: packs of latents, every clip at its own size, and all that is known of them.
+"""Train the DiT on packs of latents, each clip at its own size, conditioned on captions and on known tokens.
 
-TrainConfig  ->  DitStage, with a model, batches, a loss, measures and samples
+TrainConfig  ->  DitStage: model, batches, loss, validation, samples, checkpoint
 """
 
 from __future__ import annotations
@@ -20,273 +20,282 @@ from torch import Tensor, nn
 from videogen.config.parsing import to_mapping
 from videogen.config.sizes import parse_patch
 from videogen.config.train import TrainConfig
-from videogen.data.files import whole_folder
+from videogen.data.files import atomic_folder
 from videogen.data.folder import epoch_order
-from videogen.data.prefetch import ahead, count_workers
+from videogen.data.prefetch import count_workers, prefetch
 from videogen.data.video_io import write_video
 from videogen.models.checkpoint import disable_library_progress_bars
 from videogen.models.dit import VideoDiT
-from videogen.models.text_encoder import num_rows_of
+from videogen.models.text_encoder import num_text_rows
 from videogen.models.vae import VideoVAE
-from videogen.packing.bin_packing import deal, plan_packs
+from videogen.packing.bin_packing import balance_ranks, plan_packs
 from videogen.packing.noise import NoiseLevels, step_generator
 from videogen.packing.packs import PackedText, PackedVideo, pad_texts
-from videogen.packing.patch_schedule import Patch, cut_by, patch_name
+from videogen.packing.patch_schedule import Patch, patch_name, patch_schedule
 from videogen.sampling.pipeline import VideoPipeline
 from videogen.sampling.solvers import check_sampler
-from videogen.toybox.dataset import DrawnClips
-from videogen.training.batches import Ask, Clips, Drawing, Fetched, Reader, Step, clips_of, divides
-from videogen.training.caches import Found, Kept, LatentCache, TextCache
-from videogen.training.flow_matching import FlowTask, draw_task, flow_error
-from videogen.training.frozen_models import check_fit, encoder_id, frozen_parts, load_part, located
-from videogen.training.lora import adapt, save_lora
+from videogen.toybox.dataset import ToyboxClips
+from videogen.training.batches import (
+    BatchBuilder,
+    BatchReader,
+    BatchRequest,
+    CachedClips,
+    PartialBatch,
+    TrainingBatch,
+    collect_clips,
+    patch_divides,
+)
+from videogen.training.caches import CachedArrays, CacheEntry, LatentCache, TextCache
+from videogen.training.flow_matching import FlowTask, flow_loss, sample_task
+from videogen.training.frozen_models import check_compatible, encoder_id, load_frozen, load_part, resolve_checkpoints
+from videogen.training.lora import add_lora, save_lora
 from videogen.training.masks import check_mixture
 from videogen.training.pack_plan import (
-    check_trained,
+    check_patch_sizes,
     dit_options,
     epoch_packs,
     num_facts,
     open_clips,
     packed_lengths,
-    share_of,
-    tell_untrained,
+    step_share,
+    warn_untrained,
 )
 from videogen.training.run_checkpoints import saved_steps
-from videogen.training.widen import widened
+from videogen.training.widen import widen_model
 
 GOLDEN = (math.sqrt(5) - 1) / 2
 
 
 class DitStage:
-    """Denoise packs of latents, every clip at its own size."""
+    """The DiT's training: flow matching on packs of latents, each clip at its own size."""
 
     def __init__(self, config: TrainConfig) -> None:
-        config = replace(config, dit=located(config.dit))
-        self.config, self.seed = config, config.run.seed
-        check_mixture(config.dit.known)
+        self.config = config = replace(config, dit=resolve_checkpoints(config.dit))
+        self.seed, dit = config.run.seed, config.dit
+        check_mixture(dit.known)
         disable_library_progress_bars()
-        self.vae, self.tokenizer, self.text_encoder, self.scheduler = frozen_parts(config.dit)
-        self.model = self._new_model()
-        self.folder = open_clips(config.data, self.model.base_patch, self.seed)
-        if config.dit.facts and not isinstance(self.folder, DrawnClips):
-            raise ValueError("dit.facts needs clips whose truth is known; set data.toybox, or leave it at 0")
-        self.train, self.val = self.folder.split()
+        self.vae, self.tokenizer, self.text_encoder, self.scheduler = load_frozen(dit)
+        self.model = self._make_model()
         base = self.model.base_patch
+        self.folder = open_clips(config.data, base, self.seed)
+        if dit.facts and not isinstance(self.folder, ToyboxClips):
+            raise ValueError("dit.facts needs clips whose truth is known; set data.toybox, or leave dit.facts at 0")
+        self.train_indices, self.val_indices = self.folder.split()
         self.lengths = {patch: packed_lengths(self.folder.entries, patch, base) for patch in self.model.patches}
-        check_trained(self.lengths, self.train, base, config)
-        self.trained = {patch: of for patch, of in self.lengths.items() if share_of(patch, base, config.dit)}
-        tell_untrained(self.trained, self.train)
-        truth = self.folder.truth if isinstance(self.folder, DrawnClips) and config.dit.facts else None
-        cache_dir = config.run.dir / "latents"
-        self.cache = LatentCache(self.folder, encoder_id(self.vae), cache_dir, truth)
-        self.drawing = Drawing(config.dit, self.model.base_patch, self.seed)
-        self.reader = Reader(self.folder, self.cache, self.drawing, self._light_encoder())
+        check_patch_sizes(self.lengths, self.train_indices, base, config)
+        self.trained_lengths = {patch: row for patch, row in self.lengths.items() if step_share(patch, base, dit)}
+        warn_untrained(self.trained_lengths, self.train_indices)
+        truth = self.folder.ground_truth if isinstance(self.folder, ToyboxClips) and dit.facts else None
+        self.cache = LatentCache(self.folder, encoder_id(self.vae), config.run.dir / "latents", truth)
+        self.batch_builder = BatchBuilder(dit, base, self.seed)
+        light_encoder = self.vae.linear_encoder_copy() if isinstance(self.vae, VideoVAE) else None
+        self.reader = BatchReader(self.folder, self.cache, self.batch_builder, light_encoder)
         self.texts = TextCache(self.tokenizer, self.text_encoder, config.run.dir / "texts")
-        if self.model.data_variance is not None and config.dit.init is None and not saved_steps(config.run.dir):
+        if self.model.data_variance is not None and dit.init is None and not saved_steps(config.run.dir):
             self.model.data_variance.data = self._data_variance()
-        if config.dit.gradient_checkpointing:
+        if dit.gradient_checkpointing:
             self.model.enable_gradient_checkpointing()
-        check_sampler(config.sample.sampler)  # not at the first preview, an hour later
-        cut_by(config.sample, self.model.patches)
+        # Wrong sample settings are refused here and not at the first preview, an hour later.
+        check_sampler(config.sample.sampler)
+        patch_schedule(config.sample, self.model.patches)
         self.pipeline().latent_shape(config.sample)
 
-    def place(self, device: torch.device) -> None:
-        """The frozen VAE and text encoder go where the DiT is."""
+    def to_device(self, device: torch.device) -> None:
+        """Move the frozen VAE and text encoder to the DiT's device."""
         self.vae.to(device)  # type: ignore[call-overload]
         self.text_encoder.to(device)  # type: ignore[arg-type]
 
-    def _new_model(self) -> VideoDiT:
+    def _make_model(self) -> VideoDiT:
+        """Make a DiT with random weights, or load dit.init and add what the recipe asks for."""
         dit = self.config.dit
-        torch.manual_seed(self.seed)  # the first weights; everything later draws from its own generators
-        if dit.init is not None:
-            model = load_part(VideoDiT, dit.init, "transformer")
-            check_fit(model, self.vae, dit, text_dim=self.text_encoder.config.hidden_size)
-            if dit.widen:
-                model = widened(model, heads=dit.num_attention_heads, ffn_dim=dit.ffn_dim, seed=self.seed)
-            patches = list(map(parse_patch, dit.patches))
-            model = model.extended(patches, nearby=dit.nearby, num_facts=num_facts(dit))
-            return adapt(model, dit, self.seed) if dit.lora_rank else model
-        channels = self.vae.config["latent_channels"]
-        options = dit_options(dit, channels=channels, text_dim=self.text_encoder.config.hidden_size)
-        model = VideoDiT(**options)  # type: ignore[arg-type]
-        model.init_weights()
-        return model
-
-    def _light_encoder(self) -> VideoVAE | None:
-        return self.vae.encoder_alone() if isinstance(self.vae, VideoVAE) else None
-
-    @torch.no_grad()
-    def _encode(self, video: Tensor) -> Tensor:
-        return self.vae.encode(video[None].to(self.vae.device))[0].cpu()
+        torch.manual_seed(self.seed)  # for the first weights; everything later samples from its own generators
+        if dit.init is None:
+            channels = self.vae.config["latent_channels"]
+            options = dit_options(dit, channels=channels, text_dim=self.text_encoder.config.hidden_size)
+            model = VideoDiT(**options)  # type: ignore[arg-type]
+            model.init_weights()
+            return model
+        model = load_part(VideoDiT, dit.init, "transformer")
+        check_compatible(model, self.vae, dit, text_dim=self.text_encoder.config.hidden_size)
+        if dit.widen:
+            model = widen_model(model, heads=dit.num_attention_heads, ffn_dim=dit.ffn_dim, seed=self.seed)
+        model = model.extended(list(map(parse_patch, dit.patches)), nearby=dit.nearby, num_facts=num_facts(dit))
+        return add_lora(model, dit, self.seed) if dit.lora_rank else model
 
     def _data_variance(self, num_clips: int = 200) -> Tensor:
-        """The mean square of each latent channel (c,), over some training clips."""
-        order = epoch_order(self.train, self.seed, 0)[:num_clips]
-        if not (latents := self.read(order).latents):
+        """Return the mean square of each latent channel (c,) over num_clips training clips."""
+        order = epoch_order(self.train_indices, self.seed, 0)[:num_clips]
+        if not (latents := self.load_clips(order).latents):
             raise ValueError(f"none of {len(order)} clips of {self.config.data.folder} can be read")
         values = torch.cat([latent.float().flatten(1) for latent in latents], dim=1)
         return values.square().mean(1).clamp(min=1e-6)
 
-    def patch_of(self, step: int) -> Patch:
-        """The patch size of a step: each has its share of the steps, spread evenly (multiples of the golden ratio)."""
-        place = (step + 0.5) * GOLDEN % 1
+    def patch_of_step(self, step: int) -> Patch:
+        """Return a step's patch size; multiples of the golden ratio spread each size's share evenly over the run."""
+        position = (step + 0.5) * GOLDEN % 1
         for name, share in self.config.dit.patches.items():
-            if place < share:
+            if position < share:
                 return parse_patch(name)
-            place -= share
+            position -= share
         return self.model.base_patch
 
     def packs(self, patch: Patch) -> Iterator[tuple[int, list[int]]]:
-        """All packs of a patch size, epoch by epoch: in each, every clip that it divides stands exactly once."""
+        """Yield the epoch and clip indices of every pack of a patch size; an epoch has each clip that it divides."""
+        lengths, data = self.lengths[patch], self.config.data
         for epoch in count():
-            for indices in epoch_packs(self.lengths[patch], self.train, self.config.data, self.seed, epoch):
-                yield epoch, indices
+            yield from ((epoch, pack) for pack in epoch_packs(lengths, self.train_indices, data, self.seed, epoch))
 
-    def dealt(self, patch: Patch, ranks: int) -> Iterator[tuple[int, list[int]]]:
-        """The same, a step's packs after each other, one for each rank and about as much work."""
+    def balanced_packs(self, patch: Patch, num_ranks: int) -> Iterator[tuple[int, list[int]]]:
+        """Yield the same packs, reordered so that the num_ranks packs of a step take about as much work."""
         lengths, data = self.lengths[patch], self.config.data
 
         def work(pack: tuple[int, list[int]]) -> int:
             return sum(lengths[index] ** 2 for index in pack[1])
 
-        an_epoch = sum(lengths[index] for index in self.train) * data.repeats // (data.token_budget * ranks)
-        return deal(self.packs(patch), work, ranks, steps=max(1, min(8, an_epoch)))  # or a small folder's epochs mix
+        epoch_tokens = sum(lengths[index] for index in self.train_indices) * data.repeats
+        epoch_steps = epoch_tokens // (data.token_budget * num_ranks)
+        # Packs are reordered over eight steps, or over an epoch if it is shorter: a small folder's epochs must not mix.
+        return balance_ranks(self.packs(patch), work, num_ranks, steps=max(1, min(8, epoch_steps)))
 
-    def batches(self, start: int, every: int = 1) -> Iterator[Step]:
-        """The packs of the steps start, start + every, ...."""
+    def batches(self, start: int, every: int = 1) -> Iterator[TrainingBatch]:
+        """Yield the batches start, start + every, ..., which workers read ahead."""
         num_workers = count_workers(self.config.data.workers, self.model.device)
-        yield from map(self.made, ahead(self.reader.fetch, self.asks(start, every), num_workers))
+        yield from map(
+            self.finish_batch, prefetch(self.reader.read_batch, self.batch_requests(start, every), num_workers)
+        )
 
-    def asks(self, start: int, every: int) -> Iterator[Ask]:
-        """Which clips they have: each patch size goes through the clips by itself; the ranks of a step share one."""
-        first, rank = divmod(start, every)
-        earlier = Counter(map(self.patch_of, range(first)))
+    def batch_requests(self, start: int, every: int) -> Iterator[BatchRequest]:
+        """Yield requests start, start + every, ...; a step's ranks share a patch size, whose epochs are its own."""
+        first_step, rank = divmod(start, every)
+        num_earlier = Counter(map(self.patch_of_step, range(first_step)))
         streams = {
-            patch: islice(self.dealt(patch, every), every * earlier[patch] + rank, None, every)
+            patch: islice(self.balanced_packs(patch, every), every * num_earlier[patch] + rank, None, every)
             for patch in self.model.patches
         }
-        for step in count(first):
-            patch = self.patch_of(step)
+        dit = self.config.dit
+        for step in count(first_step):
+            patch = self.patch_of_step(step)
             epoch, indices = next(streams[patch])
-            yield Ask(indices, epoch, patch, step * every + rank, self.asks_facts(step))
+            trains_facts = dit.facts > 0 and step < dit.facts_until * self.config.run.steps
+            yield BatchRequest(indices, epoch, patch, step * every + rank, trains_facts)
 
-    def read(self, indices: list[int], patch: Patch = (1, 1, 1), *, facts: bool = False) -> Clips:
-        """Latents and captions of some clips of the first epoch, read here and now; those that fail are left out."""
-        found = ((index, self.reader.find(index, 0)) for index in indices)
-        return clips_of(list(self.encoded(found, 0, patch)), facts=facts)
+    def load_clips(self, indices: list[int], patch: Patch = (1, 1, 1), *, facts: bool = False) -> CachedClips:
+        """Load latents and captions of clips of the first epoch in this process; report and skip those that fail."""
+        entries = ((index, self.reader.load_clip(index, 0)) for index in indices)
+        return collect_clips(list(self.encode_missing(entries, 0, patch)), facts=facts)
 
-    def made(self, fetched: Fetched | Step) -> Step:
-        """A step of what was found."""
-        if isinstance(fetched, Step):
+    def finish_batch(self, fetched: PartialBatch | TrainingBatch) -> TrainingBatch:
+        """Encode the clips the workers could not, and build the batch; if all of them fail, another clip stands in."""
+        if isinstance(fetched, TrainingBatch):
             return fetched
-        ask = fetched.ask
-        read = list(self.encoded(zip(ask.indices, fetched.clips, strict=True), ask.epoch, ask.patch))
-        if not read:  # another clip stands in
-            others = (index for index in self.train if self.lengths[ask.patch][index])
-            found = ((index, self.reader.find(index, ask.epoch)) for index in others)
-            read = list(islice(self.encoded(found, ask.epoch, ask.patch), 1))
-        if not read:
+        request = fetched.request
+        epoch, patch = request.epoch, request.patch
+        usable = (index for index in self.train_indices if self.lengths[patch][index])
+        replacements = self.encode_missing(
+            ((index, self.reader.load_clip(index, epoch)) for index in usable), epoch, patch
+        )
+        entries = zip(request.indices, fetched.clips, strict=True)
+        clips = list(self.encode_missing(entries, epoch, patch)) or list(islice(replacements, 1))
+        if not clips:
             raise ValueError(f"no clip of {self.config.data.folder} can be read any more")
-        return self.drawing.step(clips_of(read, facts=ask.facts), ask)
+        return self.batch_builder.build_training_batch(collect_clips(clips, facts=request.facts), request)
 
-    def encoded(
-        self, found: Iterable[tuple[int, tuple[Found, str] | str]], epoch: int, patch: Patch
-    ) -> Iterator[tuple[Kept, str]]:
-        """What is kept of the clips that were found, and their captions; one that fails is named and left out."""
-        for index, one in found:
-            if isinstance(one, str):
-                self.folder.report(index, one)
+    @torch.no_grad()
+    def encode(self, video: Tensor) -> Tensor:
+        """Encode a clip (3, t, h, w) on the VAE's device into its latent (c, t, h, w) on the host."""
+        return self.vae.encode(video[None].to(self.vae.device))[0].cpu()
+
+    def encode_missing(
+        self, entries: Iterable[tuple[int, tuple[CacheEntry, str] | str]], epoch: int, patch: Patch
+    ) -> Iterator[tuple[CachedArrays, str]]:
+        """Yield each clip's cached arrays and caption, encoding what is not cached; report and skip clips that fail."""
+        for index, entry in entries:
+            if isinstance(entry, str):  # the reason why the clip cannot be read
+                self.folder.report(index, entry)
                 continue
-            kept = self.cache.keep(index, epoch, one[0], self._encode)
-            if divides(patch, kept):
-                yield kept, one[1]
+            cached, caption = entry
+            arrays = self.cache.complete_entry(index, epoch, cached, self.encode)
+            if patch_divides(patch, arrays):
+                yield arrays, caption
             else:
                 self.folder.report(index, f"it ends before its header says, and {patch_name(patch)} does not divide it")
 
-    def asks_facts(self, step: int) -> bool:
-        """Whether the network is to say, at an optimiser's step, what its tokens show."""
-        dit = self.config.dit
-        return dit.facts > 0 and step < dit.facts_until * self.config.run.steps
-
-    def embed(self, captions: list[str]) -> PackedText:
-        """The captions' token embeddings, side by side."""
+    def embed_captions(self, captions: list[str]) -> PackedText:
+        """Embed captions, from the cache where they are in it, as one pack on the model's device."""
         device = self.model.device
-        with torch.autocast(device.type, enabled=False):  # texts are kept as the encoder says them
-            text = pad_texts(self.texts.read(captions), num_rows_of(self.text_encoder))  # one way there for all
+        text = pad_texts(self.texts.read(captions), num_text_rows(self.text_encoder))  # one copy to the device for all
         return text._replace(tokens=text.tokens.to(device).float(), weights=text.weights.to(device))
 
-    def task(self, step: Step) -> FlowTask:
-        """What a step asks of the network: everything where the network is, and its noise."""
-        device = self.model.device
-        tokens, sigmas, index = (torch.from_numpy(part).to(device) for part in (step.tokens, step.sigmas, step.levels))
-        clean, generator = PackedVideo(tokens.float(), step.grids, step.patch), torch.Generator().manual_seed(step.seed)
-        base_tokens, text = self.drawing.base_tokens(step.patch), self.embed(step.captions)
-        task = draw_task(clean, text, NoiseLevels(sigmas, index), base_tokens=base_tokens, generator=generator)
-        told = None if step.facts is None else torch.from_numpy(step.facts).to(device).float()
-        return task._replace(facts=told)
+    def flow_task(self, batch: TrainingBatch) -> FlowTask:
+        """Move a batch to the model's device, embed its captions and sample its noise."""
+        device, arrays = self.model.device, (batch.tokens, batch.sigmas, batch.level_index)
+        tokens, sigmas, index = (torch.from_numpy(array).to(device) for array in arrays)
+        clean, levels = PackedVideo(tokens.float(), batch.grids, batch.patch), NoiseLevels(sigmas, index)
+        base_tokens, text = self.batch_builder.base_tokens(batch.patch), self.embed_captions(batch.captions)
+        generator = torch.Generator().manual_seed(batch.seed)
+        task = sample_task(clean, text, levels, base_tokens=base_tokens, generator=generator)
+        facts = None if batch.facts is None else torch.from_numpy(batch.facts).to(device).float()
+        return task._replace(facts=facts)
 
-    def losses(self, model: nn.Module, batch: Step, step: int, most_tokens: int) -> Iterator[dict[str, Tensor]]:
-        """The flow loss of a pack in parts of at most so many tokens that add up to it."""
-        for part in self.task(batch).parts(most_tokens):
-            tokens = torch.tensor(float(len(part.weight)))
-            shown = {"tokens": tokens, "fill": tokens / self.config.data.token_budget}
-            shown["clips"] = torch.tensor(float(len(part.clean.grids)))
-            error = flow_error(model, part, self.config.dit.facts)
-            yield {"loss": error, "weight": part.weight.sum()} | shown
+    def split(self, batch: TrainingBatch, max_tokens: int) -> Iterator[FlowTask]:
+        """Yield micro-batches of at most max_tokens tokens, or of one clip, whose losses add up to the batch's."""
+        return self.flow_task(batch).micro_batches(max_tokens)
 
-    def longest(self, batch: Step) -> int:
-        """Tokens of the longest clip of a pack."""
+    def longest_clip(self, batch: TrainingBatch) -> int:
+        """Return the number of tokens of a batch's longest clip."""
         return max(map(math.prod, batch.grids))
 
-    def loss(self, model: nn.Module, batch: Step, step: int) -> dict[str, Tensor]:
-        """The flow loss of a pack as a whole."""
-        return next(self.losses(model, batch, step, len(batch.tokens)))
+    def loss(self, model: nn.Module, task: FlowTask, batch_number: int) -> dict[str, Tensor]:
+        """Return the flow loss of a micro-batch, with its weight and its counts."""
+        num_tokens = torch.tensor(float(len(task.weight)))
+        return {
+            "loss": flow_loss(model, task, self.config.dit.facts),
+            "weight": task.weight.sum(),
+            "tokens": num_tokens,
+            "fill": num_tokens / self.config.data.token_budget,
+            "clips": torch.tensor(float(len(task.clean.grids))),
+        }
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
-        """The flow loss of the held-out clips, at the same noise and noise levels every time."""
-        found: dict[str, float] = {}
-        for patch, lengths in self.trained.items():
-            usable = [index for index in self.val if lengths[index]]
+        """Return the flow loss of the held-out clips in each trained patch size, with the same noise every time."""
+        means: dict[str, float] = {}
+        for patch, lengths in self.trained_lengths.items():
+            usable = [index for index in self.val_indices if lengths[index]]
             losses, weights = [], []
             for number, indices in enumerate(plan_packs(lengths, budget=self.config.data.token_budget, order=usable)):
-                if not (clips := self.read(indices, patch)).latents:
+                if not (clips := self.load_clips(indices, patch)).latents:
                     continue
-                task = self.task(self.drawing.draw(clips, patch, step_generator(-1, number)))
-                losses.append(flow_error(self.model, task).item())
-                weights.append(task.total.item())
+                task = self.flow_task(self.batch_builder.build_batch(clips, patch, step_generator(-1, number)))
+                losses.append(flow_loss(self.model, task).item())
+                weights.append(task.total_weight.item())
             if losses:
                 name = "loss" if patch == self.model.base_patch else f"loss_{patch_name(patch)}"
-                found[name] = sum(map(mul, losses, weights)) / sum(weights)
-        return found
+                means[name] = sum(map(mul, losses, weights)) / sum(weights)
+        return means
 
     def pipeline(self) -> VideoPipeline:
-        """The model as it is now, ready to sample."""
+        """Return a pipeline that samples from the model with its current weights."""
         parts = (self.model, self.vae, self.text_encoder, self.tokenizer, self.scheduler)
         return VideoPipeline(*parts, defaults=to_mapping(self.config.sample))
 
     @torch.no_grad()
     def preview(self, step: int, out_dir: Path) -> None:
-        """The sample prompts with seeds 0, 1, 2, ...: an MP4 each and a sheet, a row a prompt, five frames across."""
+        """Sample run.sample_prompts with seeds 0, 1, 2, ...: an MP4 each, and a sheet of five frames a prompt."""
         prompts = list(self.config.run.sample_prompts)
         if not prompts:
             return
-        clips = self.pipeline()(prompts, self.config.sample)
-        for number, clip in enumerate(clips):
-            write_video(
-                out_dir / f"step_{step:06d}" / f"{number}.mp4",
-                clip,
-                fps=self.config.sample.fps,
-                settings={"prompt": prompts[number], "seed": number, "step": step},
-                overwrite=True,
-            )
+        clips, folder = self.pipeline()(prompts, self.config.sample), out_dir / f"step_{step:06d}"
+        for seed, (prompt, clip) in enumerate(zip(prompts, clips, strict=True)):
+            path, settings = folder / f"{seed}.mp4", {"prompt": prompt, "seed": seed, "step": step}
+            write_video(path, clip, fps=self.config.sample.fps, settings=settings, overwrite=True)
         columns = torch.linspace(0, len(clips[0]) - 1, 5).long()
         sheet = rearrange(torch.stack(clips)[:, columns], "n k h w c -> 1 (n h) (k w) c")
-        write_video(out_dir / f"step_{step:06d}.png", sheet, fps=1, overwrite=True)
+        write_video(folder.with_suffix(".png"), sheet, fps=1, overwrite=True)
 
     def export(self, out_dir: Path) -> None:
-        """Write the whole checkpoint folder, or of a LoRA that alone."""
-        with whole_folder(out_dir) as part:
+        """Write the checkpoint folder of the whole pipeline, or of the LoRA alone."""
+        with atomic_folder(out_dir) as part:
             if self.config.dit.lora_rank:
                 save_lora(self.model, part)
             else:

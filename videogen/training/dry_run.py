@@ -1,12 +1,11 @@
-"""What a recipe makes of its clips, known before anything is loaded: sizes, tokens, packs, memory and time a step.
+"""Plan a training run before anything is loaded: clip sizes, tokens, packs, memory and time per step.
 
-TrainConfig  ->  FolderPlan  ->  what train.py RECIPE --dry-run says
+TrainConfig  ->  FolderPlan  ->  the report of train.py RECIPE --dry-run
 """
 
 from __future__ import annotations
 
 import json
-import logging
 import math
 from collections import Counter
 from collections.abc import Sequence
@@ -14,156 +13,143 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import cast
 
+import torch
+
 from videogen.config.sizes import parse_patch
 from videogen.config.train import DitConfig, TrainConfig
+from videogen.models.dit import VideoDiT
 from videogen.models.hub import look_up_checkpoint
 from videogen.packing.patch_schedule import Patch
-from videogen.sampling.cost import dit_flop, matmul_flops, training_memory
-from videogen.training.frozen_models import count_frozen, located
+from videogen.sampling.cost import clip_seconds, dit_flop, training_memory
+from videogen.training.frozen_models import count_frozen_weights, resolve_checkpoints
+from videogen.training.lora import add_lora
 from videogen.training.pack_plan import (
-    check_trained,
+    check_patch_sizes,
     dit_options,
     epoch_packs,
     num_facts,
     open_clips,
     packed_lengths,
-    share_of,
-    tell_untrained,
+    step_share,
+    warn_untrained,
 )
 
-logger = logging.getLogger(__name__)
-ROWS = 16  # of the table; the rest is one row
+MAX_ROWS = 16  # of the table; all further sizes share one row
 
 
 def network_config(dit: DitConfig) -> dict[str, object] | None:
-    """The config of the DiT that a recipe trains; None while the checkpoints that decide it are not there."""
-    if dit.init is not None:
-        config = _read(dit.init / "transformer" / "config.json")
-        if config is None:
+    """Return the config of the DiT that a recipe trains, or None if the checkpoints that decide it are missing."""
+    if dit.init is None:
+        vae, text = _read_config(dit.vae, "vae"), _read_config(dit.text, "text_encoder")
+        if vae is None or text is None:
             return None
-        more = [list(parse_patch(name)) for name in dit.patches]
-        known = [*cast("list[list[int]]", config.get("extra_patch_sizes", [])), *more]
-        sizes = [patch for i, patch in enumerate(known) if patch not in known[:i]]
-        asked = {"nearby": dit.nearby, "num_facts": num_facts(dit)}
-        parts = {name: config.get(name) or value for name, value in asked.items()}
-        if dit.widen:
-            parts |= {"num_attention_heads": dit.num_attention_heads, "ffn_dim": dit.ffn_dim}
-        return config | parts | {"extra_patch_sizes": sizes}
-    vae, text = _read(dit.vae / "vae" / "config.json"), _read(dit.text / "text_encoder" / "config.json")
-    if vae is None or text is None:
+        return dit_options(dit, channels=vae["latent_channels"], text_dim=text.get("hidden_size", text.get("d_model")))
+    config = _read_config(dit.init, "transformer")
+    if config is None:
         return None
-    return dit_options(dit, channels=vae["latent_channels"], text_dim=text.get("hidden_size", text.get("d_model")))
+    patches = [*cast("list[list[int]]", config.get("extra_patch_sizes", [])), *map(parse_patch, dit.patches)]
+    changes: dict[str, object] = {
+        "nearby": config.get("nearby") or dit.nearby,
+        "num_facts": config.get("num_facts") or num_facts(dit),
+        "extra_patch_sizes": [list(patch) for patch in dict.fromkeys(map(tuple, patches))],
+    }
+    if dit.widen:
+        changes |= {"num_attention_heads": dit.num_attention_heads, "ffn_dim": dit.ffn_dim}
+    return config | changes
 
 
-def _read(path: Path) -> dict[str, object] | None:
+def _read_config(folder: Path, part: str) -> dict[str, object] | None:
+    path = folder / part / "config.json"
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
 @dataclass(frozen=True, kw_only=True)
 class FolderPlan:
-    """What a folder becomes."""
+    """The clips, packs and cost of a training run; what is not known is None."""
 
-    clips: list[dict[str, object]]
-    """For each size and length: width, height, frames, tokens, and how many clips have it."""
-    unusable: int
-    """Files that cannot be read, each named before."""
-    held_out: int
-    """Clips kept for the validation loss."""
-    tokens: int
-    """Video tokens of all clips to train on."""
-    fill: float | None
-    """Share of the token budget that the packs of an epoch use; none for the VAE, which is not trained on packs."""
-    steps_per_epoch: int
-    """Optimiser steps in which every clip is seen data.repeats times."""
-    more_steps: dict[str, int] = field(default_factory=dict)
-    """For each further patch size, as many in which the clips that are trained in it are seen."""
-    weights: int | None = None
-    """Values that are trained; none where it is not known."""
-    frozen_weights: int | None = None
-    """Values that stay as they are: those a LoRA stands beside, the VAE's, the text encoder's."""
-    memory_gb: float | None = None
-    """Weights, optimiser, averages and the activations of a pack; none where it is not known."""
-    seconds_per_step: float | None = None
-    """On this machine's processor."""
+    clips: list[dict[str, int]]  # for each size and length: width, height, frames, tokens, and how many clips have it
+    unusable: int  # files that cannot be read; each was reported by name
+    held_out: int  # clips kept for the validation loss
+    tokens: int  # video tokens of all training clips
+    fill: float | None = None  # share of the token budget that the packs of an epoch use; the VAE has no packs
+    steps_per_epoch: int = 0  # optimiser steps in which every clip is seen data.repeats times
+    more_steps: dict[str, int] = field(default_factory=dict)  # the same for each extra patch size and its clips
+    weights: int | None = None  # trained values
+    frozen_weights: int | None = None  # values that are not trained: a LoRA's model, the VAE, the text encoder
+    memory_gb: float | None = None  # weights, optimiser state, averages and the activations of a pack
+    seconds_per_step: float | None = None  # on this machine's CPU
 
 
 def plan_folder(config: TrainConfig) -> FolderPlan:
-    """Look at the clips of a recipe and pack the first epoch of them."""
+    """Read the headers of a recipe's clips, pack the first epoch and estimate the cost of a step."""
     data, seed = config.data, config.run.seed
-    config = replace(config, dit=located(config.dit, lambda path: look_up_checkpoint(path) or path))
+    config = replace(config, dit=resolve_checkpoints(config.dit, lambda path: look_up_checkpoint(path) or path))
     network = network_config(config.dit) if config.stage == "dit" else None
     pt, ph, pw = network["patch_size"] if network else config.dit.patch_size  # type: ignore[misc]
-    patch: Patch = (pt, ph, pw)
-    folder = open_clips(data, patch, seed)
-    train, held = folder.split()
-    lengths = packed_lengths(folder.entries, patch, patch)
+    base: Patch = (pt, ph, pw)
+    folder = open_clips(data, base, seed)
+    train, val = folder.split()
+    lengths = packed_lengths(folder.entries, base, base)
     sizes = Counter((e.width, e.height, e.frames, n) for e, n in zip(folder.entries, lengths, strict=True))
     names = ("width", "height", "frames", "tokens")
-    clips = [dict(zip(names, size, strict=True)) | {"clips": num} for size, num in sorted(sizes.items())]
-    tokens = sum(lengths[index] for index in train)
-    common = {"clips": clips, "unusable": len(getattr(folder, "problems", ())), "held_out": len(held), "tokens": tokens}
+    clips = [dict(zip(names, size, strict=True)) | {"clips": num_clips} for size, num_clips in sorted(sizes.items())]
+    tokens, unusable = sum(lengths[index] for index in train), len(getattr(folder, "problems", ()))
+    plan = FolderPlan(clips=clips, unusable=unusable, held_out=len(val), tokens=tokens)
     if config.stage == "vae":
-        return FolderPlan(**common, fill=None, steps_per_epoch=math.ceil(len(train) / config.vae.batch_clips))  # type: ignore[arg-type]
-    every = {patch: lengths}
-    every |= {other: packed_lengths(folder.entries, other, patch) for other in map(parse_patch, config.dit.patches)}
-    check_trained(every, train, patch, config)
-    tell_untrained({other: own for other, own in every.items() if share_of(other, patch, config.dit)}, train)
-    packs = epoch_packs(lengths, train, data, seed, epoch=0)
-    fill = sum(lengths[index] for packed in packs for index in packed) / (len(packs) * data.token_budget)
-    more = {
-        name: len(epoch_packs(every[other], train, data, seed, epoch=0)) if share_of(other, patch, config.dit) else 0
-        for name, other in ((name, parse_patch(name)) for name in config.dit.patches)
-    }
-    plan = FolderPlan(**common, fill=fill, steps_per_epoch=len(packs), more_steps=more)  # type: ignore[arg-type]
-    return plan if network is None else _with_cost(plan, config, network, [lengths[i] for p in packs for i in p])
+        return replace(plan, steps_per_epoch=math.ceil(len(train) / config.vae.batch_clips))
+    extra = {name: parse_patch(name) for name in config.dit.patches}
+    all_lengths = {base: lengths} | {patch: packed_lengths(folder.entries, patch, base) for patch in extra.values()}
+    check_patch_sizes(all_lengths, train, base, config)
+    trained = {patch: counts for patch, counts in all_lengths.items() if step_share(patch, base, config.dit)}
+    warn_untrained(trained, train)
+    packs = {patch: epoch_packs(all_lengths[patch], train, data, seed, epoch=0) for patch in {base, *trained}}
+    packed = [lengths[index] for pack in packs[base] for index in pack]
+    plan = replace(
+        plan,
+        fill=sum(packed) / (len(packs[base]) * data.token_budget),
+        steps_per_epoch=len(packs[base]),
+        more_steps={name: len(packs[patch]) if patch in trained else 0 for name, patch in extra.items()},
+    )
+    return plan if network is None else _with_cost(plan, config, network, packed)
 
 
 def _with_cost(plan: FolderPlan, config: TrainConfig, network: dict[str, object], lengths: Sequence[int]) -> FolderPlan:
-    import torch
-
-    from videogen.models.dit import VideoDiT
-    from videogen.training.lora import adapt
-
+    """Add the number of weights, the memory and the time per step; lengths are the tokens of an epoch's clips."""
     with torch.device("meta"):
         model = cast("VideoDiT", VideoDiT.from_config(network))
-        model = adapt(model, config.dit, seed=0) if config.dit.lora_rank else model
-    weights, frozen = (sum(p.numel() for p in model.parameters() if p.requires_grad is some) for some in (True, False))
-    frozen += count_frozen(config.dit)
+        model = add_lora(model, config.dit, seed=0) if config.dit.lora_rank else model
+    weights = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad) + count_frozen_weights(config.dit)
     sizes = {name: value for name, value in network.items() if isinstance(value, int)}
-    recompute = config.dit.gradient_checkpointing
-    averages = len(config.optim.ema)
-    memory = training_memory(
-        sizes, config.data.token_budget, weights, frozen=frozen, averages=averages, recompute=recompute
-    )
+    budget, recompute = config.data.token_budget, config.dit.gradient_checkpointing
+    memory = training_memory(sizes, budget, weights, frozen=frozen, averages=len(config.optim.ema), recompute=recompute)
     forward = sum(dit_flop(sizes, length) for length in lengths) / plan.steps_per_epoch
-    # The gradient costs twice the way forward, once where the weights themselves need none.
+    # The backward pass costs twice the forward pass, or once if the weights themselves need no gradient.
     flop = forward * ((3 if recompute else 2) + (not config.dit.lora_rank))
-    seconds = None if torch.cuda.is_available() else flop / (0.6 * matmul_flops())
+    seconds = None if torch.cuda.is_available() else clip_seconds(flop)
     return replace(plan, weights=weights, frozen_weights=frozen, memory_gb=round(memory, 2), seconds_per_step=seconds)
 
 
-def tell(plan: FolderPlan, config: TrainConfig) -> str:
-    """The plan as a table and a few lines."""
-    shown = sorted(plan.clips, key=lambda row: -row["clips"])[:ROWS]  # type: ignore[operator]
-    rest = [row for row in plan.clips if row not in shown]
+def format_plan(plan: FolderPlan, config: TrainConfig) -> str:
+    """Format the plan as a table of clip sizes and a few lines."""
+    by_frequency = sorted(plan.clips, key=lambda row: -row["clips"])
+    shown, rest = by_frequency[:MAX_ROWS], by_frequency[MAX_ROWS:]
     lines = [f"{'size':>9}  {'frames':>6}  {'tokens':>6}  {'clips':>7}"]
-    for row in sorted(shown, key=lambda row: row["tokens"]):  # type: ignore[arg-type,return-value]
+    for row in sorted(shown, key=lambda row: row["tokens"]):
         size = f"{row['width']}x{row['height']}"
         lines.append(f"{size:>9}  {row['frames']:>6}  {row['tokens']:>6}  {row['clips']:>7,}")
     if rest:
-        num = sum(row["clips"] for row in rest)  # type: ignore[misc]
-        tokens = [row["tokens"] for row in rest]
-        span = f"{min(tokens)}-{max(tokens)}"  # type: ignore[type-var]
-        lines.append(f"{len(rest):>3} more".rjust(9) + f"  {'':>6}  {span:>6}  {num:>7,}")
-    num_clips = sum(row["clips"] for row in plan.clips)  # type: ignore[misc]
+        num_clips, tokens = sum(row["clips"] for row in rest), [row["tokens"] for row in rest]
+        span = f"{min(tokens)}-{max(tokens)}"
+        lines.append(f"{len(rest):>3} more".rjust(9) + f"  {'':>6}  {span:>6}  {num_clips:>7,}")
+    num_clips = sum(row["clips"] for row in plan.clips)
     lines.append(f"{num_clips:,} clips, {plan.held_out} of them held out, {plan.unusable} files not usable")
     if plan.fill is None:
         return "\n".join([*lines, f"{plan.steps_per_epoch:,} steps an epoch of {config.vae.batch_clips} clips each"])
-    budget = config.data.token_budget
-    packs = f"{plan.steps_per_epoch:,} packs of at most {budget:,} tokens, {plan.fill:.1%} full"
+    packs = f"{plan.steps_per_epoch:,} packs of at most {config.data.token_budget:,} tokens, {plan.fill:.1%} full"
     lines.append(f"{plan.tokens:,} tokens to train on: an epoch is {packs}, a step each on one device")
-    for name, steps in plan.more_steps.items():
-        lines.append(f"patch {name} goes through the clips that are trained in it in {steps:,} packs")
+    for name, num_steps in plan.more_steps.items():
+        lines.append(f"patch {name} goes through the clips that are trained in it in {num_steps:,} packs")
     if plan.memory_gb is None:
         lines.append(f"memory and time are not known before {config.dit.init or config.dit.vae} is there")
     else:

@@ -1,4 +1,4 @@
-"""Power-function averages of the weights (Karras et al. 2024, EDM2)."""
+"""Average the weights over training with power functions (Karras et al. 2024, EDM2)."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from torch import Tensor, nn
 
 
 def power_gamma(width: float) -> float:
-    """The exponent of the power-function average whose relative width is given (Karras et al. 2024, Eq. 126)."""
+    """Return the exponent of the power-function average of a relative width (Karras et al. 2024, Eq. 126)."""
     low, high = 0.0, 1e4
     for _ in range(80):
         gamma = (low + high) / 2
-        wide = math.sqrt((gamma + 1) / ((gamma + 2) ** 2 * (gamma + 3)))
-        low, high = (gamma, high) if wide > width else (low, gamma)
+        gamma_width = math.sqrt((gamma + 1) / ((gamma + 2) ** 2 * (gamma + 3)))
+        low, high = (gamma, high) if gamma_width > width else (low, gamma)
     return (low + high) / 2
 
 
 class PowerEMA:
-    """Power-function averages of the weights, one copy a width (EDM2, Karras et al. 2024, Eq. 3)."""
+    """Power-function averages of the weights, one copy for each width (EDM2, Karras et al. 2024, Eq. 3)."""
 
     def __init__(self, model: nn.Module, widths: tuple[float, ...]) -> None:
         self.gammas = [power_gamma(width) for width in widths]
-        alone = hasattr(model, "peft_config")  # a LoRA: the weights that it stands beside stay as they are
-        named = {name: p for name, p in model.named_parameters() if p.requires_grad or not alone}
+        is_lora = hasattr(model, "peft_config")  # only the adapter is averaged: the model below it does not change
+        named = {name: p for name, p in model.named_parameters() if p.requires_grad or not is_lora}
         self.live: list[Tensor] = list(named.values())
         self.names = list(named)
         self.copies = [[p.detach().clone() for p in self.live] for _ in widths]
@@ -37,6 +37,6 @@ class PowerEMA:
             torch._foreach_lerp_(copy, self.live, 1 - beta)  # pyright: ignore[reportPrivateImportUsage]
 
     def swap(self, which: int = 0) -> None:
-        """Exchange the live weights with one of the copies; a second call brings them back."""
+        """Exchange the live weights with one of the copies; a second call restores them."""
         for live, copy in zip(self.live, self.copies[which], strict=True):
             live.data, copy.data = copy.data, live.data

@@ -1,9 +1,9 @@
-"""The training objective: rectified flow on packed tokens (Liu et al. 2023), at each clip's own noise level.
+"""The training objective: rectified flow on packed tokens (Liu et al. 2023), each clip at its own noise level.
 
     dit, clean PackedVideo, PackedText  ->  loss
 
-The network may put out the velocity, the clean clip (JiT, Li & He 2025) or what preconditioning leaves open; the loss
-is on the velocity either way.
+The network may predict the velocity, the clean clip (JiT, Li & He 2025) or what preconditioning leaves to it; the loss
+is on the velocity in each case.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ from typing import NamedTuple
 import torch
 from torch import Generator, Tensor, nn
 
-from videogen.packing.noise import SIGMA_MIN, NoiseLevels, draw_noise, interpolate
+from videogen.packing.noise import SIGMA_MIN, NoiseLevels, interpolate, sample_noise
 from videogen.packing.packs import Lengths, PackedText, PackedVideo
-from videogen.training.masks import draw_known
+from videogen.training.masks import sample_known
 
 
 def token_shift(lengths: Lengths, base_tokens: float) -> Tensor:
-    """A longer clip hides more from noise, so its levels are shifted up: sqrt(n / base), 1 to 3 (Esser et al. 2024)."""
+    """Return each clip's shift (b,), sqrt(n / base) in 1 ... 3: noise hides less of a long clip (Esser et al. 2024)."""
     return (torch.tensor(lengths, dtype=torch.float32) / base_tokens).sqrt().clamp(1, 3)
 
 
-def draw_sigmas(lengths: Lengths, *, base_tokens: float, uniform: float, generator: Generator) -> Tensor:
-    """A noise level for each clip (b,): logit-normal, stratified over the batch, shifted by length, a share uniform."""
+def sample_sigmas(lengths: Lengths, *, base_tokens: float, uniform: float, generator: Generator) -> Tensor:
+    """Sample a level for each clip (b,): logit-normal, stratified over the pack, a share uniform; shifted by length."""
     num = len(lengths)
     strata = (torch.randperm(num, generator=generator) + torch.rand(num, generator=generator)) / num
     logit_normal = torch.special.ndtri(strata.clamp(1e-4, 1 - 1e-4)).sigmoid()
@@ -35,104 +35,107 @@ def draw_sigmas(lengths: Lengths, *, base_tokens: float, uniform: float, generat
     return shift * sigma / (1 + (shift - 1) * sigma)
 
 
-def draw_levels(
+def sample_levels(
     video: PackedVideo,
     known: Mapping[str, float],
     *,
     base_tokens: float,
     uniform: float,
     generator: Generator,
-    between: tuple[float, float] = (0.0, 1.0),
+    sigma_range: tuple[float, float] = (0.0, 1.0),
 ) -> NoiseLevels:
-    """The noise level of every token: its clip's own, 0 where known; few distinct ones, found on the host.
+    """Sample the noise level of every token: its clip's, or 0 where a mask of the mixture `known` makes it known.
 
-    base_tokens counts tokens of the pack's own patch size. All levels are brought between two in proportion.
+    base_tokens counts tokens of the pack's own patch size. Levels are scaled linearly into sigma_range. The distinct
+    levels, of which there are few, are found on the host.
     """
-    least, most = between
-    sigmas = draw_sigmas(video.lengths, base_tokens=base_tokens, uniform=uniform, generator=generator)
-    sigmas = least + (most - least) * sigmas
-    shares = [draw_known(grid, known, generator).flatten() for grid in video.grids]
+    low, high = sigma_range
+    sigmas = sample_sigmas(video.lengths, base_tokens=base_tokens, uniform=uniform, generator=generator)
+    sigmas = low + (high - low) * sigmas
+    shares = [sample_known(grid, known, generator).flatten() for grid in video.grids]
     per_token = torch.cat([sigma * share for sigma, share in zip(sigmas, shares, strict=True)])
     values, index = torch.unique(per_token, return_inverse=True)
     return NoiseLevels(values, index)
 
 
 class FlowTask(NamedTuple):
-    """A pack and all that is drawn for it: what a step asks of the network, at once or in parts."""
+    """A pack of clean clips with their noise, noise levels, captions and loss weights: the inputs of the flow loss."""
 
     clean: PackedVideo
     noise: Tensor  # as clean.tokens
     levels: NoiseLevels
     text: PackedText
-    weight: Tensor  # (n,) what each token's error counts for; 0 where it is known
-    total: Tensor  # the sum of the whole pack's weights
-    facts: Tensor | None = None  # (n, k) in 0 ... 1: what each token shows, where the network is to say it
+    weight: Tensor  # (n,) of each token's error in the loss; 0 where the token is known
+    total_weight: Tensor  # sum over the whole pack, also in its micro-batches
+    facts: Tensor | None = None  # (n, k) in 0 ... 1: which facts each token shows, if they are trained
 
-    def parts(self, most_tokens: int) -> Iterator[FlowTask]:
-        """The same task in runs of clips of at most so many tokens, a longer clip alone; their losses add up."""
+    def micro_batches(self, max_tokens: int) -> Iterator[FlowTask]:
+        """Yield runs of clips of at most max_tokens tokens, a longer clip alone; their losses add up to the pack's."""
         lengths = self.clean.lengths
-        if sum(lengths) <= most_tokens:
+        if sum(lengths) <= max_tokens:
             yield self
             return
-        told = self.weight if self.facts is None else self.facts  # a stand-in that is not used
-        tensors = (self.clean.tokens, self.noise, self.levels.index, self.weight, told)
-        clips = list(zip(self.clean.grids, *(x.split(lengths) for x in tensors), strict=True))
-        texts = list(zip(*(x.split(self.text.lengths) for x in (self.text.tokens, self.text.weights)), strict=True))
-        first, room = 0, most_tokens
-        for last, length in enumerate((*lengths, most_tokens + 1)):
-            if length > room and last > first:
-                grids, clean, noise, index, weight, told = zip(*clips[first:last], strict=True)
-                rows, row_weights = zip(*texts[first:last], strict=True)
-                yield FlowTask(
-                    self.clean._replace(tokens=torch.cat(clean), grids=grids),
-                    torch.cat(noise),
-                    self.levels._replace(index=torch.cat(index)),
-                    PackedText(torch.cat(rows), tuple(map(len, rows)), torch.cat(row_weights)),
-                    torch.cat(weight),
-                    self.total,
-                    None if self.facts is None else torch.cat(told),
-                )
-                first, room = last, most_tokens
-            room -= length
+        first = 0
+        for last in range(1, len(lengths) + 1):
+            if last == len(lengths) or sum(lengths[first : last + 1]) > max_tokens:
+                yield self.clips(slice(first, last))
+                first = last
+
+    def clips(self, run: slice) -> FlowTask:
+        """Select a run of clips; total_weight stays that of the whole pack."""
+
+        def select(rows: Tensor, lengths: Lengths = self.clean.lengths) -> Tensor:
+            return torch.cat(rows.split(lengths)[run])
+
+        text, lengths = self.text, self.text.lengths
+        return self._replace(
+            clean=self.clean._replace(tokens=select(self.clean.tokens), grids=self.clean.grids[run]),
+            noise=select(self.noise),
+            levels=self.levels._replace(index=select(self.levels.index)),
+            text=PackedText(select(text.tokens, lengths), lengths[run], select(text.weights, lengths)),
+            weight=select(self.weight),
+            facts=None if self.facts is None else select(self.facts),
+        )
 
 
-def draw_task(
+def sample_task(
     clean: PackedVideo, text: PackedText, levels: NoiseLevels, *, base_tokens: float, generator: Generator
 ) -> FlowTask:
-    """Draw a pack's noise and weigh its tokens: the free ones, by (n / base)^-1/2 of their clip of n tokens."""
+    """Sample a pack's noise and weigh its free tokens, by (n / base_tokens)^-1/2 in a clip of n tokens."""
     device = clean.tokens.device
-    noise = draw_noise(clean.tokens, generator)
+    noise = sample_noise(clean.tokens, generator)
     levels = NoiseLevels(*(part.to(device) for part in levels))
-    clip = torch.tensor(clean.lengths).repeat_interleave(torch.tensor(clean.lengths))
-    weight = (clip / base_tokens).rsqrt().to(device) * (levels.per_token()[:, 0] > 0)
+    num_tokens = torch.tensor(clean.lengths).repeat_interleave(torch.tensor(clean.lengths))
+    weight = (num_tokens / base_tokens).rsqrt().to(device) * (levels.per_token()[:, 0] > 0)
     return FlowTask(clean, noise, levels, text, weight, weight.sum())
 
 
-def flow_error(dit: nn.Module, task: FlowTask, facts: float = 0.0) -> Tensor:
-    """How far the predicted velocity is from the true one: the mean over a pack's noised tokens, weighted by clip.
+def flow_loss(dit: nn.Module, task: FlowTask, facts_weight: float = 0.0) -> Tensor:
+    """Return the squared error of the predicted velocity: the weighted mean over the tokens of the pack.
 
-    Of a part of a pack it is the part's share of that mean, whatever the other clips are. With a weight of the facts,
-    it is added so many times how far the network is from them: binary cross-entropy, summed over the facts.
+    For a micro-batch it is its share of that mean, so that the shares add up. If the task has facts, facts_weight times
+    their binary cross-entropy, summed over the facts, is added to each token's error.
     """
     clean, sigma = task.clean.tokens, task.levels.per_token()
     noised = task.clean._replace(tokens=interpolate(clean, task.noise, sigma))
-    asked = {"facts": True} if facts and task.facts is not None else {}
-    answer = dit(noised, task.levels, task.text, **asked)
-    out, said = answer if asked else (answer, None)
-    out = out.to(torch.promote_types(out.dtype, torch.float32))
-    model = getattr(dit, "module", dit)  # DDP wraps it
-    if model.config["prediction"] == "clean":  # type: ignore[index]
-        error = (out - clean) / sigma.clamp(min=SIGMA_MIN)
+    if facts_weight and task.facts is not None:
+        prediction, fact_logits = dit(noised, task.levels, task.text, facts=True)
     else:
-        error = out - (task.noise - clean)
+        prediction, fact_logits = dit(noised, task.levels, task.text), None
+    prediction = prediction.to(torch.promote_types(prediction.dtype, torch.float32))
+    model = getattr(dit, "module", dit)  # unwraps DistributedDataParallel
+    if model.config["prediction"] == "clean":  # type: ignore[index]
+        error = (prediction - clean) / sigma.clamp(min=SIGMA_MIN)
+    else:
+        error = prediction - (task.noise - clean)
     error = error.square().mean(dim=-1)
-    if said is not None and task.facts is not None:
-        untrue = nn.functional.binary_cross_entropy_with_logits(said.float(), task.facts, reduction="none")
-        error = error + facts * untrue.sum(dim=-1)
-    return (error * task.weight).sum() / task.total
+    if fact_logits is not None and task.facts is not None:
+        entropy = nn.functional.binary_cross_entropy_with_logits(fact_logits.float(), task.facts, reduction="none")
+        error = error + facts_weight * entropy.sum(dim=-1)
+    return (error * task.weight).sum() / task.total_weight
 
 
 def drop_captions(captions: Sequence[str], share: float, generator: Generator) -> list[str]:
-    """Leave some clips without their caption, so that the network also knows what is likely on its own."""
-    drawn = torch.rand(len(captions), generator=generator)
-    return ["" if value < share else caption for value, caption in zip(drawn, captions, strict=True)]
+    """Replace a random share of the captions by "": classifier-free guidance needs the unconditional velocity too."""
+    values = torch.rand(len(captions), generator=generator)
+    return ["" if value < share else caption for value, caption in zip(values, captions, strict=True)]

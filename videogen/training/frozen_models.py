@@ -1,6 +1,6 @@
-"""The networks that training takes from checkpoint folders, and leaves as they are.
+"""Load the networks that training takes from checkpoint folders and does not change.
 
-DitConfig  ->  Frozen(VAE, tokenizer, text encoder, scheduler)
+DitConfig  ->  FrozenModels(VAE, tokenizer, text encoder, scheduler)
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from videogen.models.checkpoint import check_weights, load_vae, meta_component
 from videogen.models.checkpoint_config import components_of, read_json
 from videogen.models.dit import VideoDiT
 from videogen.models.hub import find_checkpoint
-from videogen.models.text_encoder import load_text
+from videogen.models.text_encoder import load_tokenizer_and_encoder
 from videogen.models.vae import VideoVAE
 from videogen.models.wan_vae import WanVAE
 from videogen.sampling.solvers import Scheduler
@@ -33,8 +33,8 @@ logger = logging.getLogger(__name__)
 Model = TypeVar("Model", VideoVAE, VideoDiT)
 
 
-class Frozen(NamedTuple):
-    """What stands beside a DiT."""
+class FrozenModels(NamedTuple):
+    """The frozen models that a DiT is trained with; a scheduler only if the DiT's pipeline has one."""
 
     vae: VideoVAE | WanVAE
     tokenizer: PreTrainedTokenizerBase
@@ -42,11 +42,11 @@ class Frozen(NamedTuple):
     scheduler: Scheduler | None = None
 
 
-def frozen_parts(dit: DitConfig) -> Frozen:
-    """VAE and text encoder of their own folders; for a LoRA all of the pipeline that it is for."""
+def load_frozen(dit: DitConfig) -> FrozenModels:
+    """Load the VAE and the text encoder, each from its own folder; a LoRA takes all of them from its pipeline."""
     if not dit.lora_rank or dit.init is None:
         vae = load_part(VideoVAE, dit.vae, "vae").eval().requires_grad_(requires_grad=False)
-        return Frozen(vae, *load_text(dit.text))
+        return FrozenModels(vae, *load_tokenizer_and_encoder(dit.text))
     vae = load_vae(dit.init).eval().requires_grad_(requires_grad=False)
     if vae.space_stride != SPACE_STRIDE:
         raise ValueError(f"{dit.init} has cells of {vae.space_stride} pixels; training takes models of {SPACE_STRIDE}")
@@ -55,54 +55,57 @@ def frozen_parts(dit: DitConfig) -> Frozen:
         raise ValueError(f"{dit.init} has two transformers; training takes models of one, such as Wan 2.1")
     name = components.get("scheduler")
     scheduler = getattr(diffusers, name).from_pretrained(dit.init, subfolder="scheduler") if name else None
-    return Frozen(vae, *load_text(dit.init), scheduler)
+    return FrozenModels(vae, *load_tokenizer_and_encoder(dit.init), scheduler)
 
 
-def count_frozen(dit: DitConfig) -> int:
-    """The weights that frozen_parts will load, from their configs; a part that is not there yet counts none."""
-    own = dit.init if dit.lora_rank else None
-    found = [(own or dit.vae, "vae"), (own or dit.text, "text_encoder")]
-    there = [(folder, part) for folder, part in found if (folder / part / "config.json").is_file()]
-    return sum(weight.numel() for folder, part in there for weight in meta_component(folder, part).parameters())
+def count_frozen_weights(dit: DitConfig) -> int:
+    """Count the weights that load_frozen will load, from their configs; a model that is missing counts 0."""
+    pipeline = dit.init if dit.lora_rank else None
+    parts = [(pipeline or dit.vae, "vae"), (pipeline or dit.text, "text_encoder")]
+    models = [meta_component(folder, part) for folder, part in parts if (folder / part / "config.json").is_file()]
+    return sum(weight.numel() for model in models for weight in model.parameters())
 
 
-def located(dit: DitConfig, find: Callable[[Path], Path] = find_checkpoint) -> DitConfig:
-    """The same recipe with folders in place of Hub ids."""
-    init = None if dit.init is None else find(dit.init)
-    return replace(dit, vae=find(dit.vae), text=find(dit.text), init=init)
+def resolve_checkpoints(dit: DitConfig, find: Callable[[Path], Path] = find_checkpoint) -> DitConfig:
+    """Replace the recipe's Hub ids by their folders."""
+    return replace(dit, vae=find(dit.vae), text=find(dit.text), init=dit.init and find(dit.init))
 
 
-def check_fit(model: VideoDiT, vae: VideoVAE | WanVAE, dit: DitConfig, *, text_dim: int) -> None:
-    """Refuse to go on from a DiT (dit.init) that the rest of the recipe does not go with; say what stays as it was."""
+def check_compatible(model: VideoDiT, vae: VideoVAE | WanVAE, dit: DitConfig, *, text_dim: int) -> None:
+    """Check the DiT of dit.init against the rest of the recipe.
+
+    Raises a ValueError if the model cannot be trained with the VAE, the text encoder or the facts, and warns of
+    settings that the model overrides.
+    """
     assert dit.init is not None
     channels = vae.config["latent_channels"] if isinstance(vae, VideoVAE) else model.out_channels
     if model.out_channels != channels:
         raise ValueError(
             f"{dit.init} denoises latents of {model.out_channels} channels, and the VAE of {dit.vae} makes {channels}; "
-            "give its own with --dit.vae"
+            "give the VAE that this model was trained with (--dit.vae)"
         )
-    if text_dim != (wanted := model.config["text_dim"]):
+    if text_dim != (model_text_dim := model.config["text_dim"]):
         raise ValueError(
-            f"{dit.init} reads texts of {wanted} values a token, and the encoder of {dit.text} makes {text_dim}; "
-            "give its own with --dit.text"
+            f"{dit.init} takes text embeddings of width {model_text_dim}, and the encoder of {dit.text} makes "
+            f"{text_dim}; give the text encoder that this model was trained with (--dit.text)"
         )
-    has_own = isinstance(vae, VideoVAE) and dit.init != dit.vae and (dit.init / "vae" / "config.json").is_file()
-    if has_own and encoder_id(load_part(VideoVAE, dit.init, "vae")) != encoder_id(vae):
-        said = "%s denoises latents of its own VAE, and those of %s are others; --dit.vae %s has them"
-        logger.warning(said, dit.init, dit.vae, dit.init)
-    usual = DitConfig()
+    has_own_vae = isinstance(vae, VideoVAE) and dit.init != dit.vae and (dit.init / "vae" / "config.json").is_file()
+    if has_own_vae and encoder_id(load_part(VideoVAE, dit.init, "vae")) != encoder_id(vae):
+        message = "%s denoises latents of its own VAE, and those of %s are others; --dit.vae %s has them"
+        logger.warning(message, dit.init, dit.vae, dit.init)
+    defaults = DitConfig()
     for name in ("num_layers", "patch_size", "prediction"):
-        told, held = getattr(dit, name), model.config[name]
-        if told not in (getattr(usual, name), tuple(held) if isinstance(held, list) else held):
-            logger.warning("dit.%s = %s is left aside: %s has %s", name, told, dit.init, held)
+        setting, in_model = getattr(dit, name), model.config[name]
+        if setting not in (getattr(defaults, name), tuple(in_model) if isinstance(in_model, list) else in_model):
+            logger.warning("dit.%s = %s is left aside: %s has %s", name, setting, dit.init, in_model)
     head = model.facts_head
     if dit.facts and head is not None and head.out_features != len(FACTS):
-        said = f"{dit.init} tells {head.out_features} facts, and the toybox has {len(FACTS)}"
-        raise ValueError(f"dit.facts does not go with dit.init: {said}; set it to 0")
+        reason = f"{dit.init} tells {head.out_features} facts, and the toybox has {len(FACTS)}"
+        raise ValueError(f"dit.facts does not go with dit.init: {reason}; set it to 0")
 
 
 def encoder_id(vae: VideoVAE | WanVAE) -> str:
-    """A name for all that decides a VAE's latents; a decoder that is trained on changes nothing of it."""
+    """Hash everything that decides a VAE's latents; training its decoder further does not change the hash."""
     digest = hashlib.sha256()
     layers: list[nn.Module] = [vae.encoder, *([vae.quant_conv] if isinstance(vae, WanVAE) else [])]
     for name, value in (item for layer in layers for item in sorted(layer.state_dict().items())):
@@ -112,7 +115,7 @@ def encoder_id(vae: VideoVAE | WanVAE) -> str:
 
 
 def load_part(kind: type[Model], folder: Path, name: str) -> Model:
-    """One model of a checkpoint folder, checked."""
+    """Check and load one model of a checkpoint folder in float32; raises a ValueError if it is not there."""
     if not (folder / name / "config.json").is_file():
         raise ValueError(f"{folder} has no {name}/config.json; give a checkpoint folder that holds one")
     check_weights(kind, folder / name)

@@ -1,7 +1,7 @@
-"""A LoRA on a Wan transformer: small matrices beside the weights, which stay as they are (Hu et al. 2022).
+"""Train a LoRA on a Wan transformer: low-rank matrices are added to its weights, which stay frozen (Hu et al. 2022).
 
-checkpoint folder, DitConfig  ->  VideoDiT with an adapter that alone is trained
-the adapter  ->  pytorch_lora_weights.safetensors, as WanPipeline.load_lora_weights reads it
+checkpoint folder, DitConfig  ->  VideoDiT of which only the adapter is trained
+adapter  ->  pytorch_lora_weights.safetensors, which WanPipeline.load_lora_weights reads
 """
 
 from __future__ import annotations
@@ -18,13 +18,14 @@ from videogen.models.dit import VideoDiT
 from videogen.sampling.pipeline import VideoPipeline
 
 
-def adapt(model: VideoDiT, config: DitConfig, seed: int) -> VideoDiT:
-    """Freeze a model and put a LoRA beside its layers, which changes nothing yet: one of its halves is zero."""
+def add_lora(model: VideoDiT, config: DitConfig, seed: int) -> VideoDiT:
+    """Freeze a model and add a LoRA, whose output is 0 at first; raises a ValueError for image-to-video models."""
     if model.config["in_channels"] > model.out_channels:
         raise ValueError(f"{config.init} begins with an image, and training has none beside a clip; give a T2V model")
     model.requires_grad_(requires_grad=False)
-    torch.manual_seed(seed)  # the other half; everything later draws from its own generators
-    # Without more said, a file's scale is alpha / rank = 1; who loads it chooses another (--lora FILE=SCALE).
+    # One matrix of a LoRA begins at zero, the other is random; everything later draws from its own generators.
+    torch.manual_seed(seed)
+    # With alpha = rank a file's scale is 1 unless whoever loads it chooses another (--lora FILE=SCALE).
     options = {"r": config.lora_rank, "lora_alpha": config.lora_rank, "target_modules": list(config.lora_layers)}
     try:
         model.add_adapter(LoraConfig(**options))
@@ -36,6 +37,6 @@ def adapt(model: VideoDiT, config: DitConfig, seed: int) -> VideoDiT:
 
 
 def save_lora(model: VideoDiT, folder: Path) -> None:
-    """Write the adapter for load_lora_weights, here (--lora) and in diffusers."""
+    """Write the adapter to a file that load_lora_weights reads, here (--lora) and in diffusers."""
     state = {name: value.detach().cpu() for name, value in get_peft_model_state_dict(model).items()}
     VideoPipeline.save_lora_weights(folder, transformer_lora_layers=state)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""What a training run says of itself: log.jsonl, TensorBoard where it is installed, and a line on stderr."""
+"""Report a training run's progress: log.jsonl, TensorBoard if it is installed, and a progress bar on stderr."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 
-class Log:
-    """Numbers of a run: a line of log.jsonl each time, and TensorBoard where it is installed."""
+class RunLog:
+    """The metrics of a run: one line of log.jsonl per call, and TensorBoard if it is installed."""
 
     def __init__(self, run_dir: Path) -> None:
         from accelerate.tracking import TensorBoardTracker, is_tensorboard_available
@@ -23,7 +23,7 @@ class Log:
             self.tracker.start()
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Log values after a step."""
+        """Log the values after a step."""
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, **values}) + "\n")
         if self.tracker is not None:
@@ -31,33 +31,32 @@ class Log:
 
 
 class Meter:
-    """Averages the numbers of ten steps at a time, logs them, and says them in a few words."""
+    """Averages the metrics of ten steps at a time and logs the means."""
 
-    def __init__(self, log: Log | None, num_processes: int = 1) -> None:
+    def __init__(self, log: RunLog | None, num_processes: int = 1) -> None:
         self.log, self.num_processes = log, num_processes
         self.window, self.clock = list[dict[str, float]](), time.monotonic()
 
     def add(self, step: int, values: dict[str, float]) -> str:
-        """Take a step's numbers; after every tenth, what to show."""
+        """Add a step's metrics; return a message for the bar after every tenth step, else an empty string."""
         self.window.append(values)
         if step % 10:
             return ""
-        num, elapsed = len(self.window), time.monotonic() - self.clock
-        rows: dict[str, list[float]] = {}
-        for key, value in (item for one in self.window for item in one.items()):
-            rows.setdefault(key, []).append(value)
-        shown = {key: sum(row) / len(row) for key, row in rows.items()}
-        shown["tokens_per_second"] = shown.get("tokens", 0.0) * num * self.num_processes / elapsed
-        shown["steps_per_second"] = num / elapsed
+        num_steps, elapsed = len(self.window), time.monotonic() - self.clock
+        keys = dict.fromkeys(key for metrics in self.window for key in metrics)
+        columns = {key: [metrics[key] for metrics in self.window if key in metrics] for key in keys}
+        means = {key: sum(column) / len(column) for key, column in columns.items()}
+        means["tokens_per_second"] = means.get("tokens", 0.0) * num_steps * self.num_processes / elapsed
+        means["steps_per_second"] = num_steps / elapsed
         if self.log is not None:
-            self.log.write(step, shown)
+            self.log.write(step, means)
         self.window, self.clock = [], time.monotonic()
-        said = f"loss {shown['loss']:.4f} · {shown['tokens_per_second']:,.0f} tokens/s"
-        return said + (f" · fill {shown['fill']:.1%}" if "fill" in shown else "")
+        message = f"loss {means['loss']:.4f} · {means['tokens_per_second']:,.0f} tokens/s"
+        return message + (f" · fill {means['fill']:.1%}" if "fill" in means else "")
 
 
 def progress_bar(*, disable: bool = False) -> Progress:
-    """Bar, step, what the loop says, and time left, on stderr."""
+    """Make a progress bar on stderr that shows the step, the loop's message and the time left."""
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed:.0f}/{task.total:.0f}"))
-    columns = (*columns, TextColumn("{task.fields[said]}"), TimeRemainingColumn())
+    columns = (*columns, TextColumn("{task.fields[message]}"), TimeRemainingColumn())
     return Progress(*columns, console=Console(stderr=True), disable=disable)

@@ -1,6 +1,8 @@
-"""The two things that are trained here: the VAE on pixels, then the DiT on its latents.
+"""Choose what is trained: the VAE on pixels, then the DiT on its latents.
 
-A stage's batches are a pure function of (config, step): nothing about the order of the data has to be saved.
+TrainConfig  ->  VaeStage or DitStage
+
+A stage's batches are a pure function of (config, step): the order of the data is never saved.
 """
 
 from __future__ import annotations
@@ -11,5 +13,5 @@ from videogen.training.vae_stage import VaeStage
 
 
 def make_stage(config: TrainConfig) -> VaeStage | DitStage:
-    """The stage that a recipe names."""
+    """Make the stage that a recipe names."""
     return {"vae": VaeStage, "dit": DitStage}[config.stage](config)

@@ -1,9 +1,9 @@
-"""One training loop, handed a stage: what is trained, on what, by which loss.
+"""Train the model of a stage: one loop with its optimizer, averaged weights and checkpoints.
 
     Stage (model, batches, loss, validate, preview, export)  ->  run folder: step_000500/ ..., log.jsonl, samples/
 
-Every random draw is a function of (seed, step), so a run that was stopped and resumed is the run that was not, bit for
-bit on CPU. Checkpoints are written beside and renamed; a kill at any moment leaves the last good one.
+Whatever is random is a function of (seed, step), so a run that was stopped and resumed equals an uninterrupted one, bit
+for bit on CPU. Checkpoints are written under another name and renamed: a kill at any moment leaves the last good one.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import math
 import signal
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Generic, Protocol, TypeVar
@@ -27,47 +28,49 @@ from videogen.data.files import save_text
 from videogen.interruption import StopRequest
 from videogen.models.dit import VideoDiT
 from videogen.training.ema import PowerEMA
-from videogen.training.progress import Log, Meter, progress_bar
+from videogen.training.progress import Meter, RunLog, progress_bar
 from videogen.training.run_checkpoints import load_step, save_step, saved_steps
 
 logger = logging.getLogger(__name__)
 Batch = TypeVar("Batch")
+MicroBatch = TypeVar("MicroBatch")
 CPU_PASS_TOKENS = 1280
-"""Twice as many take a tenth longer each: what the layers hand on no longer stays in the cache (assets/LOG.md)."""
-PATIENCE = timedelta(days=1)
-"""How long the other processes wait for the first, which measures, saves and shows; torch would give it ten minutes."""
+"""Tokens of a pass on a CPU: in twice as large a pass each token takes a tenth longer, because the activations no
+longer stay in the cache (assets/LOG.md)."""
+PROCESS_TIMEOUT = timedelta(days=1)
+"""How long processes wait for the first, which validates, saves and samples; torch's default is ten minutes."""
 
 
-class Stage(Protocol[Batch]):
-    """What the loop needs to know of a kind of training."""
+class Stage(Protocol[Batch, MicroBatch]):
+    """The model, batches and loss of one kind of training."""
 
     model: nn.Module
 
-    def place(self, device: torch.device) -> None:
-        """Move what is used beside the model to the model's device."""
+    def to_device(self, device: torch.device) -> None:
+        """Move the frozen models to the trained model's device."""
         ...
 
     def batches(self, start: int, every: int = 1) -> Iterator[Batch]:
-        """The batches start, start + every, ...: the same whenever the run is resumed."""
+        """Yield the batches start, start + every, ...; each depends on its number alone, in a resumed run too."""
         ...
 
-    def loss(self, model: nn.Module, batch: Batch, step: int) -> dict[str, Tensor]:
-        """The loss of a step under "loss", and what else to log; "tokens" and "fill" are shown, "weight" is not.
+    def split(self, batch: Batch, max_tokens: int) -> Iterator[MicroBatch]:
+        """Yield micro-batches of at most max_tokens tokens, or of one clip, whose losses add up to the batch's."""
+        ...
 
-        The weight is what the loss counts for beside those of other processes.
+    def longest_clip(self, batch: Batch) -> int:
+        """Return the number of tokens of a batch's longest clip: no micro-batch can be smaller."""
+        ...
+
+    def loss(self, model: nn.Module, micro_batch: MicroBatch, batch_number: int) -> dict[str, Tensor]:
+        """Return the loss as "loss", and further values to log; the progress bar shows "tokens" and "fill".
+
+        "weight", which is not logged, is how much the loss counts in the mean over processes.
         """
         ...
 
-    def losses(self, model: nn.Module, batch: Batch, step: int, most_tokens: int) -> Iterator[dict[str, Tensor]]:
-        """The same loss in parts that add up to it, each of at most so many tokens or of one clip."""
-        ...
-
-    def longest(self, batch: Batch) -> int:
-        """Tokens of the longest clip of a batch: no part can be less."""
-        ...
-
     def validate(self) -> dict[str, float]:
-        """Measures on held-out clips."""
+        """Return the metrics of the held-out clips."""
         ...
 
     def preview(self, step: int, out_dir: Path) -> None:
@@ -75,19 +78,19 @@ class Stage(Protocol[Batch]):
         ...
 
     def export(self, out_dir: Path) -> None:
-        """Write the model, as it is now, as a checkpoint folder."""
+        """Write the model with its current weights as a checkpoint folder."""
         ...
 
 
 def learning_rate(step: int, total: int, config: OptimConfig) -> float:
-    """The learning rate of a step: linear rise, constant, linear fall to zero over the last share of the run."""
-    rise = min(1.0, (step + 1) / max(1, config.warmup_steps))
+    """Return a step's learning rate: linear warmup, constant, then linear decay to zero in the run's last share."""
+    warmup = min(1.0, (step + 1) / max(1, config.warmup_steps))
     decay_steps = max(1, round(total * config.decay_share))
-    return config.lr * rise * min(1.0, (total - step) / decay_steps)
+    return config.lr * warmup * min(1.0, (total - step) / decay_steps)
 
 
 def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
-    """AdamW; weight decay on matrices and kernels only."""
+    """Make an AdamW whose weight decay applies to matrices and kernels only."""
     params = [p for p in model.parameters() if p.requires_grad]
     groups = [
         {"params": [p for p in params if p.ndim >= 2], "weight_decay": config.weight_decay},
@@ -96,219 +99,212 @@ def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
     return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=1e-8, fused=True)
 
 
-def out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out: torch has a class for it on CUDA, and words elsewhere."""
-    words = ("out of memory", "not enough memory", "can't allocate memory", "Cannot allocate memory")
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(word in str(error) for word in words)
+def is_out_of_memory(error: BaseException) -> bool:
+    """True if memory ran out: torch raises a class of its own on CUDA, and errors with these messages elsewhere."""
+    messages = ("out of memory", "not enough memory", "can't allocate memory", "Cannot allocate memory")
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(text in str(error) for text in messages)
 
 
-def slow_in_bf16(device: torch.device) -> bool:
-    """Whether it is a CPU without instructions for bfloat16, where products in it take 40 times as long and more."""
-    has = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}  # not in all of torch 2.1x
-    told = device.type == "cpu" and has.get("architecture") == "x86_64"
-    return told and not (has["avx512_bf16"] or has["amx_bf16"])
+def lacks_bf16_instructions(device: torch.device) -> bool:
+    """True if the device is an x86 CPU on which bfloat16 products take 40 times as long as float32, or longer."""
+    if device.type != "cpu" or not hasattr(torch.cpu, "get_capabilities"):  # some versions of torch 2.1x lack it
+        return False
+    cpu = torch.cpu.get_capabilities()
+    return cpu.get("architecture") == "x86_64" and not (cpu["avx512_bf16"] or cpu["amx_bf16"])
 
 
-class Trainer(Generic[Batch]):
-    """The loop and what it owns: optimiser, averages, checkpoints."""
+class Trainer(Generic[Batch, MicroBatch]):
+    """The training loop, with its optimizer, averaged weights and checkpoints."""
 
-    def __init__(self, stage: Stage[Batch], config: TrainConfig) -> None:
+    def __init__(self, stage: Stage[Batch, MicroBatch], config: TrainConfig) -> None:
         from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
         from accelerate.utils import GradientAccumulationPlugin
 
         self.stage, self.config, self.run = stage, config, config.run
-        dit = config.dit  # a step uses one patch size, the recipe's or one of dit.init, and tells facts or not
-        some = DistributedDataParallelKwargs(find_unused_parameters=bool(dit.patches or dit.facts or dit.init))
-        # cpu=True where there is nothing else: without it several processes would not know of each other there
+        # A step trains one patch size, of the recipe or of dit.init, and not always the head for the facts.
+        dit = config.dit
+        ddp_options = DistributedDataParallelKwargs(find_unused_parameters=bool(dit.patches or dit.facts or dit.init))
         self.accelerator = Accelerator(
-            cpu=not torch.accelerator.is_available(),
-            mixed_precision="no",  # the recipe says it, and how many steps add up, not what accelerate was set to
+            cpu=not torch.accelerator.is_available(),  # without it, processes on CPUs do not form a group
+            mixed_precision="no",  # precision and accumulation follow the recipe, not the settings of accelerate
             gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
-            kwargs_handlers=[some, InitProcessGroupKwargs(timeout=PATIENCE)],
+            kwargs_handlers=[ddp_options, InitProcessGroupKwargs(timeout=PROCESS_TIMEOUT)],
         )
-        if self.accelerator.num_processes > 1 and config.stage == "vae":
+        device, alone = self.accelerator.device, self.accelerator.num_processes == 1
+        if config.stage == "vae" and not alone:
             raise ValueError("the VAE is trained on one device; start train.py without torchrun or accelerate launch")
         if self.run.compile:
             if not isinstance(stage.model, VideoDiT):
                 raise ValueError("run.compile is for the DiT's blocks; leave it out where the VAE is trained")
             stage.model.compile_repeated_blocks(dynamic=True)
-        self.model = self.accelerator.prepare(stage.model)  # on its device, before anything is laid out like it
-        stage.place(self.accelerator.device)
+        self.model = self.accelerator.prepare(stage.model)  # first: optimizer and averages copy its device and layout
+        stage.to_device(device)
         self.optimizer = make_optimizer(stage.model, config.optim)
         self.ema = PowerEMA(stage.model, config.optim.ema)
-        self.pass_tokens = self.at_once()  # most tokens computed at once; less once memory ran out
-        if self.run.mixed_precision == "bf16" and slow_in_bf16(self.accelerator.device):
+        # Processes reduce their gradients at every pass, so each computes its pack in one; a CPU that trains alone is
+        # faster in several, to the same gradient. Where memory runs out, passes become smaller.
+        self.max_tokens_per_pass = config.data.token_budget
+        if alone and config.stage == "dit" and device.type == "cpu":
+            self.max_tokens_per_pass = min(config.data.token_budget, CPU_PASS_TOKENS)
+        if self.run.mixed_precision == "bf16" and lacks_bf16_instructions(device):
             logger.warning("this CPU has no bf16 instructions: run.mixed_precision = 'no' would be many times as fast")
         self.run.dir.mkdir(parents=True, exist_ok=True)
         self.step = max(saved_steps(self.run.dir), default=0)
         if self.step:
             load_step(self.run.dir, self.step, self.ema, self.optimizer)
-        self.check_together()
+        self.check_ranks_agree()
         self.optimizer = self.accelerator.prepare(self.optimizer)
 
-    def check_together(self) -> None:
-        """Refuse to go on where processes found different steps: each machine had a run folder of its own."""
-        steps = self.accelerator.gather(torch.tensor([self.step], device=self.accelerator.device))
-        if len(found := sorted(set(torch.as_tensor(steps).tolist()))) > 1:
-            raise ValueError(f"the processes found {self.run.dir} at steps {found}; give all of them the same folder")
-
-    def at_once(self) -> int:
-        """How much of a pack is computed at once: all, or on a CPU as much as is fastest, to the same gradient.
-
-        Processes that train together add up their gradients at each part, and have as many only where each has one.
-        """
-        budget, alone = self.config.data.token_budget, self.accelerator.num_processes == 1
-        parts = alone and self.config.stage == "dit" and self.accelerator.device.type == "cpu"
-        return min(budget, CPU_PASS_TOKENS) if parts else budget
+    def check_ranks_agree(self) -> None:
+        """Raise ValueError if processes resume at different steps: each machine then has a run folder of its own."""
+        gathered = self.accelerator.gather(torch.tensor([self.step], device=self.accelerator.device))
+        if len(steps := sorted(set(torch.as_tensor(gathered).tolist()))) > 1:
+            raise ValueError(f"the processes found {self.run.dir} at steps {steps}; give all of them the same folder")
 
     def batches(self) -> Iterator[Batch]:
-        """This process's batches from the next step on: of each step's num_processes batches, its own."""
-        share, own = self.accelerator.num_processes, self.accelerator.process_index
-        return self.stage.batches(self.step * share + own, share)
+        """Yield this process's batches from the next step on: one of the num_processes batches of each step."""
+        num_processes, rank = self.accelerator.num_processes, self.accelerator.process_index
+        return self.stage.batches(self.step * num_processes + rank, num_processes)
 
     def any_process(self, flag: bool) -> bool:
-        """Whether any process says so: all must leave at the same step."""
+        """True if the flag is set in any process: all of them must leave the loop at the same step."""
         if self.accelerator.num_processes == 1:
             return flag
-        said = torch.tensor(float(flag), device=self.accelerator.device)
-        return torch.as_tensor(self.accelerator.reduce(said, reduction="sum")).item() > 0
+        value = torch.tensor(float(flag), device=self.accelerator.device)
+        return torch.as_tensor(self.accelerator.reduce(value, reduction="sum")).item() > 0
 
     def train_step(self, batch: Batch, step: int) -> dict[str, float]:
-        """One optimiser step; the numbers to show."""
-        rate = learning_rate(step, self.run.steps, self.config.optim)
+        """Take an optimizer step and return the values to log; FloatingPointError if loss or gradient is not finite."""
+        lr = learning_rate(step, self.run.steps, self.config.optim)
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        values = self.gradient(batch, step * self.accelerator.num_processes + self.accelerator.process_index)
+            group["lr"] = lr
+        values = self.compute_gradient(batch, step * self.accelerator.num_processes + self.accelerator.process_index)
         norm = torch.as_tensor(self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.optim.grad_clip))
-        values |= {"grad_norm": norm.item(), "lr": rate}
+        values |= {"grad_norm": norm.item(), "lr": lr}
         if not math.isfinite(values["loss"]) or not math.isfinite(values["grad_norm"]):
-            said = f"the loss is {values['loss']:.4g} and its gradient's norm {values['grad_norm']:.4g} at step {step}"
-            raise FloatingPointError(f"{said}; what was saved is whole: lower optim.lr and go on")
+            raise FloatingPointError(
+                f"the loss is {values['loss']:.4g} and the gradient norm is {values['grad_norm']:.4g} at step {step}; "
+                "what was saved is whole: lower optim.lr and run the same command again to resume"
+            )
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.ema.update(step + 1)
         return values
 
-    def gradient(self, batch: Batch, number: int) -> dict[str, float]:
-        """Add up the gradient of a batch; where memory runs out, once more from the start in parts that fit.
+    def compute_gradient(self, batch: Batch, batch_number: int) -> dict[str, float]:
+        """Accumulate the gradient of a batch and return its losses; if memory runs out, start over in smaller passes.
 
-        A batch's random draws depend on its number alone and are made for all of it, so the parts change nothing.
+        Noise is sampled for the batch as a whole, from its number alone, so smaller passes have the same gradient.
         """
-        before = self.pass_tokens
-        while (values := self.backward(batch, number)) is None:
+        max_tokens = self.max_tokens_per_pass
+        while (losses := self.forward_backward(batch, batch_number)) is None:
             self.optimizer.zero_grad()
-            torch.cuda.empty_cache()  # nothing where there is no CUDA
-            if self.accelerator.num_processes > 1:  # the others wait for this one's gradient and cannot begin anew
-                raise RuntimeError(f"out of memory; the last checkpoint is whole: lower data.token_budget = {before}")
-            if self.pass_tokens <= (longest := self.stage.longest(batch)):  # it was computed alone already
+            torch.cuda.empty_cache()  # does nothing without CUDA
+            if self.accelerator.num_processes > 1:  # the others wait for this one's gradient and cannot start over
+                raise RuntimeError(
+                    f"out of memory; the last checkpoint is whole: lower data.token_budget = {max_tokens}"
+                )
+            longest = self.stage.longest_clip(batch)
+            if self.max_tokens_per_pass <= longest:  # the longest clip already had a pass of its own
                 raise RuntimeError("no memory for one clip; lower data.max_tokens or set dit.gradient_checkpointing")
-            self.pass_tokens = max(self.pass_tokens // 2, longest)
-        if self.pass_tokens < before:
-            said = "out of memory: from now on packs are computed %d tokens at a time, to the same result"
-            logger.warning(said, self.pass_tokens)
-        return values
+            self.max_tokens_per_pass = max(self.max_tokens_per_pass // 2, longest)
+        if self.max_tokens_per_pass < max_tokens:
+            text = "out of memory: from now on packs are computed %d tokens at a time, to the same result"
+            logger.warning(text, self.max_tokens_per_pass)
+        return losses
 
-    def backward(self, batch: Batch, number: int) -> dict[str, float] | None:
-        """The numbers of a batch whose gradient is now added up; None where memory ran out."""
+    def forward_backward(self, batch: Batch, batch_number: int) -> dict[str, float] | None:
+        """Accumulate the gradient of a batch and return the sums of its losses, or None if memory ran out."""
         sums: dict[str, float] = {}
+        use_bf16 = self.run.mixed_precision == "bf16"
         try:
-            parts = self.parts(batch, number)
-            while losses := self.next_losses(parts):
-                self.accelerator.backward(losses["loss"] * self.share(losses.pop("weight", None)))
+            # Only the forward pass is autocast: `split` embeds captions, which are cached in the encoder's precision.
+            for micro_batch in self.stage.split(batch, self.max_tokens_per_pass):
+                with torch.autocast(self.accelerator.device.type, torch.bfloat16, enabled=use_bf16):
+                    losses = self.stage.loss(self.model, micro_batch, batch_number)
+                self.accelerator.backward(losses["loss"] * self.loss_weight(losses.pop("weight", None)))
                 for name, value in losses.items():
                     sums[name] = sums.get(name, 0.0) + value.item()
         except (RuntimeError, MemoryError) as error:
-            if not out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
-            return None  # and with it goes the traceback, which holds on to what the step had computed
+            # Returning drops the traceback, which would keep alive what the step had computed while it is retried.
+            return None
         return sums
 
-    def parts(self, batch: Batch, number: int) -> Iterator[dict[str, Tensor]]:
-        """The losses of a batch at once, or in parts that fit in memory; each is computed when it is asked for."""
-        if self.pass_tokens < self.config.data.token_budget:
-            yield from self.stage.losses(self.model, batch, number, self.pass_tokens)
-        else:
-            yield self.stage.loss(self.model, batch, number)
-
-    def next_losses(self, parts: Iterator[dict[str, Tensor]]) -> dict[str, Tensor]:
-        """The next part's losses, in the run's precision; none when there are no more."""
-        enabled = self.run.mixed_precision == "bf16"
-        with torch.autocast(self.accelerator.device.type, torch.bfloat16, enabled=enabled):
-            return next(parts, {})
-
-    def share(self, weight: Tensor | None) -> Tensor | float:
-        """What this process's loss counts for in the mean over all processes: as much as its clips weigh."""
+    def loss_weight(self, weight: Tensor | None) -> Tensor | float:
+        """Return what this process's loss counts for in the mean over processes, in which each counts by its weight."""
         if weight is None or self.accelerator.num_processes == 1:
             return 1.0
         return weight / torch.as_tensor(self.accelerator.reduce(weight, reduction="mean"))
 
     def fit(self) -> bool:
-        """Train to the end or to the session's limit; True when the run is complete."""
+        """Train until the run is complete, its time is over or a signal asks to stop; True if it is complete."""
         if self.step >= self.run.steps:
             return True
-        main = self.accelerator.is_main_process
-        if main:
+        is_main = self.accelerator.is_main_process
+        if is_main:
             write_config(self.config, self.run.dir)
-        meter = Meter(Log(self.run.dir) if main else None, self.accelerator.num_processes)
+        meter = Meter(RunLog(self.run.dir) if is_main else None, self.accelerator.num_processes)
         deadline = time.monotonic() + 60 * self.run.minutes if self.run.minutes is not None else math.inf
-        with StopRequest() as stop, progress_bar(disable=not main) as bar:
-            task = bar.add_task(self.config.stage, total=self.run.steps, completed=self.step, said="")
+        with StopRequest() as stop, progress_bar(disable=not is_main) as bar:
+            task = bar.add_task(self.config.stage, total=self.run.steps, completed=self.step, message="")
             for batch in self.batches():
                 values = self.train_step(batch, self.step)
                 self.step += 1
-                if said := meter.add(self.step, values):
-                    bar.update(task, completed=self.step, said=said)
-                late = time.monotonic() > deadline or stop.signal is not None
-                leaving = self.step >= self.run.steps or self.any_process(late)
-                if main:
-                    self.milestones(meter.log, leaving=leaving, interrupted=stop.signal is not None)
+                if summary := meter.add(self.step, values):
+                    bar.update(task, completed=self.step, message=summary)
+                must_stop = time.monotonic() > deadline or stop.signal is not None
+                leaving = self.step >= self.run.steps or self.any_process(must_stop)
+                if is_main:
+                    self.save_and_validate(meter.log, leaving=leaving, interrupted=stop.signal is not None)
                 if leaving:
                     break
         if stop.signal == signal.SIGINT:
             raise KeyboardInterrupt
         return self.step >= self.run.steps
 
-    def milestones(self, log: Log | None, *, leaving: bool, interrupted: bool) -> None:
-        """What is done every so many steps and at the end: save, measure, show.
+    def save_and_validate(self, log: RunLog | None, *, leaving: bool, interrupted: bool) -> None:
+        """Save, validate and sample when they are due, and when the run leaves the loop.
 
-        Saved first, and that alone where a signal asked for it: whoever sent it may not wait for more.
+        A signal's sender may not wait: the checkpoint comes first, and after a signal nothing follows it.
         """
         if leaving or self.step % self.run.save_every == 0:
             self.save()
-        if (leaving or self.step % self.run.val_every == 0) and not interrupted:
-            with torch.compiler.set_stance("force_eager"):  # compiling for it too would take longer
-                measured = {f"val_{key}": value for key, value in self.stage.validate().items()}
-            if log is not None and measured:
-                log.write(self.step, measured)
+        if interrupted:
+            return
+        if leaving or self.step % self.run.val_every == 0:
+            with torch.compiler.set_stance("force_eager"):  # compiling for inference too would take longer
+                metrics = {f"val_{key}": value for key, value in self.stage.validate().items()}
+            if log is not None and metrics:
+                log.write(self.step, metrics)
         due = self.run.sample_every and self.step % self.run.sample_every == 0
-        if (due or self.step >= self.run.steps) and not interrupted:
-            self.preview()
+        if due or self.step >= self.run.steps:
+            with torch.compiler.set_stance("force_eager"), self.averaged_weights():
+                self.stage.preview(self.step, self.run.dir / "samples")
 
     def save(self) -> None:
-        """Write the run's state and, with the averaged weights, the checkpoint folder that sample.py reads."""
-        self.ema.swap()
-        try:
+        """Write the checkpoint folder that sample.py reads, with the averaged weights, and the state to resume from."""
+        with self.averaged_weights():
             self.stage.export(self.run.dir / "checkpoint")
-        finally:
-            self.ema.swap()
-        # Last: a step folder says that the checkpoint of its step is there too.
+        # The step folder is written last: where it exists, so does the checkpoint of its step.
         save_step(self.run.dir, self.step, self.ema, self.optimizer)
 
-    def preview(self) -> None:
-        """Samples of the averaged model."""
+    @contextmanager
+    def averaged_weights(self) -> Iterator[None]:
+        """Give the model its averaged weights within the context."""
         self.ema.swap()
         try:
-            with torch.compiler.set_stance("force_eager"):
-                self.stage.preview(self.step, self.run.dir / "samples")
+            yield
         finally:
             self.ema.swap()
 
 
 def write_config(config: TrainConfig, run_dir: Path) -> None:
-    """Keep the resolved config beside the weights; say what changed since the run went on last."""
+    """Write the resolved config to the run folder, and warn of each setting that changed since the run was started."""
     path, text = run_dir / "config.json", json.dumps(to_mapping(config), indent=2)
     if path.is_file():
-        before, now = (dict(dotted(json.loads(said))) for said in (path.read_text(encoding="utf-8"), text))
+        before, now = (dict(dotted(json.loads(file))) for file in (path.read_text(encoding="utf-8"), text))
         for name in sorted(before.keys() | now.keys()):
             if before.get(name) != now.get(name):
                 logger.warning("unlike before, %s is %s, was %s", name, now.get(name), before.get(name))

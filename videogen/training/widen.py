@@ -1,10 +1,10 @@
-"""A network made wider that says what it said: hours of training on a narrow one are a start for a wide one.
+"""Widen a trained network without changing its output, so that a wide network starts where a narrow one stopped.
 
 VideoDiT, heads, ffn_dim  ->  VideoDiT
 
-Every feature is copied, and where copies are added up each counts for its share (Net2Net, Chen et al. 2016). Copies
-that stayed alike would stay so for ever; so what is added up also gets noise that cancels between the copies of a
-feature, as much as lets each weight vary as one of a matrix of the new width does. It tells them apart in the gradient.
+Every feature is copied, and the weights that sum over copies are divided by their number (Net2Net, Chen et al. 2016).
+Copies with equal gradients would stay equal for ever, so these weights also get noise that cancels over the copies of
+a feature. It gives each weight the variance of a matrix of the new width, and each copy a gradient of its own.
 """
 
 from __future__ import annotations
@@ -19,43 +19,44 @@ from videogen.packing.noise import step_generator
 
 
 @torch.no_grad()
-def widened(model: VideoDiT, *, heads: int, ffn_dim: int, seed: int = 0) -> VideoDiT:
-    """The network with more heads of the same size, a multiple of what it has, and wider feed-forward layers."""
+def widen_model(model: VideoDiT, *, heads: int, ffn_dim: int, seed: int = 0) -> VideoDiT:
+    """Widen a DiT to a multiple of its heads and a larger ffn_dim; raises a ValueError for any other size."""
     config = model.config
-    had, had_hidden = cast("int", config["num_attention_heads"]), cast("int", config["ffn_dim"])
-    if heads % had or ffn_dim < had_hidden:
+    old_heads, old_ffn_dim = cast("int", config["num_attention_heads"]), cast("int", config["ffn_dim"])
+    if heads % old_heads or ffn_dim < old_ffn_dim:
         raise ValueError(
-            f"dit.widen makes a network of {had} heads and ffn_dim {had_hidden} wider, got {heads} and {ffn_dim}; give "
-            f"dit.num_attention_heads = {had}, {2 * had}, {3 * had}, ... and a dit.ffn_dim of at least {had_hidden}"
+            f"dit.widen makes a network of {old_heads} heads and ffn_dim {old_ffn_dim} wider, got {heads} and "
+            f"{ffn_dim}; give dit.num_attention_heads = {old_heads}, {2 * old_heads}, {3 * old_heads}, ... and a "
+            f"dit.ffn_dim of at least {old_ffn_dim}"
         )
-    added = config["added_kv_proj_dim"] and heads * model.head_size
-    options = {"num_attention_heads": heads, "ffn_dim": ffn_dim, "added_kv_proj_dim": added}
+    image_width = config["added_kv_proj_dim"] and heads * model.head_size
+    options = {"num_attention_heads": heads, "ffn_dim": ffn_dim, "added_kv_proj_dim": image_width}
     wide = cast("VideoDiT", VideoDiT.from_config(config, **options))  # pyright: ignore[reportArgumentType]
-    before, after, generator = model.state_dict(), wide.state_dict(), step_generator(seed, 0)
-    for name, narrow in before.items():
-        # the only layer with several features of the width behind each other: shift, scale and gate, twice
-        chunks = 6 if "time_proj" in name else 1
-        after[name] = widen(narrow.float(), tuple(after[name].shape), chunks, generator)
-    wide.load_state_dict(after)
+    weights, generator = wide.state_dict(), step_generator(seed, 0)
+    for name, narrow in model.state_dict().items():
+        # time_proj alone puts out several features of the model's width: shift, scale and gate, twice.
+        num_chunks = 6 if "time_proj" in name else 1
+        weights[name] = widen_weight(narrow.float(), tuple(weights[name].shape), num_chunks, generator)
+    wide.load_state_dict(weights)
     wide.to(model.device)  # type: ignore[call-overload]
     return wide.train(model.training)
 
 
-def widen(narrow: Tensor, shape: tuple[int, ...], chunks: int, generator: Generator) -> Tensor:
-    """A weight of a shape that does to copied features what the narrow one does to each."""
+def widen_weight(narrow: Tensor, shape: tuple[int, ...], num_chunks: int, generator: Generator) -> Tensor:
+    """Widen one weight to the given shape, so that it maps copied features to copies of the narrow weight's output."""
     if narrow.ndim == 3:  # a table of modulations (1, k, d)
-        return narrow[..., origins(narrow.shape[2], shape[2])]
-    rows = origins(narrow.shape[0], shape[0], chunks)
-    if narrow.ndim != 2:  # biases, norms, and kernels that read no features of the width
+        return narrow[..., feature_origins(narrow.shape[2], shape[2])]
+    rows = feature_origins(narrow.shape[0], shape[0], num_chunks)
+    if narrow.ndim != 2:  # biases, norms, and kernels whose inputs are not features of the model's width
         return narrow[rows]
-    columns = origins(narrow.shape[1], shape[1])
-    copies = columns.bincount()  # of each feature that is read
-    noise = torch.randn(shape, generator=generator) * narrow.square().mean().sqrt() / copies[columns].sqrt()
-    sums = torch.zeros(shape[0], narrow.shape[1]).index_add_(1, columns, noise)
-    return (narrow / copies)[rows][:, columns] + noise - (sums / copies)[:, columns]
+    columns = feature_origins(narrow.shape[1], shape[1])
+    num_copies = columns.bincount()  # of each input feature
+    noise = torch.randn(shape, generator=generator) * narrow.square().mean().sqrt() / num_copies[columns].sqrt()
+    noise_sums = torch.zeros(shape[0], narrow.shape[1]).index_add_(1, columns, noise)
+    return (narrow / num_copies)[rows][:, columns] + noise - (noise_sums / num_copies)[:, columns]
 
 
-def origins(old: int, new: int, chunks: int = 1) -> Tensor:
-    """Of which old feature each new one is a copy, (new,): in every chunk all of them, again and again."""
-    per_chunk = torch.arange(new // chunks) % (old // chunks)
-    return torch.cat([chunk * (old // chunks) + per_chunk for chunk in range(chunks)])
+def feature_origins(old: int, new: int, num_chunks: int = 1) -> Tensor:
+    """Return the old feature that each new one copies, (new,): each chunk repeats its own old features in order."""
+    per_chunk = torch.arange(new // num_chunks) % (old // num_chunks)
+    return torch.cat([chunk * (old // num_chunks) + per_chunk for chunk in range(num_chunks)])

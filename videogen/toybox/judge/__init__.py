@@ -1,9 +1,9 @@
-"""Judge clips of the toybox world: what they show, and whether that is what their caption says.
+"""Judge clips of the toybox world: detect what they show and compare it with what their captions state.
 
 frames (t, h, w, 3) uint8 ─ read ──> Found: background, camera, things with their tracks
                  caption ─ parse ─> Clauses ─┴─ judge ─> {"class": True, ..., "all": True}
 
-Nothing but the frames is looked at. The world's own renderer is the measure: a thing is what would look most like it.
+The judge sees the frames only. It measures by the world's own renderer: a thing is what, rendered, looks most like it.
 """
 
 from videogen.intervals import wilson

@@ -1,24 +1,23 @@
-"""Read a caption of the toybox back into what it says.
+"""Parse a caption of the toybox into the clauses that it states.
 
 "a large red circle moves right on a black background"  ->  Clauses
 
-A caption is a row of phrases out of the tables that captions are made from. They are told apart by taking the longest
-that fits, word by word, and put together by what stands beside what.
+A caption is a row of phrases from the tables that captions are generated from. The longest phrase that matches is
+taken, word by word, and an adjective, verb or direction belongs to the thing that is named next to it.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from functools import cache
 from typing import NamedTuple
 
 from videogen.toybox.world import captions
-from videogen.toybox.world.captions import NUMBERS, VERBS, WAYS
+from videogen.toybox.world.captions import DIRECTION_WORDS, MOTION_VERBS, NUMBER_WORDS
 
 
 class Said(NamedTuple):
-    """What a caption says of one thing; what it does not say is empty."""
+    """The attributes of one thing in a caption; those that the caption leaves open are empty."""
 
     kind: str
     colour: str = ""
@@ -29,7 +28,7 @@ class Said(NamedTuple):
 
 
 class Clauses(NamedTuple):
-    """What a caption says; what it does not say is empty. Relation and event are of the first thing to the second."""
+    """A caption's clauses, empty where it leaves one open; relation and event are of the first thing to the second."""
 
     things: tuple[Said, ...]
     background: str = ""
@@ -39,112 +38,107 @@ class Clauses(NamedTuple):
 
 
 class Phrase(NamedTuple):
-    """Some words of a caption and what they mean, of one sort: kind, colour, place, verb, ..."""
+    """One meaning of some words of a caption, with its sort: kind, colour, background, verb, ..."""
 
     sort: str
     meaning: str
 
 
-FILLING = (
+FILLERS = (
     "a", "an", "and", "while", "is", "that",
     "a video of", "a short clip of", "there is", "a little film of", "we see", "look at", "watch",
-    "a picture of", "an image of", *(f"{number} objects" for number in NUMBERS.values()),
+    "a picture of", "an image of", *(f"{number} objects" for number in NUMBER_WORDS.values()),
 )  # fmt: skip
-"""Words of the patterns, which say nothing of what is shown, but that objects are as many as are named."""
+"""Words of the sentence patterns, without a clause of their own: a number only repeats how many things are named."""
+COMPLETE_VERBS = frozenset(motion for motion in MOTION_VERBS if "" in DIRECTION_WORDS.get(motion, ("",)))
+"""Motions that their verb alone states; the others need a direction."""
 
 
 @cache
-def phrases() -> dict[tuple[str, ...], tuple[Phrase, ...]]:
-    """Every phrase, as words, and all that it can mean."""
-    tables = {
+def phrase_table() -> dict[tuple[str, ...], tuple[Phrase, ...]]:
+    """Map every phrase, as words, to all that it can mean."""
+    sorts = {
         "kind": captions.KIND_WORDS,
         "colour": captions.COLOUR_WORDS,
         "size": captions.SIZE_WORDS,
         "background": captions.BACKGROUND_WORDS,
         "camera": captions.CAMERA_WORDS,
         "relation": captions.RELATION_WORDS,
-        "way": WAYS,
+        "direction": DIRECTION_WORDS,
         "sense": {sense: (sense,) for sense in ("clockwise", "counterclockwise")},
-        "filling": {words: (words,) for words in FILLING},
-        "verb": {name: tuple(form for verb in verbs for form in verb) for name, verbs in VERBS.items()},
-        "event": {name: tuple(form for verb in verbs for form in verb) for name, verbs in captions.TOGETHER.items()},
-        "behind": {"behind": tuple(f"{form} behind" for verb in captions.BEHIND for form in verb)},
+        "filler": {words: (words,) for words in FILLERS},
+        "verb": {name: tuple(form for verb in verbs for form in verb) for name, verbs in MOTION_VERBS.items()},
+        "event": {name: tuple(form for verb in verbs for form in verb) for name, verbs in captions.JOINT_VERBS.items()},
+        "behind": {"behind": tuple(f"{form} behind" for verb in captions.BEHIND_VERBS for form in verb)},
     }
-    found: dict[tuple[str, ...], tuple[Phrase, ...]] = {}
-    for sort, table in tables.items():
-        for meaning, words in table.items():
-            for one in filter(None, words):
-                key = tuple(one.split())
-                found[key] = (*found.get(key, ()), Phrase(sort, meaning))
-    return found
+    table: dict[tuple[str, ...], tuple[Phrase, ...]] = {}
+    for sort, meanings in sorts.items():
+        for meaning, wordings in meanings.items():
+            for key in (tuple(wording.split()) for wording in wordings if wording):
+                table[key] = (*table.get(key, ()), Phrase(sort, meaning))
+    return table
 
 
-def split(text: str) -> list[tuple[Phrase, ...]]:
-    """A caption as phrases, each with all that it can mean; the longest phrase that fits comes first."""
-    words, table = re.findall(r"[a-z0-9]+", text.lower()), phrases()
+def split_phrases(text: str) -> list[tuple[Phrase, ...]]:
+    """Split a caption into phrases, the longest match first; each comes with all that it can mean."""
+    words, table = re.findall(r"[a-z0-9]+", text.lower()), phrase_table()
     longest = max(map(len, table))
-    found, i = [], 0
-    while i < len(words):
-        sizes = range(min(longest, len(words) - i), 0, -1)
-        size = next((size for size in sizes if tuple(words[i : i + size]) in table), None)
+    phrases = []
+    while words:
+        sizes = range(min(longest, len(words)), 0, -1)
+        size = next((size for size in sizes if tuple(words[:size]) in table), None)
         if size is None:
-            raise ValueError(f"the judge cannot read {words[i]!r} in {text!r}: it is no word of the toybox's captions")
-        found.append(table[tuple(words[i : i + size])])
-        i += size
-    return found
+            raise ValueError(f"the judge cannot read {words[0]!r} in {text!r}: the toybox's captions have no such word")
+        phrases.append(table[tuple(words[:size])])
+        words = words[size:]
+    return phrases
 
 
 def parse(text: str) -> Clauses:
-    """What a caption of the world's grammar says; a ValueError names the first word that no caption has."""
+    """Parse a caption of the world's grammar; a ValueError names the first word that is not in it."""
+    unclear_motion = (
+        f"the judge cannot tell which motion {text!r} means; state it as the toybox's captions do, such as "
+        "'moves to the right'"
+    )
     things: list[Said] = []
-    whole: dict[str, str] = {}
-    named: dict[str, str] = {}  # size and colour of the thing whose kind comes next
+    of_clip: dict[str, str] = {}
+    adjectives: dict[str, str] = {}  # size and colour of the thing whose kind comes next
     verbs: set[str] = set()
-    unled = False  # a verb was said that needs a way, such as "bounces": side to side, or as a ball does
-    for options in split(text):
-        sorts = {phrase.sort: phrase.meaning for phrase in options}
-        if "kind" in sorts:
-            things.append(Said(sorts["kind"], **named))
-            named = {}
-        elif "verb" in sorts and things:
-            verbs = {phrase.meaning for phrase in options}
-            things[-1] = things[-1]._replace(motion=only(verbs & UNLED))
-            unled = not things[-1].motion
-        elif "way" in sorts and things:
-            led = {phrase.meaning for phrase in options if phrase.sort == "way"}
-            things, unled = lead(things, verbs, led, behind=whole.get("event") == "behind"), False
+    needs_direction = False  # after a verb such as "bounces": side to side, or up and down
+    for meanings in split_phrases(text):
+        by_sort = {phrase.sort: phrase.meaning for phrase in meanings}
+        if "kind" in by_sort:
+            things.append(Said(by_sort["kind"], **adjectives))
+            adjectives = {}
+        elif "verb" in by_sort and things:
+            verbs = {phrase.meaning for phrase in meanings}
+            things[-1] = things[-1]._replace(motion=unique(verbs & COMPLETE_VERBS))
+            needs_direction = not things[-1].motion
+        elif "direction" in by_sort and things:
+            motions = {phrase.meaning for phrase in meanings if phrase.sort == "direction"}
+            # "A passes behind B from left to right": the direction comes after B and is that of A, which never rolls.
+            behind = of_clip.get("event") == "behind"
+            motion = unique(motions - {"roll left", "roll right"} if behind else motions & verbs)
+            things[0 if behind else -1] = things[0 if behind else -1]._replace(motion=motion)
+            needs_direction = False
             if not any(thing.motion for thing in things):
-                raise ValueError(f"the judge cannot tell which motion {text!r} means: no caption says it so")
-        elif "sense" in sorts and things:
-            things[-1] = things[-1]._replace(sense=sorts["sense"])
-        for sort in {"size", "colour"} & sorts.keys() & named.keys():
-            raise ValueError(f"{text!r} says a {sort} twice before it names a thing; say it before each thing's name")
-        for sort in ("size", "colour"):
-            named |= {sort: sorts[sort]} if sort in sorts else {}
-        for sort in ("background", "camera", "relation", "event", "behind"):
-            whole |= {"event" if sort == "behind" else sort: sorts[sort]} if sort in sorts else {}
+                raise ValueError(unclear_motion)
+        elif "sense" in by_sort and things:
+            things[-1] = things[-1]._replace(sense=by_sort["sense"])
+        for sort in {"size", "colour"} & by_sort.keys() & adjectives.keys():
+            raise ValueError(f"{text!r} gives a {sort} twice before it names a thing; give one for each thing")
+        adjectives |= {sort: by_sort[sort] for sort in ("size", "colour") if sort in by_sort}
+        for sort in {"background", "camera", "relation", "event", "behind"} & by_sort.keys():
+            of_clip["event" if sort == "behind" else sort] = by_sort[sort]
     if not things:
-        raise ValueError(f"{text!r} names no thing that the judge could look for")
-    if named:
-        raise ValueError(f"{text!r} says {', '.join(named.values())} of no thing; say it before the thing's name")
-    if unled:
-        raise ValueError(f"the judge cannot tell which motion {text!r} means: no caption says it so")
-    return Clauses(tuple(things), **whole)
+        raise ValueError(f"{text!r} names no thing that the judge could look for; name one, such as 'a red circle'")
+    if adjectives:
+        raise ValueError(f"{text!r} gives {', '.join(adjectives.values())} to no thing; put it before the thing's name")
+    if needs_direction:
+        raise ValueError(unclear_motion)
+    return Clauses(tuple(things), **of_clip)
 
 
-UNLED = frozenset(name for name in VERBS if "" in WAYS.get(name, ("",)))
-"""Motions that can be told by a verb alone."""
-
-
-def only(meanings: set[str]) -> str:
-    """The one meaning there is; empty where a way has to decide."""
+def unique(meanings: set[str]) -> str:
+    """Return the only meaning; empty where there are none or several, and a direction has to decide."""
     return next(iter(meanings)) if len(meanings) == 1 else ""
-
-
-def lead(things: Sequence[Said], verbs: set[str], ways: set[str], *, behind: bool) -> list[Said]:
-    """Things, of which the last moves the way that is said, or the first, if it does so behind the last."""
-    moved = 0 if behind else -1
-    motion = only(ways - {"roll left", "roll right"} if behind else ways & verbs)
-    changed = list(things)
-    changed[moved] = changed[moved]._replace(motion=motion)
-    return changed

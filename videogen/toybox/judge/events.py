@@ -1,4 +1,4 @@
-"""What two things do together: pass each other, collide, or one passes behind the other.
+"""Detect what two things do together: pass each other, collide, or one passes behind the other.
 
 things, Canvas  ->  [Event]
 """
@@ -11,89 +11,79 @@ from itertools import combinations, permutations
 import numpy as np
 
 from videogen.toybox.judge.observations import Event, FoundThing
-from videogen.toybox.judge.templates import Canvas, Look, cut, shown_in
+from videogen.toybox.judge.templates import Appearance, Canvas, select_frames
 from videogen.toybox.world.motions import Pose
 
-Shown = tuple[Look, Pose]
 SIDEWAYS = ("right", "left")
 TOUCHING = 1.25
 """Things touch at so many times the sum of their radii: the world's collide at 0.85 of it."""
-MOST_TOGETHER = 4.0
-"""Frames between the turns of two things that collide."""
-EQUAL = 1.02
+MAX_TURN_DELAY = 4.0
+"""Frames between the collision of two things and the turn of either."""
+EQUAL_ERROR = 1.02
 """Ratio of two errors that are the same but for noise."""
-NUM_LOOKS = 3
+NUM_ORDER_FRAMES = 3
 """Frames, those in which two things overlap most, that tell which of them is in front."""
 
 
 def find_events(things: Sequence[FoundThing], canvas: Canvas) -> tuple[Event, ...]:
-    """Every event of every pair."""
-    found = [Event("cross", i, j) for i, j in combinations(range(len(things)), 2) if crosses(things[i], things[j])]
-    found += [Event("collide", i, j) for i, j in combinations(range(len(things)), 2) if collides(things[i], things[j])]
-    found += [
+    """Detect every event of every pair of things."""
+    pairs = list(combinations(enumerate(things), 2))
+    crossings = [Event("cross", i, j) for (i, a), (j, b) in pairs if crosses(a, b)]
+    collisions = [Event("collide", i, j) for (i, a), (j, b) in pairs if collides(a, b)]
+    # Two white things show no order: as far as can be seen, either is in front.
+    occlusions = [
         Event("behind", i, j)
-        for i, j in permutations(range(len(things)), 2)
-        if passes(things[i], things[j]) and is_behind(things[i], things[j], canvas)
+        for (i, a), (j, b) in permutations(enumerate(things), 2)
+        if passes(a, b) and composite_error(a, b, canvas) <= EQUAL_ERROR * composite_error(b, a, canvas)
     ]
-    return tuple(found)
+    return (*crossings, *collisions, *occlusions)
 
 
 def crosses(a: FoundThing, b: FoundThing) -> bool:
-    """Whether one goes right, the other left, past each other."""
-    if {a.motion, b.motion} != set(SIDEWAYS):
-        return False
-    gap = a.path.places[:, 0] - b.path.places[:, 0]
-    return bool(gap[0] * gap[-1] < 0)
+    """True if one thing goes right, the other left, past each other."""
+    gap = a.trajectory.positions[:, 0] - b.trajectory.positions[:, 0]
+    return {a.motion, b.motion} == set(SIDEWAYS) and bool(gap[0] * gap[-1] < 0)
 
 
 def collides(a: FoundThing, b: FoundThing) -> bool:
-    """Whether both come, touch and go back, neither passing the other."""
+    """True if both things come, touch and go back, neither passing the other."""
     if {a.motion, b.motion} != {"bounce side to side"}:
         return False
-    x, other = a.path.places[:, 0], b.path.places[:, 0]
+    x, other = a.trajectory.positions[:, 0], b.trajectory.positions[:, 0]
     gap = np.abs(x - other)
     nearest = int(gap.argmin())
-    turns = [abs(int(np.abs(part - part[0]).argmax()) - nearest) for part in (x, other)]
-    together = gap[nearest] < TOUCHING * float(a.pose.radius[nearest] + b.pose.radius[nearest])
-    apart = min(gap[0], gap[-1]) > gap[nearest] and 0 < nearest < len(gap) - 1
-    return bool(
-        together and apart and max(turns) <= MOST_TOGETHER and (np.sign(x - other) == np.sign(x - other)[0]).all()
-    )
+    touch = gap[nearest] < TOUCHING * float(a.pose.radius[nearest] + b.pose.radius[nearest])
+    nearest_within = min(gap[0], gap[-1]) > gap[nearest] and 0 < nearest < len(gap) - 1
+    turn_delays = [abs(int(np.abs(path - path[0]).argmax()) - nearest) for path in (x, other)]
+    keep_sides = (np.sign(x - other) == np.sign(x - other)[0]).all()
+    return bool(touch and nearest_within and max(turn_delays) <= MAX_TURN_DELAY and keep_sides)
 
 
 def passes(mover: FoundThing, rester: FoundThing) -> bool:
-    """Whether one goes sideways from one side of a resting one to the other, over it or under it."""
+    """True if a thing goes sideways from one side of a resting one to the other, over it or under it."""
     if mover.motion not in SIDEWAYS or rester.motion not in ("still", "spin"):
         return False
-    gap = mover.path.places - rester.path.places
+    gap = mover.trajectory.positions - rester.trajectory.positions
     nearest = np.hypot(*gap.T).min()
     return bool(gap[0, 0] * gap[-1, 0] < 0 and nearest < np.median(mover.pose.radius + rester.pose.radius))
 
 
-def is_behind(mover: FoundThing, rester: FoundThing, canvas: Canvas) -> bool:
-    """Whether the frames are no worse explained with the first behind the second than before it."""
-    mover_shown, rester_shown = ((Look(thing.kind, thing.colour), on_path(thing)) for thing in (mover, rester))
-    # Two white things show no order: as far as can be seen, either is in front.
-    return layers_error(mover_shown, rester_shown, canvas) <= EQUAL * layers_error(rester_shown, mover_shown, canvas)
+def composite_error(lower: FoundThing, upper: FoundThing, canvas: Canvas) -> float:
+    """Measure the squared error of one thing under another, in the frames in which they are nearest."""
+    below, above = pose_on_trajectory(lower), pose_on_trajectory(upper)
+    nearest = np.hypot(below.x - above.x, below.y - above.y).argsort()[:NUM_ORDER_FRAMES]
+    below, above = select_frames(below, nearest), select_frames(above, nearest)
+    # The crop lies about both, so that either order is measured on the same pixels.
+    x, y, radius = (below.x + above.x) / 2, (below.y + above.y) / 2, float((below.radius + above.radius).max())
+    crop = select_frames(canvas, nearest).crop(x, y, radius)
+    picture = crop.plate
+    for thing, pose in ((lower, below), (upper, above)):
+        layer = crop.render(Appearance(thing.kind, thing.colour), pose)
+        picture = picture * (1 - layer[..., 3:]) + layer[..., :3]
+    return float((np.square(picture - crop.residual - crop.plate).sum(-1) * crop.weight).sum())
 
 
-def layers_error(lower: Shown, upper: Shown, canvas: Canvas) -> float:
-    """Squared error of one thing under another, in the frames in which they are nearest."""
-    poses = lower[1], upper[1]
-    nearest = np.hypot(poses[0].x - poses[1].x, poses[0].y - poses[1].y).argsort()[:NUM_LOOKS]
-    part = Canvas(*(part[nearest] for part in canvas))
-    below, above = (Pose(*(values[nearest] for values in pose)) for pose in poses)
-    # About both, so that either order is asked of the same pixels.
-    middle, reach = (below.x + above.x) / 2, float((below.radius + above.radius).max())
-    window = cut(part, middle, (below.y + above.y) / 2, reach)
-    picture = window.plate
-    for look, pose in ((lower[0], below), (upper[0], above)):
-        shown = shown_in(look, pose, window)
-        picture = picture * (1 - shown[..., 3:]) + shown[..., :3]
-    return float((np.square(picture - window.rest - window.plate).sum(-1) * window.weight).sum())
-
-
-def on_path(thing: FoundThing) -> Pose:
-    """A thing's pose where its motion would have it, before a still camera: what is hidden has a place, too."""
-    x, y = thing.path.places.T
+def pose_on_trajectory(thing: FoundThing) -> Pose:
+    """Move a thing to its trajectory, before a still camera: so it has a place in the frames in which it is hidden."""
+    x, y = thing.trajectory.positions.T
     return thing.pose._replace(x=x, y=y, radius=np.full(len(x), np.median(thing.pose.radius)))

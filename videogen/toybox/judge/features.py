@@ -1,9 +1,9 @@
-"""How far a set of clips is from the toybox as a whole: MMD on features of a small network that learnt to read it.
+"""Measure the distance between two sets of clips: unbiased MMD on the features of a small network.
 
-    frames (t, h, w, 3) uint8  ->  Reader: features (256,)  ->  two sets of clips: unbiased polynomial MMD^2
+    frames (t, h, w, 3) uint8  ->  FeatureExtractor: features (256,)  ->  two sets of clips: polynomial MMD^2
 
-The network was trained on rendered clips alone, to tell backgrounds, cameras, events, kinds, colours, sizes and motions
-(tests/bench/features.py); the distance is that of Binkowski et al. 2018 (KID, Eq. 4 and the kernel of section 4).
+The network was trained on rendered clips alone, to classify backgrounds, cameras, events, kinds, colours, sizes and
+motions (tests/bench/features.py). The distance is KID's (Binkowski et al. 2018, Eq. 4 and the kernel of section 4).
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ LABELS: dict[str, tuple[str, ...]] = {
     "motion": tuple(MOTIONS),
 }
 WIDTH = 256
-FIRST_SEED = 2 * 10**9  # of the clips that others are compared with, which are neither judged nor trained on
-LEAST_CLIPS = 3
-"""Of a set, so that one can be left out and there is still a distance."""
+REFERENCE_SEED = 2 * 10**9  # the first scene of the reference clips, which are neither judged nor trained on
+MIN_CLIPS = 3
+"""The fewest clips in a set: the jackknife leaves one out, and an unbiased distance needs two."""
 
 
-class Reader(nn.Module):
-    """Frames by themselves, then their changes in time; says of every label how sure it is that the clip shows it."""
+class FeatureExtractor(nn.Module):
+    """Convolves each frame, then the changes between frames; predicts for every label whether the clip shows it."""
 
     middle: Tensor
     spread: Tensor
@@ -60,24 +60,24 @@ class Reader(nn.Module):
         )  # fmt: skip
         self.mix = nn.Linear(256, WIDTH)
         self.heads = nn.ModuleDict({name: nn.Linear(WIDTH, len(labels)) for name, labels in LABELS.items()})
-        # Of every feature over the world's clips: a distance counts them alike.
+        # Mean and deviation of each feature over the world's clips, so that a distance weights all features alike.
         self.register_buffer("middle", torch.zeros(WIDTH))
         self.register_buffer("spread", torch.ones(WIDTH))
 
     def features(self, video: Tensor) -> Tensor:
-        """Clips (b, 3, t, h, w) in [-1, 1], sides multiples of 16, as (b, 256): means and peaks over time and space."""
+        """Map clips (b, 3, t, h, w) in [-1, 1], sides multiples of 16, to (b, 256), by mean and maximum pooling."""
         frames = self.frame(rearrange(video, "b c t h w -> (b t) c h w"))
-        seen = self.change(rearrange(frames, "(b t) c h w -> b c t h w", b=len(video))).flatten(2)
-        return F.silu(self.mix(torch.cat([seen.mean(2), seen.amax(2)], dim=1)))
+        cells = self.change(rearrange(frames, "(b t) c h w -> b c t h w", b=len(video))).flatten(2)
+        return F.silu(self.mix(torch.cat([cells.mean(2), cells.amax(2)], dim=1)))
 
     def forward(self, video: Tensor) -> dict[str, Tensor]:
-        """A logit for every label, (b, number of labels) by name."""
+        """Predict the logits of all labels, (b, number of labels) for each name in LABELS."""
         features = self.features(video)
         return {name: head(features) for name, head in self.heads.items()}
 
 
 def targets(scene: Scene) -> dict[str, Tensor]:
-    """Which labels are true of a scene, (number of labels,) of 0 and 1 by name."""
+    """Return the multi-hot labels of a scene, (number of labels,) for each name in LABELS."""
     shown = {
         "background": {scene.background},
         "camera": {scene.camera},
@@ -87,60 +87,56 @@ def targets(scene: Scene) -> dict[str, Tensor]:
     return {name: torch.tensor([float(label in shown[name]) for label in labels]) for name, labels in LABELS.items()}
 
 
-def load_reader(weights: Path = WEIGHTS) -> Reader:
-    """The trained network."""
-    reader = Reader().eval().requires_grad_(False)
-    reader.load_state_dict({name: value.float() for name, value in load_file(weights).items()})
-    return reader
+def load_feature_extractor(weights: Path = WEIGHTS) -> FeatureExtractor:
+    """Load the trained network, in float32 and without gradients."""
+    extractor = FeatureExtractor().eval().requires_grad_(False)
+    extractor.load_state_dict({name: value.float() for name, value in load_file(weights).items()})
+    return extractor
 
 
 @torch.no_grad()
-def read_features(clips: Sequence[np.ndarray], reader: Reader) -> Tensor:
-    """Features (n, 256) of clips (t, h, w, 3) uint8 of any sizes, in deviations of the world's from their mean."""
+def extract_features(clips: Sequence[np.ndarray], extractor: FeatureExtractor) -> Tensor:
+    """Compute standardised features (n, 256) of clips (t, h, w, 3) uint8 of any sizes."""
     videos = (rearrange(torch.from_numpy(clip), "t h w c -> 1 c t h w").float() / 127.5 - 1 for clip in clips)
-    return (torch.cat([reader.features(video) for video in videos]) - reader.middle) / reader.spread
+    return (torch.cat([extractor.features(video) for video in videos]) - extractor.middle) / extractor.spread
 
 
-def draw_others(clips: Sequence[np.ndarray], *, new: bool = False) -> Iterator[np.ndarray]:
-    """For each clip (t, h, w, 3) another of the world's, of its size and length; new as in draw_scene."""
-    # Other scenes than those that were judged: what two sets share would bring them nearer than they are.
-    for seed, clip in enumerate(clips, start=FIRST_SEED):
+def render_reference_clips(clips: Sequence[np.ndarray], *, new: bool = False) -> Iterator[np.ndarray]:
+    """Render, for each clip (t, h, w, 3), another clip of the world with its size and length; new as in draw_scene."""
+    # The scenes are not those that were judged: scenes shared by two sets would make their distance too small.
+    for seed, clip in enumerate(clips, start=REFERENCE_SEED):
         num_frames, height, width, _ = clip.shape
         yield render(draw_scene(seed, sizes=((width, height),), lengths=(num_frames,), new=new))
 
 
 class Distance(NamedTuple):
-    """A squared distance between two sets, 0 if they are of one kind, and its 95% interval."""
+    """The squared distance between two sets, 0 in the mean where their distribution is the same, and its interval."""
 
     value: float
     interval: tuple[float, float]
+    """95%, which may reach below 0."""
 
 
 def mmd(a: Tensor, b: Tensor) -> Distance:
-    """Squared maximum mean discrepancy of features (n, d) and (m, d) under (x·y / d + 1)^3, without bias.
+    """Estimate the squared maximum mean discrepancy of features (n, d) and (m, d), without bias.
 
-    The interval is the jackknife's: how far it moves when one clip is left out.
+    The kernel is (x·y / d + 1)^3. The interval is the jackknife's, from leaving out one clip at a time.
     """
     n, m = len(a), len(b)
-    if min(n, m) < LEAST_CLIPS:
-        raise ValueError(f"a distance between sets needs {LEAST_CLIPS} clips in each, got {n} and {m}")
+    if min(n, m) < MIN_CLIPS:
+        raise ValueError(f"a distance between two sets needs {MIN_CLIPS} clips in each, got {n} and {m}; judge more")
     a, b = a.double(), b.double()
-    within_a, within_b, across = (kernel(x, y) for x, y in ((a, a), (b, b), (a, b)))
+    within_a, within_b, across = ((x @ y.T / x.shape[1] + 1) ** 3 for x, y in ((a, a), (b, b), (a, b)))
     within_a.fill_diagonal_(0)
     within_b.fill_diagonal_(0)
 
-    def estimate(sum_a: Tensor, n: int, sum_b: Tensor, m: int, both: Tensor) -> Tensor:
-        return sum_a / (n * (n - 1)) + sum_b / (m * (m - 1)) - 2 * both / (n * m)
+    def estimate(sum_a: Tensor, n: int, sum_b: Tensor, m: int, sum_across: Tensor) -> Tensor:
+        return sum_a / (n * (n - 1)) + sum_b / (m * (m - 1)) - 2 * sum_across / (n * m)
 
-    sums = within_a.sum(), within_b.sum(), across.sum()
-    value = float(estimate(sums[0], n, sums[1], m, sums[2]))
-    without_a = estimate(sums[0] - 2 * within_a.sum(1), n - 1, sums[1], m, sums[2] - across.sum(1))
-    without_b = estimate(sums[0], n, sums[1] - 2 * within_b.sum(1), m - 1, sums[2] - across.sum(0))
+    sum_a, sum_b, sum_across = within_a.sum(), within_b.sum(), across.sum()
+    value = float(estimate(sum_a, n, sum_b, m, sum_across))
+    without_a = estimate(sum_a - 2 * within_a.sum(1), n - 1, sum_b, m, sum_across - across.sum(1))
+    without_b = estimate(sum_a, n, sum_b - 2 * within_b.sum(1), m - 1, sum_across - across.sum(0))
     variance = (n - 1) * without_a.var(correction=0) + (m - 1) * without_b.var(correction=0)
-    half = 1.96 * float(variance.sqrt())
-    return Distance(value, (value - half, value + half))
-
-
-def kernel(x: Tensor, y: Tensor) -> Tensor:
-    """The polynomial kernel of every pair, (n, d) and (m, d) to (n, m)."""
-    return (x @ y.T / x.shape[1] + 1) ** 3
+    half_width = 1.96 * float(variance.sqrt())
+    return Distance(value, (value - half_width, value + half_width))

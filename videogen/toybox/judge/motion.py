@@ -1,6 +1,6 @@
-"""What a followed thing does: fades, grows, turns, rests, or goes along a path.
+"""Classify what a tracked thing does: fades, grows, turns, rests, or goes along a path.
 
-Fit (t,), Camera, Canvas  ->  Doing: motion, sense of turning, how far it is from doing exactly that
+Fit (t,), Camera, Canvas  ->  MotionEstimate: motion, direction of turning, trajectory, refined Fit
 """
 
 from __future__ import annotations
@@ -10,43 +10,43 @@ from typing import NamedTuple
 import numpy as np
 
 from videogen.toybox.judge.camera import Camera
-from videogen.toybox.judge.pose_fitting import Fit, settle
-from videogen.toybox.judge.templates import Canvas, Look
-from videogen.toybox.judge.tracking import turns
-from videogen.toybox.judge.trajectories import Path, classify
+from videogen.toybox.judge.pose_fitting import Fit, fit_pose
+from videogen.toybox.judge.templates import Appearance, Canvas
+from videogen.toybox.judge.tracking import shows_turns
+from videogen.toybox.judge.trajectories import Trajectory, classify_trajectory
 from videogen.toybox.world.motions import Pose
-from videogen.toybox.world.things import ROLLING
+from videogen.toybox.world.things import ROLLING_KINDS
 
-JUST_GROWS = 2.5
+MAX_DRIFT_OF_GROWTH = 2.5
 """Pixels about its middle (root of the mean square) that a growing thing may seem to move, for its outline is hard to
 see; the world's move by at most 0.2, and its things that go anywhere by at least 2.9."""
-GROWN = 1.2
+MIN_GROWTH = 1.2
 """Last over first radius from which a thing grows; the world's things grow by 1.4 to 1.6, and shrink by as much."""
 SPINS = np.deg2rad((5, 7, 9, 11, 13, 15, 17))
 """Radians a frame that are tried."""
-TURNS_BETTER = 0.0005
+TURNED_GAIN = 0.0005
 """A thing turns where that explains so much more, as a share, than not turning."""
-ABOUT_ITSELF = 0.9
+MAX_DRIFT_OF_SPIN = 0.9
 """Share of its radius by which a thing that only turns may seem to stray."""
-STEADY, LIKE_ITSELF = 0.15, 0.98
+STEADY_ERROR, STEADY_SHARE = 0.15, 0.98
 """Pixels, and share of its energy, from which a thing that is upright in every frame needs no second look."""
-NEARLY = 0.98
+SPIN_PREFERRED = 0.98
 """A turn that explains such a share of what straying explains is the better reading."""
-TRUSTED = 0.5
+MIN_TRUST = 0.5
 """A frame counts where a thing explains so much of what it would if nothing hid it."""
 
 
-class Doing(NamedTuple):
-    """A motion of the world's, the sense of what turns, and the path behind it."""
+class MotionEstimate(NamedTuple):
+    """One of the world's motions, the direction of what turns, the trajectory, and the fit that agrees with them."""
 
     motion: str
     sense: str
-    path: Path
+    trajectory: Trajectory
     fit: Fit
 
 
 def to_world(pose: Pose, camera: Camera, width: int, height: int) -> Pose:
-    """A pose on the screen as one in the world that the camera moves over."""
+    """Convert a pose on the screen to one in the world that the camera moves over."""
     right, down, scale = camera.view(len(pose.x))
     x = width / 2 + right + (pose.x - width / 2) / scale
     y = height / 2 + down + (pose.y - height / 2) / scale
@@ -54,47 +54,52 @@ def to_world(pose: Pose, camera: Camera, width: int, height: int) -> Pose:
 
 
 def to_screen(pose: Pose, camera: Camera, width: int, height: int) -> Pose:
-    """The inverse of to_world."""
+    """Invert to_world."""
     right, down, scale = camera.view(len(pose.x))
     x = width / 2 + scale * (pose.x - width / 2 - right)
     y = height / 2 + scale * (pose.y - height / 2 - down)
     return pose._replace(x=x, y=y, radius=pose.radius * scale)
 
 
-def watch(look: Look, fit: Fit, seen_share: np.ndarray, camera: Camera, canvas: Canvas) -> Doing:
-    """What a thing does, given what share of its energy could be seen in each frame."""
+def classify_motion(
+    appearance: Appearance, fit: Fit, visible: np.ndarray, camera: Camera, canvas: Canvas
+) -> MotionEstimate:
+    """Classify what a thing does, of whose energy a share (t,) is visible in each frame."""
     height, width = canvas.weight.shape[1:]
     world = to_world(fit.pose, camera, width, height)
-    opacity = world.opacity / max(float(world.opacity.max()), 1e-3)  # what is soft is faint throughout
-    trust = np.clip(seen_share * opacity, 0, 1)
-    trust = np.where(trust > TRUSTED, trust, 0) if (trust > TRUSTED).sum() >= 2 else trust + 1e-3
-    path = classify(np.stack([world.x, world.y], -1), trust)
-    spread = np.hypot(*(np.stack([world.x, world.y]) - path_middle(world, trust)[:, None]))
-    strays = np.sqrt(np.average(np.square(spread), weights=trust))
-    for name, found in (("fade", fading(opacity, seen_share)), ("size", sizing(world.radius, trust))):
-        if found and (name == "fade" or strays < JUST_GROWS):
-            return Doing(found, "", path, fit)
-    spread = spread[trust > TRUSTED]
-    upright = not fit.pose.angle.any() and (fit.gain > LIKE_ITSELF * fit.energy).all()
-    plainly_still = path.name == "still" and path.error < STEADY and upright
-    if turns(look) and not plainly_still and spread.max(initial=0) < ABOUT_ITSELF * np.median(world.radius):
-        spun = spinning(look, fit, trust, world, camera, canvas, path)
-        # What is lopsided and turns, followed as if it did not, seems to sway.
-        if path.name == "still" or (spun.motion == "spin" and spun.fit.gain.sum() > NEARLY * fit.gain.sum()):
-            return spun
-    if path.name in ("right", "left") and look.kind in ROLLING:
-        return rolling(look, fit, world, canvas, path)
-    sense = "" if path.name != "orbit" else "clockwise" if path.sense > 0 else "counterclockwise"
-    return Doing(path.name, sense, path, fit)
+    opacity = world.opacity / max(float(world.opacity.max()), 1e-3)  # what is blurred is faint throughout
+    trust = np.clip(visible * opacity, 0, 1)
+    trust = np.where(trust > MIN_TRUST, trust, 0) if (trust > MIN_TRUST).sum() >= 2 else trust + 1e-3
+    trajectory = classify_trajectory(np.stack([world.x, world.y], -1), trust)
+    middle = np.array([np.average(part, weights=trust) for part in (world.x, world.y)])
+    drift = np.hypot(*(np.stack([world.x, world.y]) - middle[:, None]))
+    if fade := classify_fade(opacity, visible):
+        return MotionEstimate(fade, "", trajectory, fit)
+    growth = classify_growth(world.radius, trust)
+    if growth and np.sqrt(np.average(np.square(drift), weights=trust)) < MAX_DRIFT_OF_GROWTH:
+        return MotionEstimate(growth, "", trajectory, fit)
+    max_drift = drift[trust > MIN_TRUST].max(initial=0)
+    upright = not fit.pose.angle.any() and (fit.gain > STEADY_SHARE * fit.energy).all()
+    plainly_still = trajectory.motion == "still" and trajectory.error < STEADY_ERROR and upright
+    if shows_turns(appearance) and not plainly_still and max_drift < MAX_DRIFT_OF_SPIN * np.median(world.radius):
+        resting = classify_spin(appearance, fit, trust, camera, canvas, trajectory)
+        spins_as_well = resting.motion == "spin" and resting.fit.gain.sum() > SPIN_PREFERRED * fit.gain.sum()
+        # What is lopsided and turns, tracked as if it did not, seems to sway.
+        if trajectory.motion == "still" or spins_as_well:
+            return resting
+    if trajectory.motion in ("right", "left") and appearance.kind in ROLLING_KINDS:
+        return classify_roll(appearance, fit, world, canvas, trajectory)
+    sense = turning_sense(trajectory.angular_velocity) if trajectory.motion == "orbit" else ""
+    return MotionEstimate(trajectory.motion, sense, trajectory, fit)
 
 
-def path_middle(world: Pose, trust: np.ndarray) -> np.ndarray:
-    """Where a thing is on the whole, (2,)."""
-    return np.array([np.average(part, weights=trust) for part in (world.x, world.y)])
+def turning_sense(angular_velocity: float) -> str:
+    """Name the direction of a turn as captions do."""
+    return "clockwise" if angular_velocity > 0 else "counterclockwise"
 
 
-def fading(opacity: np.ndarray, seen_share: np.ndarray) -> str:
-    """ "fade in", "fade out" or "": the course, times a constant, that opacity is nearest to where it can be seen."""
+def classify_fade(opacity: np.ndarray, visible: np.ndarray) -> str:
+    """Tell "fade in", "fade out" or "" by the course that the opacity (t,) follows best up to a factor."""
     if len(opacity) == 1:
         return ""
     share = np.clip(np.linspace(0, 1.25, len(opacity)), 0, 1)
@@ -102,54 +107,58 @@ def fading(opacity: np.ndarray, seen_share: np.ndarray) -> str:
 
     def error(name: str) -> float:
         course = courses[name]
-        times = (seen_share * course * opacity).sum() / max(float((seen_share * course**2).sum()), 1e-9)
-        return float((seen_share * np.square(opacity - times * course)).sum())
+        factor = (visible * course * opacity).sum() / max(float((visible * course**2).sum()), 1e-9)
+        return float((visible * np.square(opacity - factor * course)).sum())
 
     return min(courses, key=error)
 
 
-def sizing(radius: np.ndarray, trust: np.ndarray) -> str:
-    """ "grow", "shrink" or "": by a line through the radii."""
-    first, last = line_through(radius, trust)
-    times = last / max(first, 1e-6)
-    return "grow" if times > GROWN else "shrink" if times < 1 / GROWN else ""
+def classify_growth(radius: np.ndarray, trust: np.ndarray) -> str:
+    """Tell "grow", "shrink" or "" by a line through the radii (t,)."""
+    first, last = fit_line(radius, trust)
+    factor = last / max(first, 1e-6)
+    return "grow" if factor > MIN_GROWTH else "shrink" if factor < 1 / MIN_GROWTH else ""
 
 
-def line_through(values: np.ndarray, trust: np.ndarray) -> tuple[float, float]:
-    """The first and the last value of the line that fits best."""
+def fit_line(values: np.ndarray, trust: np.ndarray) -> tuple[float, float]:
+    """Fit a line to values (t,), and return its first and last value."""
     if len(values) == 1 or (trust > 0).sum() < 2:
         return float(values[0]), float(values[-1])
     slope, start = np.polyfit(np.arange(len(values)), values, 1, w=trust)
     return float(start), float(start + slope * (len(values) - 1))
 
 
-def spinning(look: Look, fit: Fit, trust: np.ndarray, world: Pose, camera: Camera, canvas: Canvas, path: Path) -> Doing:
-    """Whether a resting thing turns about itself, and in which sense."""
+def classify_spin(
+    appearance: Appearance, fit: Fit, trust: np.ndarray, camera: Camera, canvas: Canvas, trajectory: Trajectory
+) -> MotionEstimate:
+    """Tell "spin" or "still" by whether a turn about itself explains a resting thing better."""
     height, width = canvas.weight.shape[1:]
-    step, quality = np.arange(len(world.x)), trust * fit.gain / np.maximum(fit.energy, 1.0)
+    world = to_world(fit.pose, camera, width, height)
+    step, explained = np.arange(len(world.x)), trust * fit.gain / np.maximum(fit.energy, 1.0)
     # Where it is most like itself it is upright, or was turned rightly: elsewhere a lopsided thing seems to sway.
-    clearest = quality >= LIKE_ITSELF * quality.max()
+    clearest = explained >= STEADY_SHARE * explained.max()
     x, y, radius = (np.full(len(step), np.median(part[clearest])) for part in world[:3])
     resting = to_screen(Pose(x, y, radius, np.zeros(len(step)), fit.pose.opacity), camera, width, height)
     speeds = (0.0, *SPINS, *-SPINS)
-    tried = [settle(look, resting._replace(angle=speed * step), canvas, rounds=2, resting=True) for speed in speeds]
-    fastest = max(range(1, len(speeds)), key=lambda i: float(tried[i].gain.sum()))
-    still, spun = (settle(look, tried[i].pose, canvas, rounds=4, resting=True) for i in (0, fastest))
-    if spun.gain.sum() <= still.gain.sum() * (1 + TURNS_BETTER):
-        return Doing("still", "", path, still)
-    return Doing("spin", "clockwise" if speeds[fastest] > 0 else "counterclockwise", at_rest(x, y, path), spun)
+    trials = [
+        fit_pose(appearance, resting._replace(angle=speed * step), canvas, rounds=2, at_rest=True) for speed in speeds
+    ]
+    best = max(range(1, len(speeds)), key=lambda i: float(trials[i].gain.sum()))
+    still, spun = (fit_pose(appearance, trials[i].pose, canvas, rounds=4, at_rest=True) for i in (0, best))
+    if spun.gain.sum() <= still.gain.sum() * (1 + TURNED_GAIN):
+        return MotionEstimate("still", "", trajectory, still)
+    if trajectory.motion != "still":
+        trajectory = Trajectory("still", np.stack([x, y], -1), trajectory.error)
+    return MotionEstimate("spin", turning_sense(speeds[best]), trajectory, spun)
 
 
-def at_rest(x: np.ndarray, y: np.ndarray, path: Path) -> Path:
-    """A path that is a place."""
-    return path if path.name == "still" else Path("still", np.stack([x, y], -1), path.error)
-
-
-def rolling(look: Look, fit: Fit, world: Pose, canvas: Canvas, path: Path) -> Doing:
-    """Whether a thing that goes sideways turns as a wheel does."""
-    flat = settle(look, fit.pose._replace(angle=np.zeros(len(world.x))), canvas, rounds=4)
-    angle = (path.places[:, 0] - path.places[0, 0]) / np.median(world.radius)
-    rolled = settle(look, fit.pose._replace(angle=angle), canvas, rounds=4)
-    if rolled.gain.sum() > flat.gain.sum() * (1 + TURNS_BETTER):
-        return Doing(f"roll {path.name}", "", path, rolled)
-    return Doing(path.name, "", path, flat)
+def classify_roll(
+    appearance: Appearance, fit: Fit, world: Pose, canvas: Canvas, trajectory: Trajectory
+) -> MotionEstimate:
+    """Tell "roll right" from "right" by whether turning as a wheel does explains a thing better, and so to the left."""
+    flat = fit_pose(appearance, fit.pose._replace(angle=np.zeros(len(world.x))), canvas, rounds=4)
+    angle = (trajectory.positions[:, 0] - trajectory.positions[0, 0]) / np.median(world.radius)
+    rolled = fit_pose(appearance, fit.pose._replace(angle=angle), canvas, rounds=4)
+    if rolled.gain.sum() > flat.gain.sum() * (1 + TURNED_GAIN):
+        return MotionEstimate(f"roll {trajectory.motion}", "", trajectory, rolled)
+    return MotionEstimate(trajectory.motion, "", trajectory, flat)

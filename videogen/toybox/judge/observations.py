@@ -1,4 +1,4 @@
-"""What is found in a clip, as plain values: what reading ends with and judging begins with."""
+"""Hold what is found in a clip as plain values: what reading a clip ends with and judging it begins with."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from videogen.toybox.judge.camera import Camera
-from videogen.toybox.judge.trajectories import Path
+from videogen.toybox.judge.trajectories import Trajectory
 from videogen.toybox.world.motions import Pose
 
 
@@ -23,8 +23,8 @@ class FoundThing(NamedTuple):
     """clockwise, counterclockwise, or empty where nothing turns."""
     pose: Pose
     likeness: np.ndarray
-    """Share of its own energy that it explains in each frame."""
-    path: Path
+    """Share of its own energy that the thing explains in each frame."""
+    trajectory: Trajectory
     """Where its motion would have it in the world."""
 
 
@@ -37,13 +37,14 @@ class Event(NamedTuple):
 
 
 class Found(NamedTuple):
-    """Everything that a judge sees in a clip; background is empty where it is none of the world's."""
+    """Everything that the judge finds in a clip; the background is empty where it is none of the world's."""
 
     width: int
     height: int
     num_frames: int
     background: str
-    misfit: float
+    background_error: float
+    """Mean YCC distance of the frames from the background."""
     camera: Camera
     things: tuple[FoundThing, ...]
     events: tuple[Event, ...]

@@ -1,6 +1,6 @@
-"""Many judged clips as a table: how often each clause holds, with its interval.
+"""Sum up many judged clips as a table: how often each clause holds, with its interval.
 
-[Judged]  ->  {"class": Count(250, 256), ..., "all, one thing": ...}
+[JudgedClip]  ->  {"class": Proportion(250, 256), ..., "all, one thing": ...}
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from videogen.intervals import effective_number, wilson
+from videogen.intervals import effective_sample_size, wilson
 from videogen.toybox.judge.caption_parser import Clauses
 from videogen.toybox.judge.observations import Found
 from videogen.toybox.judge.quality import Quality, diversity
@@ -22,15 +22,15 @@ NUMBERS = ("no thing", "one thing", "two things", "three things")
 
 
 class Case(NamedTuple):
-    """A prompt, what it says, and the scene that it was said of, if there is one."""
+    """A prompt, its clauses, and the scene that it describes, if there is one."""
 
     prompt: str
     clauses: Clauses
     scene: Scene | None = None
 
 
-class Judged(NamedTuple):
-    """A clip that was made for a case."""
+class JudgedClip(NamedTuple):
+    """A clip's case and seed, what was detected in it, which clauses hold, and its quality."""
 
     case: Case
     seed: int
@@ -39,8 +39,8 @@ class Judged(NamedTuple):
     quality: Quality
 
 
-class Count(NamedTuple):
-    """How many of some clips are right, and as how many independent ones they count."""
+class Proportion(NamedTuple):
+    """The number of clips that are right, of how many, and the number of independent clips that these count as."""
 
     right: int
     num: int
@@ -48,25 +48,25 @@ class Count(NamedTuple):
 
     @property
     def share(self) -> float:
-        """Right ones among all."""
+        """The share of clips that are right."""
         return self.right / max(self.num, 1)
 
     @property
     def interval(self) -> tuple[float, float]:
-        """The 95% interval of the share, that of so many independent clips."""
+        """The 95% interval of the share, for the effective number of clips."""
         return wilson(self.share * self.effective, self.effective)
 
 
-def count_clips(outcomes: Sequence[tuple[str, bool]]) -> Count:
-    """(caption, whether it is right) of each clip, counted.
+def count_clips(outcomes: Sequence[tuple[str, bool]]) -> Proportion:
+    """Count the right clips among (caption, is right) pairs.
 
-    Wilson's interval is for as many clips as they are worth (Korn & Graubard 1998).
+    Wilson's interval is for their effective sample size (Korn & Graubard 1998).
     """
-    return Count(sum(right for _, right in outcomes), len(outcomes), effective_number(outcomes))
+    return Proportion(sum(right for _, right in outcomes), len(outcomes), effective_sample_size(outcomes))
 
 
-def count(verdicts: Sequence[tuple[Case, dict[str, bool]]]) -> dict[str, Count]:
-    """How often each clause that was said holds, and all of them, also by the number of things that are named."""
+def count_clauses(verdicts: Sequence[tuple[Case, dict[str, bool]]]) -> dict[str, Proportion]:
+    """Count how often each stated clause holds, and all of a clip's together, also by the number of named things."""
     outcomes = defaultdict[str, list[tuple[str, bool]]](list)
     for case, holds in verdicts:
         rows = [*holds.items(), (f"all, {NUMBERS[min(len(case.clauses.things), 3)]}", holds["all"])]
@@ -76,33 +76,33 @@ def count(verdicts: Sequence[tuple[Case, dict[str, bool]]]) -> dict[str, Count]:
     return {name: count_clips(outcomes[name]) for name in order if name in outcomes}
 
 
-def tally(judged: Sequence[Judged]) -> dict[str, Count]:
-    """The table of some clips."""
-    return count([(one.case, one.holds) for one in judged])
+def tally(judged: Sequence[JudgedClip]) -> dict[str, Proportion]:
+    """Count how often each clause holds in some judged clips."""
+    return count_clauses([(clip.case, clip.holds) for clip in judged])
 
 
-def shuffled(judged: Sequence[Judged]) -> dict[str, Count]:
-    """The floor: the same clips under captions of others, half a table away, so that seeds of one prompt never meet.
+def shuffled_captions(judged: Sequence[JudgedClip]) -> dict[str, Proportion]:
+    """Count the floor: the same clips judged by each other's captions; empty if all have one caption.
 
-    Empty where there is no other caption.
+    Captions move by half the table, so that the seeds of one prompt do not meet their own.
     """
-    cases = [one.case for one in judged]
+    cases = [clip.case for clip in judged]
     if len({case.prompt for case in cases}) < 2:
         return {}
-    others = cases[len(cases) // 2 :] + cases[: len(cases) // 2]
-    return count([(other, judge(one.found, other.clauses)) for one, other in zip(judged, others, strict=True)])
+    shuffled = cases[len(cases) // 2 :] + cases[: len(cases) // 2]
+    return count_clauses([(case, judge(clip.found, case.clauses)) for clip, case in zip(judged, shuffled, strict=True)])
 
 
-def average(judged: Sequence[Judged]) -> dict[str, float]:
-    """The mean of each measure over the clips that have it, and of the diversity over prompts."""
+def mean_quality(judged: Sequence[JudgedClip]) -> dict[str, float]:
+    """Average each measure over the clips that have it, and the diversity over prompts."""
     values = defaultdict[str, list[float]](list)
-    prompts, said = defaultdict[str, list[Found]](list), dict[str, Clauses]()
-    for one in judged:
-        prompts[one.case.prompt].append(one.found)
-        said[one.case.prompt] = one.case.clauses
-        for name, value in one.quality._asdict().items():
+    clips_of, clauses_of = defaultdict[str, list[Found]](list), dict[str, Clauses]()
+    for clip in judged:
+        clips_of[clip.case.prompt].append(clip.found)
+        clauses_of[clip.case.prompt] = clip.case.clauses
+        for name, value in clip.quality._asdict().items():
             if value is not None:
                 values[name].append(value)
-    spreads = [diversity(clips, said[prompt]) for prompt, clips in prompts.items()]
+    spreads = [diversity(clips, clauses_of[prompt]) for prompt, clips in clips_of.items()]
     values["diversity"] = [spread for spread in spreads if spread is not None]
     return {name: float(np.mean(of_clips)) for name, of_clips in values.items() if of_clips}

@@ -1,6 +1,6 @@
-"""Hold what was found in a clip against what its caption says.
+"""Compare what was detected in a clip with the clauses of its caption.
 
-Found, Clauses  ->  {"class": True, "colour": False, ..., "all": False}: those that were said, and all of them
+Found, Clauses  ->  {"class": True, "colour": False, ..., "all": False}: the clauses that were stated, and all together
 """
 
 from __future__ import annotations
@@ -13,81 +13,83 @@ from videogen.toybox.judge.caption_parser import Clauses, Said, parse
 from videogen.toybox.judge.observations import Found, FoundThing
 from videogen.toybox.judge.read_clip import read
 
-CLAUSES: tuple[str, ...] = (
-    "present", "count", "class", "colour", "size", "motion", "relation", "event", "background", "camera", "all",
-)  # fmt: skip
-"""Every clause, in the order of a table."""
-MEANINGS: dict[str, str] = {
-    "present": "every thing that is named has one in the clip of its class or its colour",
+CLAUSE_MEANINGS: dict[str, str] = {
+    "present": "every named thing has one in the clip of its class or its colour",
     "count": "there are as many things as are named",
-    "class": "shapes, digits and sprites are what they are called",
-    "colour": "things have the colours that are said",
+    "class": "shapes, digits and sprites are of the named class",
+    "colour": "things have the stated colours",
     "size": "small and large",
-    "motion": "direction or kind of motion, and clockwise where that is said",
-    "relation": "the first thing is where it is said to be, seen from the second",
+    "motion": "direction or kind of motion, and clockwise where that is stated",
+    "relation": "the first thing is where the caption puts it, seen from the second",
     "event": "two things pass each other, collide, or one passes behind the other",
-    "background": "what is behind everything",
-    "camera": "pans and zooms that are said",
-    "all": "every clause that was said",
+    "background": "what is behind all things",
+    "camera": "pans and zooms",
+    "all": "every stated clause",
 }
-WEIGHTS = {"kind": 2.5, "colour": 2.0, "size": 1.0, "motion": 1.0}
-"""What agrees counts so much when it is asked which thing is meant: first of all it is known by its look."""
+CLAUSES: tuple[str, ...] = tuple(CLAUSE_MEANINGS)
+"""Every clause, in the order of a table."""
+MATCH_WEIGHTS = {"kind": 2.5, "colour": 2.0, "size": 1.0, "motion": 1.0}
+"""How much an attribute that agrees counts when named and detected things are matched: looks before motion."""
+ANY_THING = 0.1  # a named thing is rather matched with some thing than with none
 
 
 def judge(found: Found, clauses: Clauses) -> dict[str, bool]:
-    """Which of the clauses that were said hold."""
-    meant = pair(found, clauses)
-    pairs = list(zip(clauses.things, (None if i is None else found.things[i] for i in meant), strict=True))
+    """Judge which of the stated clauses hold."""
+    matches = match_things(found, clauses)
+    pairs = list(zip(clauses.things, (None if i is None else found.things[i] for i in matches), strict=True))
     holds = {
-        "present": all(thing and is_like(said, thing) for said, thing in pairs),
+        "present": all(thing and is_like(stated, thing) for stated, thing in pairs),
         "count": len(found.things) == len(clauses.things),
-        "class": all(thing and thing.kind == said.kind for said, thing in pairs),
+        "class": all(thing and thing.kind == stated.kind for stated, thing in pairs),
     }
     for name in ("colour", "size", "motion"):
-        wanted = [(said, thing) for said, thing in pairs if getattr(said, name)]
-        if wanted:
-            holds[name] = all(thing and agrees(said, thing, name) for said, thing in wanted)
+        constrained = [(stated, thing) for stated, thing in pairs if getattr(stated, name)]
+        if constrained:
+            holds[name] = all(thing and agrees(stated, thing, name) for stated, thing in constrained)
     if clauses.relation:
         holds["relation"] = has_relation(clauses.relation, *(thing for _, thing in pairs[:2]))
     if clauses.event:
-        holds["event"] = has_event(found, clauses.event, meant)
+        holds["event"] = has_event(found, clauses.event, matches)
     if clauses.background:
         holds["background"] = found.background == clauses.background
     if clauses.camera:
         holds["camera"] = found.camera.name == clauses.camera
-    plain = {name: bool(value) for name, value in holds.items()}
-    return plain | {"all": all(plain.values())}
+    verdict = {name: bool(value) for name, value in holds.items()}
+    return verdict | {"all": all(verdict.values())}
 
 
-def is_like(said: Said, thing: FoundThing) -> bool:
-    """Whether a thing has the class or the colour that is said."""
-    return thing.kind == said.kind or (said.colour != "" and thing.colour == said.colour)
+def is_like(stated: Said, thing: FoundThing) -> bool:
+    """True if a thing has the named class or the stated colour."""
+    return thing.kind == stated.kind or (stated.colour != "" and thing.colour == stated.colour)
 
 
-def agrees(said: Said, thing: FoundThing, attribute: str) -> bool:
-    """Whether a thing is as it is said in one respect; a motion goes with the sense that is said of it."""
-    same = getattr(said, attribute) == getattr(thing, attribute)
-    return same and (attribute != "motion" or said.sense in ("", thing.sense))
+def agrees(stated: Said, thing: FoundThing, attribute: str) -> bool:
+    """True if an attribute of a thing is as stated; a motion includes its sense, where that is stated."""
+    same = getattr(stated, attribute) == getattr(thing, attribute)
+    return same and (attribute != "motion" or stated.sense in ("", thing.sense))
 
 
-def pair(found: Found, clauses: Clauses) -> tuple[int | None, ...]:
-    """Which found thing is meant by each that is said: the pairing in which most agrees."""
+def match_things(found: Found, clauses: Clauses) -> tuple[int | None, ...]:
+    """Match every named thing with the number of a detected thing or None, so that most attributes agree."""
     numbers = [*range(len(found.things)), *[None] * len(clauses.things)]
-    pairings = dict.fromkeys(permutations(numbers, len(clauses.things)))
 
-    def likeness(pairing: tuple[int | None, ...]) -> float:
-        things = ((said, found.things[i]) for said, i in zip(clauses.things, pairing, strict=True) if i is not None)
+    def agreement(matches: tuple[int | None, ...]) -> float:
+        things = ((stated, found.things[i]) for stated, i in zip(clauses.things, matches, strict=True) if i is not None)
         return sum(
-            0.1  # any thing is better than none
-            + sum(weight for name, weight in WEIGHTS.items() if getattr(said, name) and agrees(said, thing, name))
-            for said, thing in things
+            ANY_THING
+            + sum(
+                weight
+                for name, weight in MATCH_WEIGHTS.items()
+                if getattr(stated, name) and agrees(stated, thing, name)
+            )
+            for stated, thing in things
         )
 
-    return max(pairings, key=likeness)
+    return max(dict.fromkeys(permutations(numbers, len(clauses.things))), key=agreement)
 
 
 def has_relation(relation: str, first: FoundThing | None = None, second: FoundThing | None = None) -> bool:
-    """Whether the first thing is left or right of the second, above or below it, when the clip begins."""
+    """True if the first thing is left of, right of, above or below the second in the first frame."""
     if first is None or second is None:
         return False
     dx, dy = (float(a[0] - b[0]) for a, b in zip(first.pose[:2], second.pose[:2], strict=True))
@@ -95,16 +97,15 @@ def has_relation(relation: str, first: FoundThing | None = None, second: FoundTh
     return abs(along) > abs(across) and (along > 0) == (relation in ("right", "below"))
 
 
-def has_event(found: Found, event: str, meant: tuple[int | None, ...]) -> bool:
-    """Whether the things that are meant do together what is said; only of behind does it matter who is first."""
-    happened = {(one.name, one.first, one.second) for one in found.events}
-    first, second = (*meant, None, None)[:2]
-    return (event, first, second) in happened or (event != "behind" and (event, second, first) in happened)
+def has_event(found: Found, event: str, matches: tuple[int | None, ...]) -> bool:
+    """True if the matched things take part in the event; their order matters for "behind" only."""
+    first, second = (*matches, None, None)[:2]
+    return (event, first, second) in found.events or (event != "behind" and (event, second, first) in found.events)
 
 
 def score(frames: np.ndarray, prompt: str) -> dict[str, float]:
-    """What of a prompt a clip shows: the share of its clauses that hold, then each, 0 or 1; for a sweep's --score."""
+    """Score a clip for a sweep's --score: the share of the prompt's clauses that hold, then each of them as 0 or 1."""
     holds = judge(read(np.asarray(frames)), parse(prompt))
-    each = {name: float(value) for name, value in holds.items()}
-    clauses = [value for name, value in each.items() if name != "all"]
-    return {"clauses": sum(clauses) / len(clauses), **each}
+    values = {name: float(value) for name, value in holds.items()}
+    clauses = [value for name, value in values.items() if name != "all"]
+    return {"clauses": sum(clauses) / len(clauses), **values}

@@ -1,6 +1,6 @@
-"""Clips judged side by side, a core each.
+"""Judge clips in parallel, one process for each core.
 
-[Clip]  ->  [Judged], in the same order
+[ClipToJudge]  ->  [JudgedClip], in the same order
 """
 
 from __future__ import annotations
@@ -18,55 +18,55 @@ import numpy as np
 
 from videogen.toybox.judge.quality import measure_quality
 from videogen.toybox.judge.read_clip import read
-from videogen.toybox.judge.scores import Case, Judged
+from videogen.toybox.judge.scores import Case, JudgedClip
 from videogen.toybox.judge.verdict import judge
 
 CORES = os.cpu_count() or 1
-FEW = 16  # clips that are judged, a second each, before other processes are ready
+MAX_CLIPS_IN_ONE_PROCESS = 16  # which are judged, a second each, before other processes are ready
 
 
-class Clip(NamedTuple):
-    """A clip to be judged; frames (t, h, w, 3) uint8."""
+class ClipToJudge(NamedTuple):
+    """A clip with the case it is judged by; frames (t, h, w, 3) uint8."""
 
     case: Case
     seed: int
     frames: np.ndarray
 
 
-def look(clip: Clip) -> Judged:
-    """Judge one clip."""
+def judge_clip(clip: ClipToJudge) -> JudgedClip:
+    """Detect what one clip shows, judge its clauses and measure its quality."""
     found = read(clip.frames)
     holds = judge(found, clip.case.clauses)
-    return Judged(clip.case, clip.seed, found, holds, measure_quality(clip.frames, found, clip.case.clauses))
+    return JudgedClip(clip.case, clip.seed, found, holds, measure_quality(clip.frames, found, clip.case.clauses))
 
 
-def crew(num_clips: int) -> Executor:
-    """Who judges so many clips: a process a core, or where they are few a thread of this one."""
-    if CORES == 1 or num_clips <= FEW:
+def worker_pool(num_clips: int) -> Executor:
+    """Start one process for each core, or a thread of this process if there are too few clips to wait for them."""
+    if CORES == 1 or num_clips <= MAX_CLIPS_IN_ONE_PROCESS:
         return ThreadPoolExecutor(1)
-    # Spawned, for this process may have threads of torch's.
-    return ProcessPoolExecutor(CORES, mp_context=get_context("spawn"), initializer=begin)
+    # Workers are spawned, because a fork copies torch's locks but not the threads that hold them.
+    return ProcessPoolExecutor(CORES, mp_context=get_context("spawn"), initializer=start_worker)
 
 
-def begin() -> None:
-    """In each process of a crew: Ctrl-C is for the one that started it to answer, and without that one it ends."""
+def start_worker() -> None:
+    """Leave Ctrl-C in this worker process to its parent, and end with the parent."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    Thread(target=end_with_parent, daemon=True).start()
+    Thread(target=exit_with_parent, daemon=True).start()
 
 
-def end_with_parent() -> None:
-    """Wait until the process that started this one is gone, which a signal to it alone may bring about."""
+def exit_with_parent() -> None:
+    """Wait for the parent process to end, and exit; a signal that kills the parent alone does not reach its workers."""
     if (parent := parent_process()) is not None:
         parent.join()
         os._exit(1)
 
 
-def look_each(clips: Iterable[Clip], num: int) -> Iterator[tuple[Judged, Clip]]:
-    """Judge clips as they come, of which there are num: while some are looked at, the next are not yet made.
+def judge_in_parallel(clips: Iterable[ClipToJudge], num: int) -> Iterator[tuple[JudgedClip, ClipToJudge]]:
+    """Judge num clips in batches of two for each core; the next batch is not produced while one is judged.
 
-    To make a clip takes all cores as well, and its threads would wait for those that judge.
+    Sampling a clip uses all cores as well, and its threads would wait for the workers.
     """
-    source = iter(clips)
-    with crew(num) as pool:
-        while some := list(islice(source, 2 * CORES)):
-            yield from zip(pool.map(look, some), some, strict=True)
+    clips = iter(clips)
+    with worker_pool(num) as pool:
+        while batch := list(islice(clips, 2 * CORES)):
+            yield from zip(pool.map(judge_clip, batch), batch, strict=True)

@@ -1,11 +1,9 @@
-"""Say in English what a scene shows, in many ways.
+"""Describe in English what a scene shows, in many ways.
 
     Scene, seed  ->  "a large red circle moves right on a black background"
 
-One family of sentences, those that ask the reader to look, is never drawn unless asked for.
-
-Of every list of words the first is the usual one, drawn six times in ten, so that the plainest sentence is also
-the most common.
+The first of every list of words is the usual one, sampled six times in ten, so that the plainest sentence is also the
+most common. One family of patterns ("look at ...", "watch: ...") is held out of training and used on request only.
 """
 
 from collections.abc import Sequence
@@ -14,28 +12,22 @@ from typing import NamedTuple
 import numpy as np
 
 from videogen.toybox.world.motions import Thing
-from videogen.toybox.world.scenes import Scene, relation
-from videogen.toybox.world.things import DIGITS, SPRITES, pick
+from videogen.toybox.world.scenes import Scene, spatial_relation
+from videogen.toybox.world.things import COLOURS, DIGITS, SHAPES, SPRITES, sample_choice
 
-USUAL = 0.6
-"""How often the first of several words is taken."""
-DROPPED = 0.12
-"""How often a size, and how often the background, is left unsaid."""
+USUAL_PROBABILITY = 0.6
+"""Probability of the first of several words or patterns."""
+OMISSION_PROBABILITY = 0.12
+"""Probability that a caption omits a thing's size, and that it omits the background."""
 
+DIGIT_NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 KIND_WORDS: dict[str, tuple[str, ...]] = {
+    **{shape: (shape,) for shape in SHAPES},
     "circle": ("circle", "disc"),
-    "square": ("square",),
-    "triangle": ("triangle",),
-    "star": ("star",),
-    "heart": ("heart",),
-    "diamond": ("diamond",),
     "cross": ("cross", "plus sign"),
-    "ring": ("ring",),
     **{
         digit: (f"digit {digit}", f"number {digit}", word, f"digit {word}", f"number {word}")
-        for digit, word in zip(
-            DIGITS, ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"), strict=True
-        )
+        for digit, word in zip(DIGITS, DIGIT_NAMES, strict=True)
     },
     **{sprite: (sprite,) for sprite in SPRITES},
     "cat": ("cat", "kitten", "cat face"),
@@ -48,16 +40,7 @@ KIND_WORDS: dict[str, tuple[str, ...]] = {
     "football": ("football", "soccer ball"),
 }
 
-COLOUR_WORDS: dict[str, tuple[str, ...]] = {
-    "red": ("red",),
-    "green": ("green",),
-    "blue": ("blue",),
-    "yellow": ("yellow",),
-    "orange": ("orange",),
-    "purple": ("purple", "violet"),
-    "white": ("white",),
-    "pink": ("pink",),
-}
+COLOUR_WORDS: dict[str, tuple[str, ...]] = {**{colour: (colour,) for colour in COLOURS}, "purple": ("purple", "violet")}
 
 SIZE_WORDS: dict[str, tuple[str, ...]] = {"small": ("small", "little", "tiny"), "large": ("large", "big")}
 
@@ -79,7 +62,7 @@ BACKGROUND_WORDS: dict[str, tuple[str, ...]] = {
     "desert": ("in the desert", "over desert sand", "above sand dunes"),
     "snow": ("in the snow", "on a snowy field", "over white snow"),
 }
-"""Where it all is; alone at the head of a sentence, too."""
+"""Adverbial phrases, which may also begin a sentence."""
 
 CAMERA_WORDS: dict[str, tuple[str, ...]] = {
     "still": ("",),
@@ -100,13 +83,13 @@ RELATION_WORDS: dict[str, tuple[str, ...]] = {
 
 
 class Verb(NamedTuple):
-    """A verb as in "it moves" and as in "it is moving"."""
+    """A verb or clause in two forms: "moves", and "moving" for use within a noun phrase."""
 
     finite: str
     participle: str
 
 
-WAYS: dict[str, tuple[str, ...]] = {
+DIRECTION_WORDS: dict[str, tuple[str, ...]] = {
     "right": ("right", "to the right", "rightwards", "from left to right"),
     "left": ("left", "to the left", "leftwards", "from right to left"),
     "up": ("up", "upwards", "towards the top"),
@@ -123,20 +106,17 @@ WAYS: dict[str, tuple[str, ...]] = {
     "roll right": ("right", "to the right", "rightwards", "from left to right"),
     "roll left": ("left", "to the left", "leftwards", "from right to left"),
 }
-"""Where a motion leads; "still", "grow" and "shrink" lead nowhere."""
+"""Adverbials that complete a verb; "still", "fade in", "fade out", "grow" and "shrink" need none."""
 
-TURNING = frozenset({"spin", "orbit"})
-"""Motions of which a caption may say that they go clockwise or counterclockwise."""
+ROTATING_MOTIONS = frozenset({"spin", "orbit"})
+"""Motions for which a caption may add "clockwise" or "counterclockwise"."""
 
-GOING = (
-    Verb("moves", "moving"),
-    Verb("glides", "gliding"),
-    Verb("drifts", "drifting"),
-    Verb("slides", "sliding"),
-    Verb("travels", "travelling"),
-)
-BOUNCING = (Verb("bounces", "bouncing"), Verb("goes", "going"), Verb("keeps moving", "that keeps moving"))
-VERBS: dict[str, tuple[Verb, ...]] = {
+MOVING_VERBS = (
+    Verb("moves", "moving"), Verb("glides", "gliding"), Verb("drifts", "drifting"),
+    Verb("slides", "sliding"), Verb("travels", "travelling"),
+)  # fmt: skip
+BOUNCING_VERBS = (Verb("bounces", "bouncing"), Verb("goes", "going"), Verb("keeps moving", "that keeps moving"))
+MOTION_VERBS: dict[str, tuple[Verb, ...]] = {
     "still": (
         Verb("stays still", "staying still"),
         Verb("does not move", "not moving"),
@@ -144,8 +124,8 @@ VERBS: dict[str, tuple[Verb, ...]] = {
         Verb("sits still", "sitting still"),
         Verb("stays in place", "staying in place"),
     ),
-    **dict.fromkeys(("right", "left", "up", "down", "up right", "up left", "down right", "down left"), GOING),
-    **dict.fromkeys(("bounce up and down", "bounce side to side"), BOUNCING),
+    **dict.fromkeys(("right", "left", "up", "down", "up right", "up left", "down right", "down left"), MOVING_VERBS),
+    **dict.fromkeys(("bounce up and down", "bounce side to side"), BOUNCING_VERBS),
     "jump": (Verb("jumps", "jumping"), Verb("hops", "hopping")),
     **dict.fromkeys(("roll right", "roll left"), (Verb("rolls", "rolling"),)),
     "fade in": (
@@ -174,8 +154,8 @@ VERBS: dict[str, tuple[Verb, ...]] = {
     ),
 }
 
-BEHIND = (Verb("passes", "passing"), Verb("moves", "moving"), Verb("goes", "going"))
-TOGETHER: dict[str, tuple[Verb, ...]] = {
+BEHIND_VERBS = (Verb("passes", "passing"), Verb("moves", "moving"), Verb("goes", "going"))
+JOINT_VERBS: dict[str, tuple[Verb, ...]] = {
     "cross": (
         Verb("pass each other", "passing each other"),
         Verb("cross paths", "crossing paths"),
@@ -189,105 +169,101 @@ TOGETHER: dict[str, tuple[Verb, ...]] = {
 }
 
 CLIP_PATTERNS = (
-    "{finite} {place}",
-    "{place}, {finite}",
-    "{moving} {place}",
-    "{place}, {moving}",
-    "a video of {moving} {place}",
-    "a short clip of {moving} {place}",
-    "there is {moving} {place}",
-    "a little film of {moving} {place}",
-    "we see {moving} {place}",
-)
+    "{finite} {place}", "{place}, {finite}", "{moving} {place}", "{place}, {moving}",
+    "a video of {moving} {place}", "a short clip of {moving} {place}", "there is {moving} {place}",
+    "a little film of {moving} {place}", "we see {moving} {place}",
+)  # fmt: skip
 IMAGE_PATTERNS = (
-    "{things} {place}",
-    "{place}, {things}",
-    "a picture of {things} {place}",
-    "an image of {things} {place}",
-    "there is {things} {place}",
-)
+    "{things} {place}", "{place}, {things}",
+    "a picture of {things} {place}", "an image of {things} {place}", "there is {things} {place}",
+)  # fmt: skip
 CLIP_PATTERNS_OF_MANY = ("{number} objects {place}: {finite}", "{place}, {number} objects: {moving}")
 IMAGE_PATTERNS_OF_MANY = ("{number} objects {place}: {things}",)
-NEW_PATTERNS = ("look at {moving} {place}", "watch: {place}, {finite}")
-"""The family that training never reads."""
+HELD_OUT_PATTERNS = ("look at {moving} {place}", "watch: {place}, {finite}")
+"""Patterns that are held out of training."""
 
-NUMBERS = {2: "two", 3: "three"}
+NUMBER_WORDS = {2: "two", 3: "three"}
 
 
 def caption(scene: Scene, seed: int, *, new: bool = False) -> str:
-    """One English sentence about a scene, the same for the same seed; new asks for the family held out of training."""
+    """Describe a scene in one English sentence fixed by the seed; new gives a clip a pattern held out of training."""
     rng = np.random.default_rng([seed, 1])
     things = [scene.things[i] for i in rng.permutation(len(scene.things))]
-    names = {thing: name(thing, rng) for thing in things}
-    said = {thing: verb(thing, rng) for thing in things}
+    subjects = {thing: noun_phrase(thing, rng) for thing in things}
+    verbs = {thing: verb_phrase(thing, rng) for thing in things}
     moving, many = scene.num_frames > 1, len(things) > 1
     patterns = CLIP_PATTERNS if moving else IMAGE_PATTERNS
     if many:
         patterns += CLIP_PATTERNS_OF_MANY if moving else IMAGE_PATTERNS_OF_MANY
-    pattern = pick(rng, NEW_PATTERNS if new and moving else patterns, first=USUAL)
-    together = tell(scene, names, rng)
-    conjunction = pick(rng, (" while ", " and "))
-    sentence = pattern.format(
-        finite=together.finite
-        if together
-        else join([f"{names[thing]} {said[thing].finite}" for thing in things], conjunction),
-        moving=together.participle
-        if together
-        else join([f"{names[thing]} {said[thing].participle}" for thing in things], " and "),
-        things=together.participle if together else join(list(names.values()), " and "),
-        number=NUMBERS.get(len(things), "one"),
-        place="" if rng.random() < DROPPED else pick(rng, BACKGROUND_WORDS[scene.background], first=USUAL),
+    pattern = sample_choice(rng, HELD_OUT_PATTERNS if new and moving else patterns, first_probability=USUAL_PROBABILITY)
+    joint = joint_clause(scene, subjects, rng)
+    conjunction = sample_choice(rng, (" while ", " and "))
+    clause = joint or Verb(
+        join_phrases([f"{subjects[thing]} {verbs[thing].finite}" for thing in things], conjunction),
+        join_phrases([f"{subjects[thing]} {verbs[thing].participle}" for thing in things], " and "),
     )
-    camera = pick(rng, CAMERA_WORDS[scene.camera], first=USUAL)
-    return ", ".join(part for part in (tidy(sentence), camera) if part)
+    omits_place = rng.random() < OMISSION_PROBABILITY
+    sentence = pattern.format(
+        finite=clause.finite,
+        moving=clause.participle,
+        things=joint.participle if joint else join_phrases(list(subjects.values()), " and "),
+        number=NUMBER_WORDS.get(len(things), "one"),
+        place="" if omits_place else sample_word(BACKGROUND_WORDS[scene.background], rng),
+    )
+    # An omitted place leaves stray spaces and punctuation behind.
+    sentence = " ".join(sentence.split()).replace(" :", ":").replace("watch: ,", "watch:").removeprefix(",").strip()
+    return ", ".join(filter(None, (sentence, sample_word(CAMERA_WORDS[scene.camera], rng))))
 
 
-def tidy(sentence: str) -> str:
-    """A sentence without what an unsaid place leaves behind."""
-    return " ".join(sentence.split()).replace(" :", ":").replace("watch: ,", "watch:").removeprefix(",").strip()
+def joint_clause(scene: Scene, subjects: dict[Thing, str], rng: np.random.Generator) -> Verb | None:
+    """Describe an event or spatial relation of two things in one clause, or return None if there is none to describe.
 
-
-def tell(scene: Scene, names: dict[Thing, str], rng: np.random.Generator) -> Verb | None:
-    """What two things do together, or where they stay to each other, if there is such a thing to say."""
+    A relation is described half of the time, and only between things that stay still.
+    """
     if len(scene.things) != 2:
         return None
-    first, second = (names[thing] for thing in scene.things)
+    first, second = (subjects[thing] for thing in scene.things)
     if scene.event == "behind":
-        way = "from left to right" if scene.things[0].motion == "right" else "from right to left"
-        return Verb(*(f"{first} {form} behind {second} {way}" for form in pick(rng, BEHIND)))
+        direction = "from left to right" if scene.things[0].motion == "right" else "from right to left"
+        return Verb(*(f"{first} {form} behind {second} {direction}" for form in sample_choice(rng, BEHIND_VERBS)))
     if scene.event:
-        both = f"{first} and {second}" if rng.random() < 0.5 else f"{second} and {first}"
-        return Verb(*(f"{both} {form}" for form in pick(rng, TOGETHER[scene.event])))
-    place = relation(scene)
-    if not place or any(thing.motion != "still" for thing in scene.things) or rng.random() < 0.5:
+        pair = f"{first} and {second}" if rng.random() < 0.5 else f"{second} and {first}"
+        return Verb(*(f"{pair} {form}" for form in sample_choice(rng, JOINT_VERBS[scene.event])))
+    relation = spatial_relation(scene)
+    if not relation or any(thing.motion != "still" for thing in scene.things) or rng.random() < 0.5:
         return None
-    words = pick(rng, RELATION_WORDS[place], first=USUAL)
+    words = sample_word(RELATION_WORDS[relation], rng)
     return Verb(f"{first} is {words} {second}", f"{first} {words} {second}")
 
 
-def join(parts: Sequence[str], conjunction: str) -> str:
-    """Several things said in one breath; more than two are a list."""
-    return conjunction.join([", ".join(parts[:-1]), parts[-1]]) if len(parts) > 1 else parts[0]
+def join_phrases(phrases: Sequence[str], conjunction: str) -> str:
+    """Join phrases by commas, and the last by a conjunction."""
+    return conjunction.join([", ".join(phrases[:-1]), phrases[-1]]) if len(phrases) > 1 else phrases[0]
 
 
-def name(thing: Thing, rng: np.random.Generator) -> str:
-    """What a thing is: "a large red circle"."""
+def noun_phrase(thing: Thing, rng: np.random.Generator) -> str:
+    """Name a thing, such as "a large red circle"."""
     words = [
-        pick(rng, SIZE_WORDS[thing.size], first=USUAL),
-        *([pick(rng, COLOUR_WORDS[thing.colour], first=USUAL)] if thing.colour else []),
-        pick(rng, KIND_WORDS[thing.kind], first=USUAL),
+        sample_word(SIZE_WORDS[thing.size], rng),
+        *([sample_word(COLOUR_WORDS[thing.colour], rng)] if thing.colour else []),
+        sample_word(KIND_WORDS[thing.kind], rng),
     ]
-    if rng.random() < DROPPED:
+    if rng.random() < OMISSION_PROBABILITY:
         words = words[1:]
     return " ".join(["an" if words[0][0] in "aeiou" and words[0] != "one" else "a", *words])
 
 
-def verb(thing: Thing, rng: np.random.Generator) -> Verb:
-    """What a thing does: "moves to the right"."""
-    if thing.motion not in VERBS:  # part of an event, which is told as a whole
+def verb_phrase(thing: Thing, rng: np.random.Generator) -> Verb:
+    """Describe the motion of a thing, such as "moves to the right"."""
+    if thing.motion not in MOTION_VERBS:  # The motion is part of an event, which joint_clause describes as a whole.
         return Verb("", "")
-    does = pick(rng, VERBS[thing.motion], first=USUAL)
-    way = pick(rng, WAYS.get(thing.motion, ("",)), first=USUAL)
-    turn = ("clockwise" if thing.speed > 0 else "counterclockwise") if thing.motion in TURNING else ""
-    said = (way, turn if rng.random() < 0.5 else "")
-    return Verb(*(" ".join(word for word in (form, *said) if word) for form in does))
+    verb = sample_choice(rng, MOTION_VERBS[thing.motion], first_probability=USUAL_PROBABILITY)
+    direction = sample_word(DIRECTION_WORDS.get(thing.motion, ("",)), rng)
+    rotation = ("clockwise" if thing.speed > 0 else "counterclockwise") if thing.motion in ROTATING_MOTIONS else ""
+    adverbials = (direction, rotation if rng.random() < 0.5 else "")
+    return Verb(*(" ".join(filter(None, (form, *adverbials))) for form in verb))
+
+
+def sample_word(words: Sequence[str], rng: np.random.Generator) -> str:
+    """Sample one of several words that mean the same, the usual one first."""
+    return sample_choice(rng, words, first_probability=USUAL_PROBABILITY)

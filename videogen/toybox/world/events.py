@@ -1,4 +1,4 @@
-"""What two things do together: pass each other, collide, or one passes behind the other.
+"""Stage events between two things: they pass each other, they collide, or one passes behind the other.
 
 two Things of known kind and radius, a frame's size  ->  the same Things with motions and places
 """
@@ -11,75 +11,72 @@ import numpy as np
 from videogen.toybox.world.motions import MAX_SPEED, Thing
 
 Pair = tuple[Thing, Thing]
-Stage = Callable[[np.random.Generator, Pair, int, int, int], Pair]
-"""(rng, things, width, height, steps): which of the two comes from the left is drawn; the second hides the first."""
+EventSampler = Callable[[np.random.Generator, Pair, int, int, int], Pair]
+"""(rng, things, width, height, steps) -> things in the same order, of which the second hides the first."""
 
 
-def between(rng: np.random.Generator, low: float, high: float) -> float:
-    """A place drawn evenly; the middle where there is no room."""
+def sample_between(rng: np.random.Generator, low: float, high: float) -> float:
+    """Sample uniformly between low and high, or take their middle if the interval is empty."""
     return float(rng.uniform(low, high)) if low < high else (low + high) / 2
 
 
-def heights(rng: np.random.Generator, pair: Pair, height: int, apart: float) -> list[float]:
-    """Two heights that far apart, either on top, both inside the frame."""
+def sample_heights(rng: np.random.Generator, pair: Pair, height: int, distance: float) -> list[float]:
+    """Sample two heights at a distance, with either thing on top and both inside the frame."""
     sign = float(rng.choice((-1, 1)))
-    middle = [-sign * apart / 2, sign * apart / 2]
-    low = max(thing.radius + 1 - y for thing, y in zip(pair, middle, strict=True))
-    high = min(height - thing.radius - 1 - y for thing, y in zip(pair, middle, strict=True))
-    base = between(rng, low, high)
-    return [base + y for y in middle]
+    offsets = [-sign * distance / 2, sign * distance / 2]
+    low = max(thing.radius + 1 - y for thing, y in zip(pair, offsets, strict=True))
+    high = min(height - thing.radius - 1 - y for thing, y in zip(pair, offsets, strict=True))
+    middle = sample_between(rng, low, high)
+    return [middle + y for y in offsets]
 
 
-def cross(rng: np.random.Generator, pair: Pair, width: int, height: int, steps: int) -> Pair:
-    """Both move sideways, past each other, at the same pace."""
-    touch = pair[0].radius + pair[1].radius
-    gap = [touch * rng.uniform(1.05, 1.3) for _ in range(2)]
-    way = min(sum(gap) / 2, MAX_SPEED * steps)
-    y = heights(rng, pair, height, touch * rng.uniform(0.55, 1.0))
-    first = int(rng.integers(2))  # which one starts on the left
+def sample_crossing(rng: np.random.Generator, pair: Pair, width: int, height: int, steps: int) -> Pair:
+    """Move both things sideways past each other, at the same speed."""
+    contact = pair[0].radius + pair[1].radius
+    gaps = [contact * rng.uniform(1.05, 1.3) for _ in range(2)]
+    path = min(sum(gaps) / 2, MAX_SPEED * steps)
+    y = sample_heights(rng, pair, height, contact * rng.uniform(0.55, 1.0))
+    first = int(rng.integers(2))  # index of the thing that starts on the left
     left, right = pair[first], pair[1 - first]
-    low = max(left.radius + 1, right.radius + 1 - gap[0] + way)
-    high = min(width - left.radius - 1 - way, width - right.radius - 1 - gap[0])
-    x = between(rng, low, high)
-    placed = {
-        first: replace(left, motion="right", x=x, y=y[first], speed=way / steps),
-        1 - first: replace(right, motion="left", x=x + gap[0], y=y[1 - first], speed=way / steps),
-    }
-    return placed[0], placed[1]
+    low = max(left.radius + 1, right.radius + 1 - gaps[0] + path)
+    high = min(width - left.radius - 1 - path, width - right.radius - 1 - gaps[0])
+    x = sample_between(rng, low, high)
+    left = replace(left, motion="right", x=x, y=y[first], speed=path / steps)
+    right = replace(right, motion="left", x=x + gaps[0], y=y[1 - first], speed=path / steps)
+    return (right, left) if first else (left, right)
 
 
-def collide(rng: np.random.Generator, pair: Pair, width: int, height: int, steps: int) -> Pair:
-    """Both move towards each other, touch about half-way through, and go back."""
-    touch = 0.85 * (pair[0].radius + pair[1].radius)  # the circles around them overlap where the things touch
-    at = steps / 2 + rng.uniform(-1.5, 1.5)
-    longest = max(at, steps - at)
-    room = (width - touch - pair[0].radius - pair[1].radius - 2) / 2
+def sample_collision(rng: np.random.Generator, pair: Pair, width: int, height: int, steps: int) -> Pair:
+    """Move both things towards each other until they touch about half-way through, and back."""
+    contact = 0.85 * (pair[0].radius + pair[1].radius)  # Where two things touch, their enclosing circles overlap.
+    frame = steps / 2 + rng.uniform(-1.5, 1.5)
+    longest = max(frame, steps - frame)
+    room = (width - contact - pair[0].radius - pair[1].radius - 2) / 2
     speed = min(rng.uniform(0.65, 0.95) * room / longest, 3.0)
-    y = heights(rng, pair, height, touch * rng.uniform(0, 0.2))
-    first = int(rng.integers(2))
+    y = sample_heights(rng, pair, height, contact * rng.uniform(0, 0.2))
+    first = int(rng.integers(2))  # index of the thing that starts on the left
     left, right = pair[first], pair[1 - first]
-    low, high = left.radius + 1 + speed * longest, width - right.radius - 1 - touch - speed * longest
-    x = between(rng, low, high)
-    placed = {
-        first: replace(left, motion="collide from the left", x=x, y=y[first], speed=speed, reach=at),
-        1 - first: replace(right, motion="collide from the right", x=x + touch, y=y[1 - first], speed=speed, reach=at),
-    }
-    return placed[0], placed[1]
+    low, high = left.radius + 1 + speed * longest, width - right.radius - 1 - contact - speed * longest
+    x = sample_between(rng, low, high)
+    left = replace(left, motion="collide from the left", x=x, y=y[first], speed=speed, reach=frame)
+    right = replace(right, motion="collide from the right", x=x + contact, y=y[1 - first], speed=speed, reach=frame)
+    return (right, left) if first else (left, right)
 
 
-def behind(rng: np.random.Generator, pair: Pair, width: int, height: int, steps: int) -> Pair:
-    """The first moves sideways behind the second, which stays still."""
+def sample_occlusion(rng: np.random.Generator, pair: Pair, width: int, height: int, steps: int) -> Pair:
+    """Move the first thing sideways behind the second, which stays still."""
     mover, front = pair
-    touch, room = mover.radius + front.radius, width - 2 * mover.radius - 2
-    gap = [min(touch * rng.uniform(1.02, 1.2), room / 2) for _ in range(2)]
-    way = min(sum(gap), MAX_SPEED * steps)
-    y = heights(rng, pair, height, touch * rng.uniform(0, 0.25))
-    x = between(rng, max(gap[0] + mover.radius, front.radius) + 1, width - max(gap[1] + mover.radius, front.radius) - 1)
-    right = bool(rng.integers(2))
-    moving = replace(
-        mover, motion="right" if right else "left", x=x - gap[0] if right else x + gap[1], y=y[0], speed=way / steps
-    )
-    return moving, replace(front, motion="still", x=x, y=y[1], speed=0.0)
+    contact, room = mover.radius + front.radius, width - 2 * mover.radius - 2
+    gaps = [min(contact * rng.uniform(1.02, 1.2), room / 2) for _ in range(2)]
+    speed = min(sum(gaps), MAX_SPEED * steps) / steps
+    y = sample_heights(rng, pair, height, contact * rng.uniform(0, 0.25))
+    low = max(gaps[0] + mover.radius, front.radius) + 1
+    high = width - max(gaps[1] + mover.radius, front.radius) - 1
+    x = sample_between(rng, low, high)
+    start = {"right": x - gaps[0], "left": x + gaps[1]}
+    motion = "right" if rng.integers(2) else "left"
+    mover = replace(mover, motion=motion, x=start[motion], y=y[0], speed=speed)
+    return mover, replace(front, motion="still", x=x, y=y[1], speed=0.0)
 
 
-EVENTS: dict[str, Stage] = {"cross": cross, "collide": collide, "behind": behind}
+EVENTS: dict[str, EventSampler] = {"cross": sample_crossing, "collide": sample_collision, "behind": sample_occlusion}

@@ -1,6 +1,6 @@
-"""The eight shapes as signed distances, and digits and sprites as pictures.
+"""Render the eight shapes from signed distances, and digits and sprites from pictures.
 
-points in the unit disc (x to the right, y up), radius in pixels  ->  colour and cover of each point, (..., 4)
+points in the unit disc (x to the right, y up), radius in pixels  ->  colour and coverage of each point, (..., 4)
 """
 
 from collections.abc import Callable
@@ -10,51 +10,51 @@ import numpy as np
 from einops import rearrange
 
 from videogen.toybox.world.motions import Thing
-from videogen.toybox.world.things import COLOURS, DIGITS, TILE, picture
+from videogen.toybox.world.things import COLOURS, DIGITS, TILE_SIZE, tile_mipmap
 
-Distance = Callable[[np.ndarray, np.ndarray], np.ndarray]
-"""Signed distance to a shape inside the unit circle, from points (x to the right, y up); below zero is inside."""
+SignedDistance = Callable[[np.ndarray, np.ndarray], np.ndarray]
+"""Distance of points (x to the right, y up) to a shape that the unit circle encloses; negative inside the shape."""
 
 
 def circle(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Fills the unit circle."""
+    """Measure the signed distance to the unit circle."""
     return np.hypot(x, y) - 1
 
 
 def ring(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """A circle with a hole of half its radius."""
+    """Measure the signed distance to a circle with a hole of about half its radius."""
     return np.abs(np.hypot(x, y) - 0.76) - 0.24
 
 
-def box(x: np.ndarray, y: np.ndarray, width: float, height: float) -> np.ndarray:
-    """A rectangle, given by half its width and height."""
-    return np.maximum(np.abs(x) - width, np.abs(y) - height)
+def rectangle(x: np.ndarray, y: np.ndarray, half_width: float, half_height: float) -> np.ndarray:
+    """Measure the signed distance to a rectangle; outside its corners it is a lower bound."""
+    return np.maximum(np.abs(x) - half_width, np.abs(y) - half_height)
 
 
 def square(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Flat on its side."""
-    return box(x, y, sqrt(0.5), sqrt(0.5))
+    """Measure the signed distance to a square that stands on one side."""
+    return rectangle(x, y, sqrt(0.5), sqrt(0.5))
 
 
 def cross(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """A plus sign."""
+    """Measure the signed distance to a plus sign."""
     length, width = sqrt(1 - 0.3**2), 0.3
-    return np.minimum(box(x, y, length, width), box(x, y, width, length))
+    return np.minimum(rectangle(x, y, length, width), rectangle(x, y, width, length))
 
 
 def diamond(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Narrower than high, so that no turned square is one."""
+    """Measure the signed distance to a diamond; it is narrower than high, so a rotated square is no diamond."""
     width = 0.65
     return (np.abs(x) / width + np.abs(y) - 1) / sqrt(1 / width**2 + 1)
 
 
 def triangle(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """With equal sides, pointing up."""
+    """Measure the signed distance to an equilateral triangle that points up."""
     return np.maximum(sqrt(0.75) * np.abs(x) + 0.5 * y, -y) - 0.5
 
 
 def star(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Five points, one of them up."""
+    """Measure the signed distance to a star with five points, one of them up."""
     tenth, inner = pi / 5, 0.45
     # Every point is mirrored into the half of the upper point, where the outline is one straight edge.
     angle = np.abs((np.arctan2(x, y) + tenth) % (2 * tenth) - tenth)
@@ -64,8 +64,9 @@ def star(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def heart(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Two half discs on a square on its corner (Quilez, 2D distance functions), about its centre of mass."""
-    scale = 0.6567  # height of the centre of mass over the tip, which is also the farthest point from it
+    """Measure the signed distance to two half discs on a tilted square (Quilez, 2D distance functions)."""
+    # The origin is the centre of mass. Its height over the tip is also the radius, for the tip is the farthest point.
+    scale = 0.6567
     x, y = np.abs(x) * scale, (y + 1) * scale
     lobe = np.hypot(x - 0.25, y - 0.75) - sqrt(2) / 4
     along = np.maximum(x + y, 0) / 2
@@ -73,7 +74,7 @@ def heart(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return np.where(x + y > 1, lobe, side) / scale
 
 
-DISTANCES: dict[str, Distance] = {
+SIGNED_DISTANCES: dict[str, SignedDistance] = {
     "circle": circle,
     "square": square,
     "triangle": triangle,
@@ -85,31 +86,32 @@ DISTANCES: dict[str, Distance] = {
 }
 
 
-def look_up(padded: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """A picture (s + 2, s + 2, 4) at points of the disc that fills it, between its pixels; nothing outside."""
+def interpolate_tile(padded: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Interpolate a padded tile (s + 2, s + 2, 4) bilinearly at points of the disc it fills; transparent outside."""
     side = len(padded) - 2
-    scale = side * 31 / TILE
+    scale = side * 31 / TILE_SIZE
     column = np.clip(side / 2 + 0.5 + scale * x, 0, side + 0.999)
     row = np.clip(side / 2 + 0.5 - scale * y, 0, side + 0.999)
     left, top = column.astype(int), row.astype(int)
-    u, v = (rearrange(part, "... -> ... 1") for part in (column - left, row - top))
+    u, v = (rearrange(fraction, "... -> ... 1") for fraction in (column - left, row - top))
     upper = (1 - u) * padded[top, left] + u * padded[top, left + 1]
     lower = (1 - u) * padded[top + 1, left] + u * padded[top + 1, left + 1]
     return (1 - v) * upper + v * lower
 
 
-def draw(thing: Thing, x: np.ndarray, y: np.ndarray, radius: np.ndarray) -> np.ndarray:
-    """What a thing shows at points of its disc: colours 0 ... 255, premultiplied, and cover, (..., 4).
+def render_thing(thing: Thing, x: np.ndarray, y: np.ndarray, radius: np.ndarray) -> np.ndarray:
+    """Render a thing at points of its disc: colours in 0 ... 255, premultiplied, and coverage in 0 ... 1, (..., 4).
 
-    radius in pixels says how soft an edge is, or which halving of a picture has one pixel a pixel.
+    The radius in pixels sets how soft the edge of a shape is, and which mipmap level has one texel per pixel.
     """
-    if thing.kind in DISTANCES:
-        cover = rearrange(np.clip(0.5 - radius * DISTANCES[thing.kind](x, y), 0, 1), "... -> ... 1")
-        return cover * np.array((*COLOURS[thing.colour], 1), np.float32)
+    if thing.kind in SIGNED_DISTANCES:
+        coverage = rearrange(np.clip(0.5 - radius * SIGNED_DISTANCES[thing.kind](x, y), 0, 1), "... -> ... 1")
+        return coverage * np.array((*COLOURS[thing.colour], 1), np.float32)
     level = min(max(log2(31 / float(np.mean(radius))), 0.0), 3.0)
-    fine, share = int(level), level - int(level)
-    found = look_up(picture(thing.kind, fine), x, y)
-    if share:
-        found = (1 - share) * found + share * look_up(picture(thing.kind, fine + 1), x, y)
+    fine, coarse_share = int(level), level - int(level)
+    pixels = interpolate_tile(tile_mipmap(thing.kind, fine), x, y)
+    if coarse_share:
+        coarse = interpolate_tile(tile_mipmap(thing.kind, fine + 1), x, y)
+        pixels = (1 - coarse_share) * pixels + coarse_share * coarse
     tint = COLOURS[thing.colour] if thing.kind in DIGITS else (255, 255, 255)
-    return found * np.array((*tint, 1), np.float32)
+    return pixels * np.array((*tint, 1), np.float32)

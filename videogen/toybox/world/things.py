@@ -1,4 +1,4 @@
-"""What a toy world is made of: kinds of things, colours, sizes, and backgrounds' palettes."""
+"""List the kinds, colours and sizes of things and the palettes of backgrounds, and load the pictures of things."""
 
 from collections.abc import Sequence
 from functools import cache
@@ -18,14 +18,14 @@ SPRITES: tuple[str, ...] = (
     "cat", "dog", "fish", "bird", "butterfly", "car", "rocket", "boat",
     "balloon", "apple", "tree", "sun", "moon", "ghost", "crown", "football",
 )  # fmt: skip
-"""Drawn by Noto Emoji; they come in their own colours."""
+"""Pictures from Noto Emoji, which have colours of their own."""
 KINDS: tuple[str, ...] = (*SHAPES, *DIGITS, *SPRITES)
 
-ROUND = frozenset({"circle", "ring"})
-"""Things that look the same however far they have turned: they neither spin nor roll."""
-ROLLING = (frozenset(SHAPES) - ROUND) | {"football", "apple", "sun"}
-SPINNING = (frozenset(SHAPES) - ROUND) | frozenset(SPRITES)
-"""Not digits: a turned 6 is a 9."""
+ROUND_KINDS = frozenset({"circle", "ring"})
+"""Kinds that look the same at every angle, so they neither spin nor roll."""
+ROLLING_KINDS = (frozenset(SHAPES) - ROUND_KINDS) | {"football", "apple", "sun"}
+SPINNING_KINDS = (frozenset(SHAPES) - ROUND_KINDS) | frozenset(SPRITES)
+"""Digits do not spin: a turned 6 is a 9."""
 
 COLOURS: dict[str, Colour] = {
     "red": (215, 25, 30),
@@ -39,7 +39,7 @@ COLOURS: dict[str, Colour] = {
 }
 
 SIZES: dict[str, tuple[float, float]] = {"small": (0.13, 0.15), "large": (0.195, 0.22)}
-"""Least and greatest radius, as a share of the frame's shorter side."""
+"""Smallest and largest radius, as a share of the frame's shorter side."""
 
 BACKGROUNDS: dict[str, tuple[Colour, ...]] = {
     "black": ((0, 0, 0),),
@@ -55,57 +55,56 @@ BACKGROUNDS: dict[str, tuple[Colour, ...]] = {
     "desert": ((190, 225, 250), (205, 160, 95), (235, 200, 140)),
     "snow": ((130, 165, 205), (238, 242, 250), (200, 212, 232)),
 }
-"""The colours a background is made of; `backgrounds` says how they are laid out."""
+"""The palette of each background; `backgrounds.PAINTERS` lays it out."""
 
-TEXTURED: tuple[str, ...] = ("checkerboard", "night sky", "sea", "grass", "desert", "snow")
-"""Backgrounds on which a camera's motion is seen, in both directions."""
+TEXTURED_BACKGROUNDS: tuple[str, ...] = ("checkerboard", "night sky", "sea", "grass", "desert", "snow")
+"""Backgrounds on which the motion of the camera is visible along both axes."""
 
-TILE, TILES_A_ROW = 64, 8
-SHEET = Path(__file__).resolve().parents[3] / "assets" / "toybox" / "sprites.png"
+TILE_SIZE, TILES_PER_ROW = 64, 8
+SPRITE_SHEET = Path(__file__).resolve().parents[3] / "assets" / "toybox" / "sprites.png"
 
 
 @cache
-def tile(kind: str) -> np.ndarray:
-    """The picture of a digit or sprite, (64, 64, 4) in 0 ... 1, premultiplied; it fills a circle of radius 31."""
-    number = (*DIGITS, *SPRITES).index(kind)
-    row, column = divmod(number, TILES_A_ROW)
-    with Image.open(SHEET) as sheet:
-        box = (column * TILE, row * TILE, (column + 1) * TILE, (row + 1) * TILE)
+def load_tile(kind: str) -> np.ndarray:
+    """Load the picture of a digit or sprite, (64, 64, 4) in 0 ... 1, premultiplied; it fills a circle of radius 31."""
+    row, column = divmod((*DIGITS, *SPRITES).index(kind), TILES_PER_ROW)
+    with Image.open(SPRITE_SHEET) as sheet:
+        box = (column * TILE_SIZE, row * TILE_SIZE, (column + 1) * TILE_SIZE, (row + 1) * TILE_SIZE)
         pixels = np.asarray(sheet.convert("RGBA").crop(box), np.float32) / 255
     return np.concatenate([pixels[..., :3] * pixels[..., 3:], pixels[..., 3:]], axis=-1)
 
 
 @cache
-def picture(kind: str, level: int) -> np.ndarray:
-    """A tile at 1 / 2^level of its size, averaged, in an empty frame of one pixel."""
-    halved = reduce(tile(kind), "(h a) (w b) c -> h w c", "mean", a=2**level, b=2**level)
-    return np.pad(halved, ((1, 1), (1, 1), (0, 0)))
+def tile_mipmap(kind: str, level: int) -> np.ndarray:
+    """Average a tile down to 1 / 2^level of its size, and pad it with one transparent pixel on every side."""
+    pixels = reduce(load_tile(kind), "(h a) (w b) c -> h w c", "mean", a=2**level, b=2**level)
+    return np.pad(pixels, ((1, 1), (1, 1), (0, 0)))
 
 
-def paints(kind: str, colour: str) -> np.ndarray:
-    """The colours a thing shows, (n, 3) in 0 ... 255: one, or a sprite's pixels."""
+def visible_colours(kind: str, colour: str) -> np.ndarray:
+    """List the colours of a thing, (n, 3) in 0 ... 255: its one colour, or those of a sprite's pixels."""
     if colour:
         return np.array([COLOURS[colour]], np.float32)
-    pixels = rearrange(picture(kind, 2), "h w c -> (h w) c")
-    solid = pixels[pixels[:, 3] > 0.9]
-    return 255 * solid[:, :3] / solid[:, 3:]
+    pixels = rearrange(tile_mipmap(kind, 2), "h w c -> (h w) c")
+    opaque = pixels[pixels[:, 3] > 0.9]
+    return 255 * opaque[:, :3] / opaque[:, 3:]
 
 
 @cache
-def contrasts(kind: str, colour: str, background: str) -> bool:
-    """Whether a thing can be told from all of a background, also after chroma subsampling (BT.601 distance)."""
+def has_contrast(kind: str, colour: str, background: str) -> bool:
+    """True if a thing is visible on all of a background, also after chroma subsampling (BT.601 distance)."""
     # Chroma counts half: it is stored at half the resolution and quantised more coarsely.
     to_ycc = np.array([[0.299, 0.587, 0.114], [-0.084, -0.166, 0.25], [0.25, -0.209, -0.041]], np.float32)
-    behind = np.array(BACKGROUNDS[background], np.float32)
-    if len(behind) == 2:  # a gradient has all that lies between
-        behind = behind[0] + np.linspace(0, 1, 5)[:, None] * (behind[1] - behind[0])
-    differences = (rearrange(paints(kind, colour), "n c -> n 1 c") - behind) @ to_ycc.T
-    seen = np.linalg.norm(differences, axis=-1).min(axis=1) > 35
-    return float(seen.mean()) > 0.6
+    palette = np.array(BACKGROUNDS[background], np.float32)
+    if len(palette) == 2:  # A gradient also shows every colour between its two.
+        palette = palette[0] + np.linspace(0, 1, 5)[:, None] * (palette[1] - palette[0])
+    differences = (rearrange(visible_colours(kind, colour), "n c -> n 1 c") - palette) @ to_ycc.T
+    is_distinct = np.linalg.norm(differences, axis=-1).min(axis=1) > 35
+    return float(is_distinct.mean()) > 0.6
 
 
-def pick(rng: np.random.Generator, options: Sequence[T], *, first: float | None = None) -> T:
-    """One of the options, all alike, or the first with a chance of its own."""
-    if first is None or len(options) == 1:
+def sample_choice(rng: np.random.Generator, options: Sequence[T], *, first_probability: float | None = None) -> T:
+    """Sample one option uniformly, or the first with a probability of its own and the others uniformly."""
+    if first_probability is None or len(options) == 1:
         return options[int(rng.integers(len(options)))]
-    return options[0] if rng.random() < first else options[1 + int(rng.integers(len(options) - 1))]
+    return options[0] if rng.random() < first_probability else options[1 + int(rng.integers(len(options) - 1))]

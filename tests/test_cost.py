@@ -1,4 +1,4 @@
-"""A dry run knows, from configs and the headers of files, what would be loaded."""
+"""A dry run estimates memory and seconds from configs and file headers alone."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from peft import LoraConfig
 from torch import Tensor, nn
 
 from tests.test_cli import refused
-from tests.test_memory import folders as folders
-from tests.test_memory import write_gguf
+from tests.test_low_memory import folders as folders
+from tests.test_low_memory import write_gguf
 from videogen.cli.dry_run import count_bytes
 from videogen.cli.main import sample
 from videogen.cli.sample import load, parse_args
@@ -24,23 +24,25 @@ from videogen.sampling.pipeline import VideoPipeline
 from videogen.training.lora import save_lora
 
 PRECISIONS = ("float32", "bfloat16")
-BILLION = {"transformer": 14.29, "text_encoder": 5.68, "vae": 0.127}  # of Wan 2.1 T2V 14B, as published
+BILLION = {"transformer": 14.29, "text_encoder": 5.68, "vae": 0.127}  # The published sizes of Wan 2.1 T2V 14B.
 
 
-def bytes_of(pipeline: VideoPipeline) -> int:
-    """What the weights and buffers of all parts take in memory; a quantised one may be several tensors."""
+def count_loaded_bytes(pipeline: VideoPipeline) -> int:
+    """Count the bytes of the weights and buffers of all components; a quantised weight may be several tensors."""
     parts = [part for part in pipeline.components.values() if isinstance(part, nn.Module)]
-    found = [weight for part in parts for weight in (*part.parameters(), *part.buffers())]
-    return sum(inner.nbytes for weight in found for inner in inner_tensors(weight))
+    weights = [weight for part in parts for weight in (*part.parameters(), *part.buffers())]
+    return sum(inner.nbytes for weight in weights for inner in list_inner_tensors(weight))
 
 
-def inner_tensors(weight: Tensor) -> list[Tensor]:
+def list_inner_tensors(weight: Tensor) -> list[Tensor]:
+    """List the tensors that a quantised weight consists of; of any other, the weight itself."""
     flatten = getattr(weight, "__tensor_flatten__", None)
     return [weight] if flatten is None else [getattr(weight, name) for name in flatten()[0]]
 
 
 @pytest.fixture(scope="module")
 def lora(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a LoRA on layers of attention and feed-forward."""
     folder, model = tmp_path_factory.mktemp("lora"), VideoPipeline.load(folders["T2V 2.1"]).transformer
     model.add_adapter(LoraConfig(r=2, lora_alpha=2, target_modules=["to_q", "ffn.net.2"], init_lora_weights=False))
     save_lora(model, folder)
@@ -48,58 +50,60 @@ def lora(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 @pytest.mark.parametrize("dtype", PRECISIONS)
-@pytest.mark.parametrize("more", ["none", "fp8", "int8", "lora", "fp8, lora"])
+@pytest.mark.parametrize("options", ["none", "fp8", "int8", "lora", "fp8, lora"])
 @pytest.mark.parametrize("kind", ["T2V A14B", "TI2V 5B, image", "I2V 2.1"])
-def test_the_bytes_of_the_weights_are_those_that_are_loaded(
-    kind: str, more: str, dtype: str, folders: dict[str, Path], lora: Path
+def test_count_bytes_is_the_size_of_the_loaded_weights(
+    kind: str, options: str, dtype: str, folders: dict[str, Path], lora: Path
 ) -> None:
-    if more == "int8":
+    if options == "int8":
         pytest.importorskip("torchao")
-    quantise = more.split(", ")[0] if more != "lora" else "none"
+    quantise = options.split(", ")[0] if options != "lora" else "none"
     words = ["x", "--model", str(folders[kind]), "--dtype", dtype, "--quantise", quantise]
-    parsed = parse_args(
-        [*words, *(["--lora", f"{'high:' * (kind == 'T2V A14B')}{lora}=0.5"] if "lora" in more else [])]
-    )
-    assert count_bytes(*parsed) == bytes_of(load(*parsed))
+    if "lora" in options:
+        words += ["--lora", f"{'high:' * (kind == 'T2V A14B')}{lora}=0.5"]
+    args, info = parse_args(words)
+    assert count_bytes(args, info) == count_loaded_bytes(load(args, info))
 
 
 @pytest.mark.parametrize("dtype", PRECISIONS)
 @pytest.mark.parametrize("quantise", ["none", "fp8"])
-def test_so_they_are_of_a_checkpoint_of_our_own_parts(quantise: str, dtype: str, checkpoint: Path) -> None:
-    parsed = parse_args(["x", "--model", str(checkpoint), "--dtype", dtype, "--quantise", quantise])
-    assert count_bytes(*parsed) == bytes_of(load(*parsed))
+def test_count_bytes_is_the_size_of_a_videogen_checkpoint(quantise: str, dtype: str, checkpoint: Path) -> None:
+    args, info = parse_args(["x", "--model", str(checkpoint), "--dtype", dtype, "--quantise", quantise])
+    assert count_bytes(args, info) == count_loaded_bytes(load(args, info))
 
 
 @pytest.mark.parametrize("dtype", PRECISIONS)
-def test_so_they_are_of_a_gguf(dtype: str, folders: dict[str, Path], tmp_path: Path) -> None:
+def test_count_bytes_is_the_size_of_a_gguf_as_it_is_loaded(
+    dtype: str, folders: dict[str, Path], tmp_path: Path
+) -> None:
     path = tmp_path / "wan.gguf"
     write_gguf(VideoPipeline.load(folders["T2V 2.1"]).transformer, path)
-    parsed = parse_args(["x", "--model", str(folders["T2V 2.1"]), "--dtype", dtype, "--gguf", str(path)])
-    assert count_bytes(*parsed) == bytes_of(load(*parsed))
-    plain = parse_args(["x", "--model", str(folders["T2V 2.1"]), "--dtype", dtype])
-    assert count_bytes(*parsed) < count_bytes(*plain)
+    args, info = parse_args(["x", "--model", str(folders["T2V 2.1"]), "--dtype", dtype, "--gguf", str(path)])
+    assert count_bytes(args, info) == count_loaded_bytes(load(args, info))
+    plain_args, _ = parse_args(["x", "--model", str(folders["T2V 2.1"]), "--dtype", dtype])
+    assert count_bytes(args, info) < count_bytes(plain_args, info)
 
 
 @pytest.mark.parametrize("shape", [(64, 64), (36, 40), (96, 37)])
-def test_four_bits_are_counted_as_bitsandbytes_packs_them(shape: tuple[int, int]) -> None:
+def test_nf4_bytes_are_those_of_the_packed_matrix_of_bitsandbytes(shape: tuple[int, int]) -> None:
     functional = pytest.importorskip("bitsandbytes").functional
     weight = torch.randn(shape)
     packed, state = functional.quantize_4bit(weight, quant_type="nf4")
     assert BYTES_OF["nf4"](weight) == packed.nbytes + state.absmax.nbytes
 
 
-def test_activations_take_half_in_half_the_bits(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Of a clip so large that the weights, some hundred kilobytes, do not count."""
+def test_activations_take_half_the_memory_in_bfloat16(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The clip is so large that the weights, some hundred kilobytes, are negligible."""
     words = ["x", "--model", str(checkpoint), "--size", "4096x4096", "--frames", "17", "--dry-run", "--json"]
-    found = []
+    activations_gb = []  # A dry run adds 0.6 GB for Python and the libraries.
     for dtype in PRECISIONS:
         assert sample([*words, "--dtype", dtype]) == 0
-        found.append(json.loads(capsys.readouterr().out)["memory_gb"] - 0.6)
-    assert found[0] > 3
-    assert found[0] == pytest.approx(2 * found[1], rel=0.01)
+        activations_gb.append(json.loads(capsys.readouterr().out)["memory_gb"] - 0.6)
+    assert activations_gb[0] > 3
+    assert activations_gb[0] == pytest.approx(2 * activations_gb[1], rel=0.01)
 
 
-def test_offloading_leaves_the_largest_part_or_layer_and_a_gpus_seconds_are_not_guessed(
+def test_offload_counts_the_largest_component_or_layer_and_seconds_are_estimated_for_cpus_only(
     checkpoint: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     parts = [meta_component(checkpoint, part) for part in ("transformer", "vae", "text_encoder")]
@@ -113,16 +117,16 @@ def test_offloading_leaves_the_largest_part_or_layer_and_a_gpus_seconds_are_not_
     assert json.loads(capsys.readouterr().out)["seconds"] is None
 
 
-def test_weights_count_by_their_bytes(checkpoint: Path) -> None:
+def test_the_memory_estimate_includes_the_bytes_of_the_weights(checkpoint: Path) -> None:
     info = read_checkpoint_info(checkpoint)
     with_weights, without = (estimate(info, info.defaults, weights=num).memory_gb for num in (3 * 10**9, 0))
     assert with_weights == pytest.approx(without + 3)
 
 
 @pytest.fixture
-def large(tmp_path: Path) -> Path:
+def wan_14b(tmp_path: Path) -> Path:
     """The configs of Wan 2.1 T2V 14B, without its weights."""
-    theirs = {part: ["diffusers", kind] for part, kind in (
+    components = {part: ["diffusers", kind] for part, kind in (
         ("transformer", "WanTransformer3DModel"), ("vae", "AutoencoderKLWan"), ("scheduler", "UniPCMultistepScheduler"),
     )}  # fmt: skip
     encoder = {"text_encoder": ["transformers", "UMT5EncoderModel"], "tokenizer": ["transformers", "T5TokenizerFast"]}
@@ -135,7 +139,7 @@ def large(tmp_path: Path) -> Path:
         "num_layers": 24, "num_heads": 64, "vocab_size": 256384, "feed_forward_proj": "gated-gelu",
     }  # fmt: skip
     files: dict[str, dict[str, object]] = {
-        "model_index.json": {"_class_name": "WanPipeline", **theirs, **encoder},
+        "model_index.json": {"_class_name": "WanPipeline", **components, **encoder},
         "transformer/config.json": {"_class_name": "WanTransformer3DModel", **dit},
         "vae/config.json": {"_class_name": "AutoencoderKLWan", "base_dim": 96, "z_dim": 16},
         "text_encoder/config.json": umt5,
@@ -157,17 +161,17 @@ def large(tmp_path: Path) -> Path:
         (["--dtype", "bfloat16", "--quantise", "nf4"], 2 * sum(BILLION.values()) - 1.4375 * BILLION["transformer"]),
     ],
 )
-def test_a_dry_run_of_a_model_of_14_billion_weights_says_what_it_takes(
-    words: list[str], gb: float, large: Path, capsys: pytest.CaptureFixture[str]
+def test_a_dry_run_estimates_the_published_memory_of_wan_14b(
+    words: list[str], gb: float, wan_14b: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """What is published of it in billions, to 2%; a clip of one small frame adds next to nothing."""
+    """The sizes are published in billions, hence 2%; the activations of one small frame are negligible."""
     small = ["--size", "64x64", "--frames", "1", "--dry-run", "--json"]
-    assert sample(["x", "--model", str(large), *small, *words]) == 0
+    assert sample(["x", "--model", str(wan_14b), *small, *words]) == 0
     assert json.loads(capsys.readouterr().out)["memory_gb"] == pytest.approx(gb + 0.6, rel=0.02)
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (["--gguf", "missing.gguf"], "there is no .gguf file missing.gguf"),
         (["--gguf", "a.gguf", "b.gguf"], "has 1 transformers, got 2 .gguf files; give one for each"),
@@ -175,24 +179,20 @@ def test_a_dry_run_of_a_model_of_14_billion_weights_says_what_it_takes(
         (["--lora", "missing.safetensors=2"], "there is no LoRA missing.safetensors"),
     ],
 )
-def test_a_dry_run_refuses_what_the_run_would(
-    words: list[str], said: str, folders: dict[str, Path], capsys: pytest.CaptureFixture[str]
+def test_a_dry_run_refuses_the_same_flags_as_a_run(
+    words: list[str], message: str, folders: dict[str, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    refused(capsys, sample(["x", "--model", str(folders["T2V 2.1"]), "--size", "32x32", "--dry-run", *words]), said)
+    refused(capsys, sample(["x", "--model", str(folders["T2V 2.1"]), "--size", "32x32", "--dry-run", *words]), message)
 
 
-def test_a_dry_run_says_that_a_gguf_is_none(
+def test_a_dry_run_refuses_a_file_that_is_no_gguf(
     folders: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "a.gguf").write_bytes(b"not one at all, and long enough to have a header")
-    words = [
-        "x",
-        "--model",
-        str(folders["T2V 2.1"]),
-        "--size",
-        "32x32",
-        "--dry-run",
-        "--gguf",
-        str(tmp_path / "a.gguf"),
-    ]
-    refused(capsys, sample(words), "a.gguf cannot be read", "give the .gguf of this model")
+    words = ["x", "--model", str(folders["T2V 2.1"]), "--size", "32x32", "--dry-run"]
+    refused(
+        capsys,
+        sample([*words, "--gguf", str(tmp_path / "a.gguf")]),
+        "a.gguf cannot be read",
+        "give the .gguf of this model",
+    )

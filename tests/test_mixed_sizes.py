@@ -1,7 +1,0 @@
-"""The command makes clips of several sizes and lengths side by side."""
-
-
-
-
-
-
