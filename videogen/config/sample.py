@@ -75,6 +75,11 @@ class SampleConfig:
         object.__setattr__(self, "guidance_interval", (float(low), float(high)))  # JSON and TOML give lists
 
     @property
+    def reuses_blocks(self) -> bool:
+        """True if one of the approximate caches is on, under which a clip's evaluations depend on those before them."""
+        return self.first_block_cache > 0 or self.mag_cache > 0
+
+    @property
     def width(self) -> int:
         """Width in pixels."""
         return parse_size(self.size)[0]

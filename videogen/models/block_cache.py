@@ -134,4 +134,4 @@ class BlockCache:
 
 def make_block_cache(config: SampleConfig) -> BlockCache | None:
     """Make the cache that the settings ask for, or None if they ask for none."""
-    return BlockCache(config) if config.first_block_cache or config.mag_cache else None
+    return BlockCache(config) if config.reuses_blocks else None

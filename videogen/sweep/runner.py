@@ -27,7 +27,6 @@ from videogen.data.files import save_tensors
 from videogen.data.saved_latents import save_latent
 from videogen.data.video_io import write_video
 from videogen.interruption import StopRequest
-from videogen.models.block_cache import make_block_cache
 from videogen.models.hub import checkpoint_id
 from videogen.sampling.pipeline import VideoPipeline
 from videogen.sweep.measures import Score, apply_score, compare_to_reference, measure_clip, score_id
@@ -94,7 +93,7 @@ class Worker:
         self.about, self.save_latents = dict(about or {}), save_latents
         self.on_row, self.on_evaluation = on_row, on_evaluation
         # A clip alone takes longer than one in a pack: where some must be alone, all are, so that seconds compare.
-        self.batch = BatchedRuns(pipeline, alone=any(make_block_cache(run.config) is not None for run in plan.runs()))
+        self.batch = BatchedRuns(pipeline, alone=any(run.config.reuses_blocks for run in plan.runs()))
         self.reference_frames = lru_cache(maxsize=16)(self.decode_reference)
         for name in ("clips", "references"):
             (folder / name).mkdir(parents=True, exist_ok=True)

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from videogen.models.block_cache import BlockCache, make_block_cache
+from videogen.models.block_cache import BlockCache
 from videogen.models.dit import TextContext
 from videogen.packing.bin_packing import group_by_budget
 from videogen.packing.packs import PackedVideo, patch_grid, unpack
@@ -96,7 +96,7 @@ class BatchedRuns:
         packs = list[list[Run]]()
         for group in groups.values():
             # What a block cache reuses is a clip's own.
-            budget = 0 if self.alone or make_block_cache(group[0].config) is not None else self.tokens_per_pack
+            budget = 0 if self.alone or group[0].config.reuses_blocks else self.tokens_per_pack
             packs += group_by_budget(group, lambda run: 2 * self.num_tokens(run), budget)
         return packs
 
@@ -109,7 +109,7 @@ class BatchedRuns:
         """Denoise the runs of one pack; where the pack fails, each alone, so that one bad run costs no other."""
         try:
             self.encode_texts(runs)
-            if make_block_cache(runs[0].config) is not None:
+            if runs[0].config.reuses_blocks:
                 return [self.denoise_with_block_cache(run, on_evaluation) for run in runs]
             return self.denoise_together(runs, on_evaluation)
         except Exception as error:

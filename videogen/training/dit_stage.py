@@ -51,14 +51,11 @@ from videogen.training.frozen_models import check_compatible, encoder_id, load_f
 from videogen.training.lora import add_lora, save_lora
 from videogen.training.masks import check_mixture
 from videogen.training.pack_plan import (
-    check_patch_sizes,
     dit_options,
     epoch_packs,
     num_facts,
     open_clips,
-    packed_lengths,
-    step_share,
-    warn_untrained,
+    plan_lengths,
 )
 from videogen.training.run_checkpoints import saved_steps
 from videogen.training.widen import widen_model
@@ -81,10 +78,8 @@ class DitStage:
         if dit.facts and not isinstance(self.folder, ToyboxClips):
             raise ValueError("dit.facts needs clips whose truth is known; set data.toybox, or leave dit.facts at 0")
         self.train_indices, self.val_indices = self.folder.split()
-        self.lengths = {patch: packed_lengths(self.folder.entries, patch, base) for patch in self.model.patches}
-        check_patch_sizes(self.lengths, self.train_indices, base, config)
-        self.trained_lengths = {patch: row for patch, row in self.lengths.items() if step_share(patch, base, dit)}
-        warn_untrained(self.trained_lengths, self.train_indices)
+        lengths = plan_lengths(self.folder.entries, self.train_indices, self.model.patches, config)
+        self.lengths, self.trained_lengths = lengths
         truth = self.folder.ground_truth if isinstance(self.folder, ToyboxClips) and dit.facts else None
         self.cache = LatentCache(self.folder, encoder_id(self.vae), config.run.dir / "latents", truth)
         self.batch_builder = BatchBuilder(dit, base, self.seed)

@@ -24,14 +24,12 @@ from videogen.sampling.cost import clip_seconds, dit_flop, training_memory
 from videogen.training.frozen_models import count_frozen_weights, resolve_checkpoints
 from videogen.training.lora import add_lora
 from videogen.training.pack_plan import (
-    check_patch_sizes,
     dit_options,
     epoch_packs,
     num_facts,
     open_clips,
     packed_lengths,
-    step_share,
-    warn_untrained,
+    plan_lengths,
 )
 
 MAX_ROWS = 16  # of the table; all further sizes share one row
@@ -98,10 +96,7 @@ def plan_folder(config: TrainConfig) -> FolderPlan:
     if config.stage == "vae":
         return replace(plan, steps_per_epoch=math.ceil(len(train) / config.vae.batch_clips))
     extra = {name: parse_patch(name) for name in config.dit.patches}
-    all_lengths = {base: lengths} | {patch: packed_lengths(folder.entries, patch, base) for patch in extra.values()}
-    check_patch_sizes(all_lengths, train, base, config)
-    trained = {patch: counts for patch, counts in all_lengths.items() if step_share(patch, base, config.dit)}
-    warn_untrained(trained, train)
+    all_lengths, trained = plan_lengths(folder.entries, train, [base, *extra.values()], config)
     packs = {patch: epoch_packs(all_lengths[patch], train, data, seed, epoch=0) for patch in {base, *trained}}
     packed = [lengths[index] for pack in packs[base] for index in pack]
     plan = replace(

@@ -40,6 +40,21 @@ def packed_lengths(entries: Sequence[ClipEntry | ToyboxEntry], patch: Patch, bas
     return [0 if skip_images and entry.frames == 1 else num_entry_tokens(entry, patch) for entry in entries]
 
 
+def plan_lengths(
+    entries: Sequence[ClipEntry | ToyboxEntry], train: Sequence[int], patches: Sequence[Patch], config: TrainConfig
+) -> tuple[dict[Patch, list[int]], dict[Patch, list[int]]]:
+    """Count every clip's tokens in each patch size (the base first): in all of them, and in those that are trained.
+
+    A ValueError where a trained size has no clip that fits a pack; clips that no size trains are warned of.
+    """
+    base = patches[0]
+    lengths = {patch: packed_lengths(entries, patch, base) for patch in patches}
+    check_patch_sizes(lengths, train, base, config)
+    trained = {patch: counts for patch, counts in lengths.items() if step_share(patch, base, config.dit)}
+    warn_untrained(trained, train)
+    return lengths, trained
+
+
 def check_patch_sizes(
     lengths: Mapping[Patch, Sequence[int]], train: Sequence[int], base: Patch, config: TrainConfig
 ) -> None:
