@@ -78,8 +78,9 @@ class DitStage:
         if dit.facts and not isinstance(self.folder, ToyboxClips):
             raise ValueError("dit.facts needs clips whose truth is known; set data.toybox, or leave dit.facts at 0")
         self.train_indices, self.val_indices = self.folder.split()
-        lengths = plan_lengths(self.folder.entries, self.train_indices, self.model.patches, config)
-        self.lengths, self.trained_lengths = lengths
+        self.lengths, self.trained_lengths = plan_lengths(
+            self.folder.entries, self.train_indices, self.model.patches, config
+        )
         truth = self.folder.ground_truth if isinstance(self.folder, ToyboxClips) and dit.facts else None
         self.cache = LatentCache(self.folder, encoder_id(self.vae), config.run.dir / "latents", truth)
         self.batch_builder = BatchBuilder(dit, base, self.seed)
