@@ -7,8 +7,9 @@ seed ─ draw_scene ─> Scene ─┬─ render ──> frames (t, h, w, 3) uint
 
 from videogen.toybox.folder import write_folder
 from videogen.toybox.world.captions import caption
+from videogen.toybox.world.free_captions import free_caption
 from videogen.toybox.world.motions import Thing
 from videogen.toybox.world.render import masks, render
 from videogen.toybox.world.scenes import Scene, draw_scene, track
 
-__all__ = ["Scene", "Thing", "caption", "draw_scene", "masks", "render", "track", "write_folder"]
+__all__ = ["Scene", "Thing", "caption", "draw_scene", "free_caption", "masks", "render", "track", "write_folder"]

@@ -227,40 +227,47 @@ def inflected(section: str, name: str) -> tuple[tuple[VerbForms, ...], ...]:
 @cache
 def verb_groups(motion: str, kind: str) -> tuple[VerbGroup, ...]:
     """List the groups of verbs that state a motion of a kind of thing, each as often as it weighs."""
-    fields = direction_fields(motion)
+    fields, name = direction_fields(motion), motion.replace(" ", "_")
     side, way = fields["side"], fields["way"]
-    moving = tables()["moving"]
     if motion.startswith("roll"):
         groups = [VerbGroup(verb_entries("motions", "roll"), ways(motion, "sideways"), 1)]
-    elif motion in ("bounce side to side", "bounce up and down") or not (side or way):
-        groups = [VerbGroup(verb_entries("motions", motion.replace(" ", "_")), (), 1)]
+    elif name in tables()["motions"]:
+        groups = [
+            VerbGroup(verb_entries("motions", name), (), 3),
+            VerbGroup(verb_entries("simple", name), wordings()["manner", motion], 2),
+        ]
     elif side and way:
+        short = tuple(expand(entry.format(**fields)) for entry in tables()["moving"]["short_side"])
         groups = [
             VerbGroup(verb_entries("moving", "any"), ways(motion, "diagonal"), 5),
             VerbGroup(verb_entries("moving", "whole_diagonal", **fields), (), 2),
-            VerbGroup(
-                verb_entries("moving", "rise_sideways" if way == "up" else "fall_sideways"),
-                tuple(expand(entry.format(**fields)) for entry in moving["short_side"]),
-                2,
-            ),
+            VerbGroup(verb_entries("moving", "rise_sideways" if way == "up" else "fall_sideways"), short, 2),
+            *kind_groups(motion, kind, "diagonal"),
         ]
     elif side:
         groups = [
             VerbGroup(verb_entries("moving", "any"), ways(motion, "sideways"), 5),
             VerbGroup(verb_entries("moving", "whole_sideways", **fields), (), 2),
+            *kind_groups(motion, kind, "sideways"),
         ]
     else:
         groups = [
             VerbGroup(verb_entries("moving", "any"), ways(motion, "vertical", way), 4),
             VerbGroup(verb_entries("moving", way), (), 3),
             VerbGroup(verb_entries("moving", f"whole_{way}"), (), 2),
+            *kind_groups(motion, kind, "vertical"),
         ]
-    if not motion.startswith(("roll", "bounce")):
-        axis = "diagonal" if side and way else "sideways" if side else "vertical" if way else ""
-        if kind in tables()["moving_of"] and axis:
-            groups.append(VerbGroup(verb_entries("moving_of", kind), ways(motion, axis), 5))
-        elif kind in tables()["moving_sideways_of"] and axis == "sideways":
-            groups.append(VerbGroup(verb_entries("moving_sideways_of", kind), ways(motion, axis), 5))
-        elif kind == "sun" and motion in tables()["sun"]:
-            groups.append(VerbGroup(verb_entries("sun", motion), (), 3))
     return tuple(group for group in groups for _ in range(group.weight))
+
+
+def kind_groups(motion: str, kind: str, axis: str) -> list[VerbGroup]:
+    """List the groups of verbs that only one kind of thing has, such as a bird that flies to the left."""
+    sections = ("moving_of", "moving_sideways_of") if axis == "sideways" else ("moving_of",)
+    groups = [
+        VerbGroup(verb_entries(section, kind), ways(motion, axis), 5)
+        for section in sections
+        if kind in tables()[section]
+    ]
+    if kind == "sun" and motion in tables()["sun"]:
+        groups.append(VerbGroup(verb_entries("sun", motion), (), 3))
+    return groups
