@@ -152,7 +152,7 @@ def setting(scene: Scene, stated: Stated, words: Words) -> dict[str, str]:
     }
     if stated.camera:
         subject, verb = words.pick("camera", "subjects"), words.verb("camera", scene.camera)
-        fields["camera"] = f"{subject} {verb.base if subject == 'we' else verb.finite}"
+        fields["camera"] = f"{subject} {verb.of_several().finite if subject == 'we' else verb.finite}"
         fields["going"] = f"{'the camera' if subject == 'we' else subject} {verb.participle}"
         fields["tag"] = words.pick("camera", f"tag {scene.camera}")
     return fields
