@@ -272,6 +272,24 @@ def test_drawn_clips_are_scenes_of_the_toybox() -> None:
     assert sorted(train_indices + val_indices) == list(range(30))
 
 
+def test_epochs_read_the_captions_of_a_drawn_clip_in_turn_some_of_them_in_free_english() -> None:
+    clips = ToyboxClips(DataConfig(toybox=30, toybox_captions=4, toybox_free=0.5), (1, 2, 2), seed=3)
+    captions = [[clips.caption(index, epoch) for epoch in range(4)] for index in range(30)]
+    assert [clips.caption(0, epoch) for epoch in range(4, 8)] == captions[0]
+    scenes = [draw_scene(entry.seed) for entry in clips.entries]
+    plain = [
+        caption(scene, scene.seed + epoch) == captions[index][epoch]
+        for index, scene in enumerate(scenes)
+        for epoch in range(4)
+    ]
+    assert 40 < sum(plain) < 80  # half of 120
+    assert len({text for texts in captions for text in texts}) > 110
+    more = ToyboxClips(DataConfig(toybox=30, toybox_captions=6, toybox_free=0.5), (1, 2, 2), seed=3)
+    assert [more.caption(5, epoch) for epoch in range(4)] == captions[5]
+    with pytest.raises(ValueError, match=r"data\.toybox_free must be a share, 0 to 1, got 1\.5"):
+        DataConfig(toybox=3, toybox_free=1.5)
+
+
 def test_sizes_and_lengths_that_the_toybox_cannot_draw_are_refused() -> None:
     with pytest.raises(ValueError, match="multiples of 16"):
         DataConfig(toybox=3, toybox_sizes=("50x48",))

@@ -28,6 +28,10 @@ class DataConfig:
     """Sizes WxH of those clips, the first of them for six in ten; none takes all of the toybox's."""
     toybox_lengths: tuple[int, ...] = ()
     """Numbers of frames of those clips, the first of them for six in ten; none takes all of the toybox's."""
+    toybox_captions: int = 1
+    """Captions of each of those clips; the epochs read them in turn."""
+    toybox_free: float = 0.0
+    """Share of those captions in free English, instead of the plain sentences that the judge reads."""
     fps: float = 8.0
     """Frame rate at which clips are read."""
     max_seconds: float = 4.2
@@ -46,7 +50,11 @@ class DataConfig:
     """Clips held out of training, for the validation loss."""
 
     def __post_init__(self) -> None:
-        require_positive(self, "fps", "max_seconds", "windows", "max_tokens", "token_budget", "repeats")
+        require_positive(
+            self, "fps", "max_seconds", "windows", "max_tokens", "token_budget", "repeats", "toybox_captions"
+        )
+        if not 0 <= self.toybox_free <= 1:
+            raise ValueError(f"data.toybox_free must be a share, 0 to 1, got {self.toybox_free:g}")
         for name in ("toybox", "val_clips", "workers"):
             if (value := getattr(self, name)) is not None and value < 0:
                 raise ValueError(f"data.{name} must be 0 or more, got {value}")
@@ -195,8 +203,10 @@ class DitConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
-    """AdamW with warm-up, a constant phase and a linear decay to zero."""
+    """The optimizer, with warm-up, a constant phase and a linear decay to zero."""
 
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """Optimizer; muon updates the matrices of the DiT's blocks, and AdamW the rest (needs products in bf16)."""
     lr: float = 5e-4
     """Peak learning rate."""
     betas: tuple[float, float] = (0.9, 0.99)

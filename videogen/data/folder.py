@@ -164,8 +164,8 @@ class VideoFolder:
         """Return the training and the validation indices, drawn by the seed."""
         return hold_out(len(self.entries), self.config.val_clips, self.seed)
 
-    def caption(self, index: int) -> str:
-        """Return the caption of a clip."""
+    def caption(self, index: int, epoch: int) -> str:
+        """Return the caption of a clip, the same in every epoch."""
         return self.entries[index].caption
 
     def key(self, index: int, epoch: int) -> tuple[object, ...]:

@@ -20,6 +20,7 @@ from videogen.packing.patch_schedule import Patch
 from videogen.toybox import caption, draw_scene, render
 from videogen.toybox.folder import WORLD_VERSION, clip_seed
 from videogen.toybox.token_labels import ground_truth
+from videogen.toybox.world.free_captions import free_caption
 from videogen.toybox.world.scenes import FRAME_SIZES, LENGTHS, Scene, scene_extent
 
 draw_cached_scene = lru_cache(draw_scene)  # A clip, its caption and its ground truth need the scene in turn.
@@ -49,7 +50,7 @@ class ToyboxClips:
             (width, height), frames = scene_extent(scene_seed, sizes=self.sizes, lengths=self.lengths)
             cells = (1 + (frames - 1) // TIME_STRIDE) * (height // SPACE_STRIDE) * (width // SPACE_STRIDE)
             self.entries.append(ToyboxEntry(scene_seed, frames, width, height, cells // math.prod(patch)))
-        self.captions: dict[int, str] = {}
+        self.captions: dict[int, list[str]] = {}
 
     def scene(self, index: int) -> Scene:
         """Draw the scene of a clip."""
@@ -59,18 +60,25 @@ class ToyboxClips:
         """Split the clips into the indices to train on and those to validate on."""
         return hold_out(len(self.entries), self.config.val_clips, self.seed)
 
-    def caption(self, index: int) -> str:
-        """Caption a clip, and remember the caption."""
+    def caption(self, index: int, epoch: int = 0) -> str:
+        """Caption a clip; the epochs read its captions in turn."""
         if index not in self.captions:
-            self.captions[index] = caption(self.scene(index), self.entries[index].seed)
-        return self.captions[index]
+            self.captions[index] = self.write_captions(index)
+        return self.captions[index][epoch % self.config.toybox_captions]
+
+    def write_captions(self, index: int) -> list[str]:
+        """Write all captions of a clip, a share of them in free English: drawing its scene takes longer than these."""
+        scene, seed = self.scene(index), self.entries[index].seed
+        num = self.config.toybox_captions
+        is_free = np.random.default_rng([seed, 3]).random(num) < self.config.toybox_free
+        return [(free_caption if is_free[i] else caption)(scene, seed + i) for i in range(num)]
 
     def read(self, index: int, epoch: int = 0) -> Clip:
         """Render a clip, the same in every epoch."""
         scene = self.scene(index)
         frames = torch.from_numpy(np.ascontiguousarray(render(scene)))
         video = scale_and_crop(frames, scene.width, scene.height)
-        return Clip(rearrange(video, "t c h w -> c t h w"), self.caption(index))
+        return Clip(rearrange(video, "t c h w -> c t h w"), self.caption(index, epoch))
 
     def ground_truth(self, index: int) -> dict[str, np.ndarray]:
         """Label the latent cells of a clip: the arrays of token_labels.GroundTruth by name."""

@@ -143,7 +143,7 @@ class BatchReader:
     def load_clip(self, index: int, epoch: int) -> tuple[CacheEntry, str] | str:
         """Load the cache entry and the caption of a clip, or return the reason why it cannot be read."""
         try:
-            entry, caption = self.cache.load_entry(index, epoch), self.folder.caption(index)
+            entry, caption = self.cache.load_entry(index, epoch), self.folder.caption(index, epoch)
         except (ValueError, OSError) as error:
             return str(error)
         if not entry.is_complete and (entry.video is None or self.encoder is not None):

@@ -28,6 +28,7 @@ from videogen.data.files import save_text
 from videogen.interruption import StopRequest
 from videogen.models.dit import VideoDiT
 from videogen.training.ema import PowerEMA
+from videogen.training.optimizers import make_optimizer
 from videogen.training.progress import Meter, RunLog, progress_bar
 from videogen.training.run_checkpoints import load_step, save_step, saved_steps
 
@@ -87,16 +88,6 @@ def learning_rate(step: int, total: int, config: OptimConfig) -> float:
     warmup = min(1.0, (step + 1) / max(1, config.warmup_steps))
     decay_steps = max(1, round(total * config.decay_share))
     return config.lr * warmup * min(1.0, (total - step) / decay_steps)
-
-
-def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
-    """Make an AdamW whose weight decay applies to matrices and kernels only."""
-    params = [p for p in model.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in params if p.ndim >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in params if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=1e-8, fused=True)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
