@@ -15,6 +15,7 @@ from typing import TypeVar, cast
 
 import tyro
 
+from videogen.cli.threads import prepare_threads
 from videogen.config.parsing import nearest
 
 T = TypeVar("T")
@@ -23,6 +24,7 @@ T = TypeVar("T")
 def guard(command: Callable[[Sequence[str]], int], argv: Sequence[str] | None = None) -> int:
     """Run a command, and turn an exception into a sentence on stderr and an exit status."""
     argv = sys.argv[1:] if argv is None else argv
+    prepare_threads()
     try:
         return command(argv)
     except (ValueError, FileExistsError, FileNotFoundError) as error:
