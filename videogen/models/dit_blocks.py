@@ -5,6 +5,7 @@ tokens (n, d), modulation of the distinct noise levels (u, 6, d), the prompts' k
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -25,8 +26,21 @@ Function = TypeVar("Function", bound=Callable[..., Tensor])
 
 
 def uncompiled(function: Function) -> Function:
-    """Exclude a function from torch.compile, which would compile it again for each new tuple of clip lengths."""
-    return torch.compiler.disable(function)  # type: ignore[return-value]
+    """Exclude a function from torch.compile, which would compile it again for each new tuple of clip lengths.
+
+    torch.compiler.disable imports torch._dynamo, which takes a second, so it is called when a compiler runs first.
+    """
+
+    @functools.cache
+    def excluded() -> Function:
+        return torch.compiler.disable(function)  # type: ignore[return-value]
+
+    @functools.wraps(function)
+    def call(*args: object) -> Tensor:
+        chosen = excluded() if torch.compiler.is_compiling() else function
+        return chosen(*args)
+
+    return call  # type: ignore[return-value]
 
 
 @dataclass(eq=False)  # It is no tuple, for the reason that PackLayout gives.
