@@ -58,6 +58,7 @@ class BenchArgs:
 
     name: tyro.conf.Positional[
         Literal[
+            "cold",
             "framing",
             "halfway",
             "line",

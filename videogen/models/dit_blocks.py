@@ -43,6 +43,16 @@ def uncompiled(function: Function) -> Function:
     return call  # type: ignore[return-value]
 
 
+def random_table(rows: int, d: int) -> nn.Parameter:
+    """Draw a modulation table (1, rows, d) of deviation 1 / sqrt(d), as Wan does.
+
+    None is drawn on the meta device, where networks are built before their weights are read: torch draws normal numbers
+    there in Python modules whose import takes a second.
+    """
+    table = torch.empty(1, rows, d)
+    return nn.Parameter(table if table.is_meta else table.normal_() / d**0.5)
+
+
 @dataclass(eq=False)  # It is no tuple, for the reason that PackLayout gives.
 class CrossAttentionInput:
     """Keys and values of the clips' texts, or of their images, for one block; computed once a prompt."""
@@ -237,7 +247,7 @@ class Block(nn.Module):
         self.norm3 = FP32LayerNorm(d, eps, elementwise_affine=False)
         self.nearby = LocalConv(d) if nearby else None
         self.ffn = FeedForward(d, hidden, d)
-        self.scale_shift_table = nn.Parameter(torch.randn(1, 6, d) / d**0.5)
+        self.scale_shift_table = random_table(6, d)
 
     def forward(
         self,
