@@ -56,13 +56,14 @@ def measure_cold_start(rounds: int = 5) -> dict[str, float]:
 
 def measure_stages() -> dict[str, float]:
     """Measure the seconds of each stage in one process: imports, loading, text, DiT, VAE, encoding."""
-    code = "import time; t = time.perf_counter(); import videogen.sampling.pipeline; print(time.perf_counter() - t)"
+    code = "import time; t = time.perf_counter(); import videogen.sampling.clip_sampler; print(time.perf_counter() - t)"
     imports = float(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout)
     from videogen.data.video_io import write_video
-    from videogen.sampling.pipeline import ClipRequest, VideoPipeline
+    from videogen.models.checkpoint_config import read_checkpoint_info
+    from videogen.sampling.clip_sampler import ClipRequest, load_clip_sampler
 
     began = time.perf_counter()
-    pipeline = VideoPipeline.load(ROOT / "assets" / "mini")
+    pipeline = load_clip_sampler(read_checkpoint_info(ROOT / "assets" / "mini"))
     loading = time.perf_counter() - began
     config = pipeline.defaults
     rows: dict[str, list[float]] = {"text": [], "dit": [], "vae": [], "encode": []}
