@@ -26,7 +26,7 @@ class VideoDiT(DiT, ModelMixin, ConfigMixin, PeftAdapterMixin):
     _no_split_modules = ["Block"]  # noqa: RUF012
     _repeated_blocks = ["Block"]  # noqa: RUF012
 
-    __init__ = register_to_config(DiT.__init__)
+    __init__ = register_to_config(DiT.__init__)  # the same arguments, kept in the config
     project_text = apply_forward_hook(DiT.project_text)
     project_images = apply_forward_hook(DiT.project_images)
 

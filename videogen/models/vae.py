@@ -17,7 +17,7 @@ from videogen.models.vae_network import VAE
 class VideoVAE(VAE, ModelMixin, ConfigMixin):
     """The VAE that diffusers loads, saves and offloads; it computes as the plain one."""
 
-    __init__ = register_to_config(VAE.__init__)
+    __init__ = register_to_config(VAE.__init__)  # the same arguments, kept in the config
     posterior = apply_forward_hook(VAE.posterior)
     reconstruct = apply_forward_hook(VAE.reconstruct)
 
