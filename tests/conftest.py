@@ -26,7 +26,8 @@ from videogen.config.sample import SampleConfig
 from videogen.config.train import DataConfig, DitConfig, OptimConfig, RunConfig, TrainConfig, VaeConfig
 from videogen.models import wan_vae_conv
 from videogen.models.dit import VideoDiT
-from videogen.models.vae import VideoVAE, frames_to_patches
+from videogen.models.vae import VideoVAE
+from videogen.models.vae_network import frames_to_patches
 from videogen.packing.packs import PackedText, pack_texts
 from videogen.sampling.pipeline import VideoPipeline
 from videogen.toybox import Scene, draw_scene, render, write_folder

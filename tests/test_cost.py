@@ -16,10 +16,11 @@ from tests.test_low_memory import write_gguf
 from videogen.cli.dry_run import count_bytes
 from videogen.cli.main import sample
 from videogen.cli.sample import load, parse_args
-from videogen.models.checkpoint import meta_component
+from videogen.models.checkpoint import meta_component, weights_of
 from videogen.models.checkpoint_config import read_checkpoint_info
+from videogen.sampling.clip_sampler import ClipSampler
 from videogen.sampling.cost import estimate
-from videogen.sampling.low_memory import BYTES_OF, weight_bytes, weights_of
+from videogen.sampling.low_memory import BYTES_OF, weight_bytes
 from videogen.sampling.pipeline import VideoPipeline
 from videogen.training.lora import save_lora
 
@@ -27,9 +28,10 @@ PRECISIONS = ("float32", "bfloat16")
 BILLION = {"transformer": 14.29, "text_encoder": 5.68, "vae": 0.127}  # The published sizes of Wan 2.1 T2V 14B.
 
 
-def count_loaded_bytes(pipeline: VideoPipeline) -> int:
+def count_loaded_bytes(pipeline: ClipSampler) -> int:
     """Count the bytes of the weights and buffers of all components; a quantised weight may be several tensors."""
-    parts = [part for part in pipeline.components.values() if isinstance(part, nn.Module)]
+    components = pipeline.components if isinstance(pipeline, VideoPipeline) else vars(pipeline)
+    parts = [part for part in components.values() if isinstance(part, nn.Module)]
     weights = [weight for part in parts for weight in (*part.parameters(), *part.buffers())]
     return sum(inner.nbytes for weight in weights for inner in list_inner_tensors(weight))
 

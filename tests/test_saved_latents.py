@@ -15,9 +15,8 @@ from tests.wan_folders import save
 from videogen.cli.main import sample
 from videogen.data.saved_latents import latent_settings
 from videogen.data.video_io import read_settings
-from videogen.models.dit import VideoDiT
-from videogen.sampling import pipeline
-from videogen.sampling.pipeline import VideoPipeline
+from videogen.models.dit_network import DiT
+from videogen.sampling import clip_sampler
 
 QUICK = ["--steps", "2", "--size", "32x32", "--frames", "5"]
 
@@ -33,8 +32,8 @@ def forbid_denoising(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("the transformer was loaded to decode a latent")
 
-    monkeypatch.setattr(VideoPipeline, "load", refuse)
-    monkeypatch.setattr(VideoDiT, "forward", refuse)
+    monkeypatch.setattr("videogen.cli.sample.load", refuse)
+    monkeypatch.setattr(DiT, "forward", refuse)
 
 
 def failing_decode(vae: object, latent: Tensor, device: object) -> Iterator[Tensor]:
@@ -48,7 +47,7 @@ def test_the_same_command_decodes_the_saved_latents_after_a_failed_decode(
     arguments += ["--num", "2"]
     assert sample([*arguments, "--out", str(tmp_path / "whole")]) == 0
     with monkeypatch.context() as patched:
-        patched.setattr(pipeline, "decode_frames", failing_decode)
+        patched.setattr(clip_sampler, "decode_frames", failing_decode)
         assert sample([*arguments, "--out", str(tmp_path / "out")]) == 1
     assert "no space left" in capsys.readouterr().err
     names = ["a-red-circle-0", "a-red-circle-1"]  # All latents of a pack are saved before any is decoded.

@@ -7,8 +7,11 @@ import torch
 from transformers import BertModel, PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from tests.conftest import TEXT_DIM, WORDS
+from videogen.models.bert import BertEncoder, embed_texts, load_tokenizer
+from videogen.models.checkpoint import load_network
 from videogen.models.text_encoder import embed_prompts, load_tokenizer_and_encoder
 from videogen.packing.packs import pack_texts
+from videogen.toybox import Scene, caption
 from videogen.training import caches
 from videogen.training.caches import TextCache
 
@@ -116,6 +119,43 @@ def test_incomplete_weights_are_refused(own_checkpoint: Path) -> None:
     path.rename(path.with_name("pytorch_model.bin"))  # pickles are never loaded
     with pytest.raises(ValueError, match=r"has no complete .safetensors weights"):
         load_tokenizer_and_encoder(own_checkpoint)
+
+
+# --- the encoder by torch alone
+
+ODD = (
+    "", " ", "[CLS]", "a [MASK] moves [SEP] right", "Ünïcode ÉÀ ß", "日本語 の 円", "red, blue; (green)!",
+    "a\tred\ncircle", "x" * 150, "☃☃☃", "3.5 circles & 2 squares", "A LARGE RED CIRCLE", "\u200bzero width",
+    LONG, LONG * 2, LONG * 5,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def fifty_prompts(scenes: list[Scene]) -> list[str]:
+    """Captions of scenes, and prompts that are empty, over-long or in other scripts."""
+    return [*ODD, *(caption(scene, scene.seed) for scene in scenes[: 50 - len(ODD)])]
+
+
+@pytest.mark.parametrize("folder", ["mini", "checkpoint"])
+def test_the_plain_encoder_embeds_as_transformers_does(
+    folder: str, fifty_prompts: list[str], request: pytest.FixtureRequest
+) -> None:
+    path = MINI if folder == "mini" else request.getfixturevalue("checkpoint")
+    expected = embed_prompts(fifty_prompts, *load_tokenizer_and_encoder(path))
+    plain = load_network(BertEncoder, path / "text_encoder")
+    embeddings = embed_texts(fifty_prompts, load_tokenizer(path), plain, torch.device("cpu"))
+    assert max(map(len, embeddings)) == plain.max_length  # a prompt beyond the limit is truncated
+    assert len(embeddings) == len(fifty_prompts) == 50
+    for embedding, theirs in zip(embeddings, expected, strict=True):
+        torch.testing.assert_close(embedding, theirs, atol=1e-5, rtol=0)
+
+
+def test_the_plain_encoder_logs_a_truncated_prompt(checkpoint: Path, caplog: pytest.LogCaptureFixture) -> None:
+    parts = load_tokenizer(checkpoint), load_network(BertEncoder, checkpoint / "text_encoder"), torch.device("cpu")
+    embed_texts(["a red circle"], *parts)
+    assert caplog.records == []
+    embed_texts([LONG], *parts)
+    assert any("48" in record.getMessage() for record in caplog.records)
 
 
 # --- the cache on disk

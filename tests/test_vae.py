@@ -13,7 +13,8 @@ from torch import Tensor
 from tests.conftest import CHANNELS, cuts, seeded, tiny_recipe
 from videogen.config.train import VaeConfig
 from videogen.models.streaming import StreamState
-from videogen.models.vae import VideoVAE, frames_to_patches, patches_to_frames
+from videogen.models.vae import VideoVAE
+from videogen.models.vae_network import frames_to_patches, patches_to_frames
 from videogen.training.vae_loss import busyness, corrupt_latents, local_correlation, psnr, pyramid_l1, vae_loss
 from videogen.training.vae_stage import VaeStage
 

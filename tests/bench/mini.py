@@ -32,13 +32,13 @@ from rich.progress import Progress
 from tests.bench import readme
 from tests.bench.judged import BENCH, ROOT, BenchClip, clips_per_pack, judge_clips, sample_pack, write_result
 from tests.bench.patches import psnr
+from videogen.cli.arguments import check_device
 from videogen.cli.judge import JudgeArgs, count_as_json, list_cases, reconstruct, render_case
 from videogen.config.parsing import to_mapping
 from videogen.config.sample import MINI, SampleConfig
 from videogen.data.files import save_text
 from videogen.models.checkpoint_config import read_checkpoint_info
 from videogen.models.hub import checkpoint_id, find_checkpoint
-from videogen.sampling.low_memory import check_device
 from videogen.sampling.pipeline import VideoPipeline
 from videogen.toybox.judge import Clauses, judge
 from videogen.toybox.judge.scores import Case, JudgedClip, Proportion, count_clauses, count_clips

@@ -50,7 +50,8 @@ from videogen.models import attention
 from videogen.models.dit import VideoDiT
 from videogen.models.rope import Rotary, rotary
 from videogen.models.text_encoder import embed_prompts, load_tokenizer_and_encoder
-from videogen.models.vae import VideoVAE, frames_to_patches
+from videogen.models.vae import VideoVAE
+from videogen.models.vae_network import frames_to_patches
 from videogen.packing.noise import NoiseLevels, step_generator
 from videogen.packing.packs import Lengths, PackedVideo, pack, pack_texts
 from videogen.toybox import caption, draw_scene, render
@@ -157,7 +158,7 @@ def padded_attention(lengths: Lengths) -> Iterator[None]:
 
     with (
         mock.patch.dict(attention.SELF_KERNELS, {"runs": attend_masked}),
-        mock.patch("videogen.models.dit.rotary", padded_rotary),
+        mock.patch("videogen.models.dit_network.rotary", padded_rotary),
     ):
         yield
 

@@ -18,7 +18,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from videogen.models import attention, dit_blocks, rope
-from videogen.models.dit import TextContext
+from videogen.models.dit_network import TextContext
 from videogen.packing.packs import PackedText, PackLayout
 from videogen.sampling import denoiser, pipeline
 from videogen.sampling.denoiser import Denoiser

@@ -83,6 +83,18 @@ def peek(argv: Sequence[str], flag: str) -> str | None:
     return None
 
 
+def check_device(device: str) -> None:
+    """Refuse a device that this machine lacks."""
+    if device == "cpu":  # only another is asked of torch, which takes a second to import
+        return
+    import torch
+
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("--device cuda needs a CUDA GPU and a CUDA build of torch, and finds none; use --device cpu")
+    if device == "mps" and not torch.backends.mps.is_available():
+        raise ValueError("--device mps needs an Apple GPU; this machine has none: use --device cpu")
+
+
 def set_offline() -> None:
     """Keep libraries from downloading anything while the program runs."""
     os.environ.setdefault("HF_HUB_OFFLINE", "1")

@@ -11,11 +11,15 @@ from videogen.cli.sample_arguments import SampleArgs
 from videogen.cli.sample_jobs import SampleJob
 from videogen.config.sample import resolve_frames
 from videogen.models.checkpoint_config import CheckpointInfo
-from videogen.sampling.cost import estimate, num_evaluations
+from videogen.sampling.cost import estimate, num_evaluations, plain_weight_bytes
+
+BYTES_PER_VALUE = {"float32": 4, "bfloat16": 2}
 
 
 def count_bytes(args: SampleArgs, info: CheckpointInfo) -> int:
     """Count the bytes of the weights that the command would load to the device."""
+    if info.is_plain and not args.needs_diffusers:
+        return plain_weight_bytes(info.folder, bytes_per_value=BYTES_PER_VALUE[args.dtype])
     import torch
 
     from videogen.sampling.low_memory import weight_bytes
@@ -28,8 +32,7 @@ def count_bytes(args: SampleArgs, info: CheckpointInfo) -> int:
 def describe(job: SampleJob, args: SampleArgs, info: CheckpointInfo, weights: int) -> str:
     """Describe the cost of a clip; seconds are a CPU's, whose speed is measured with one matrix product."""
     config, frames = job.config, resolve_frames(job.config, info.time_stride)
-    bytes_per_value = {"float32": 4, "bfloat16": 2}[args.dtype]
-    cost = estimate(info, config, weights=weights, bytes_per_value=bytes_per_value)
+    cost = estimate(info, config, weights=weights, bytes_per_value=BYTES_PER_VALUE[args.dtype])
     row = {
         "path": str(job.path),
         "size": config.size,

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 import numpy as np
 import tyro
 
-from videogen.cli.arguments import parse, peek
+from videogen.cli.arguments import check_device, parse, peek
 from videogen.cli.sample import TOKENS_PER_PACK
 from videogen.config.sample import SampleConfig, resolve_frames
 from videogen.config.sizes import TIME_STRIDE
@@ -165,10 +165,7 @@ def is_checkpoint(folder: Path) -> bool:
 
 def load(args: JudgeArgs, info: CheckpointInfo | None) -> tuple[VideoPipeline | None, VideoVAE | WanVAE | None]:
     """Load the checkpoint that is judged, and the VAE that the world's own clips go through."""
-    if args.device != "cpu":  # only then is torch asked, which takes a second to import
-        from videogen.sampling.low_memory import check_device
-
-        check_device(args.device)
+    check_device(args.device)
     pipeline = None
     if info is not None:
         import torch
@@ -246,7 +243,7 @@ def sample_clips(
     """Make a checkpoint's clips side by side in packs."""
     import torch
 
-    from videogen.sampling.pipeline import ClipRequest
+    from videogen.sampling.clip_sampler import ClipRequest
 
     # Noise depends on the seed alone: were the first of each prompt the same, chance would strike all at once.
     jobs = [(case, seed) for seed, case in enumerate(case for case in cases for _ in range(args.seeds))]

@@ -59,6 +59,7 @@ class BenchArgs:
     name: tyro.conf.Positional[
         Literal[
             "busy",
+            "cold",
             "framing",
             "halfway",
             "line",

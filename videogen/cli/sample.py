@@ -14,7 +14,7 @@ from itertools import chain, groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from videogen.cli.arguments import parse, peek
+from videogen.cli.arguments import check_device, parse, peek
 from videogen.cli.dry_run import count_bytes, describe
 from videogen.cli.provenance import (
     apply_recorded_settings,
@@ -37,7 +37,7 @@ from videogen.sampling.cost import num_evaluations
 
 if TYPE_CHECKING:
     from videogen.models.streaming import Autoencoder
-    from videogen.sampling.pipeline import VideoPipeline
+    from videogen.sampling.clip_sampler import ClipSampler
 
 TOKENS_PER_PACK = 8192  # of clips that differ in size and length alone
 DESCRIPTION = "Make clips from prompts. Each file carries all its settings; --from makes the same clip again."
@@ -54,7 +54,7 @@ def run(args: SampleArgs, info: CheckpointInfo) -> int:
     start, latents = time.monotonic(), find_latents(jobs, args)
     to_denoise = [job for job in jobs if job not in latents]
     pipeline = load(args, info) if to_denoise else None
-    vae = pipeline.vae if pipeline is not None else load_decoder(args)
+    vae = pipeline.vae if pipeline is not None else load_decoder(args, info)
     loading_seconds = time.monotonic() - start
     clips = make_clips(pipeline, to_denoise, args, info) if pipeline is not None else []
     for job, seconds in chain(decode_latents(vae, latents, args), clips):
@@ -130,25 +130,35 @@ def decode_latents(
         yield job, time.monotonic() - start
 
 
-def load_decoder(args: SampleArgs) -> Autoencoder:
+def load_decoder(args: SampleArgs, info: CheckpointInfo) -> Autoencoder:
     """Load the VAE alone."""
     import torch
 
-    from videogen.models.checkpoint import load_vae
-    from videogen.sampling.low_memory import check_device
-
-    check_device(args.device)
-    return load_vae(args.model, dtype=getattr(torch, args.dtype)).to(args.device)  # type: ignore[call-overload]
-
-
-def load(args: SampleArgs, info: CheckpointInfo) -> VideoPipeline:
-    """Load the pipeline on its device and in its precision."""
-    import torch
-
-    from videogen.sampling.low_memory import check_device, load_pipeline, offload
+    from videogen.models.checkpoint import load_network, load_vae
+    from videogen.models.vae_network import VAE
 
     check_device(args.device)
     dtype = getattr(torch, args.dtype)
+    if info.is_plain:
+        return load_network(VAE, info.folder / "vae", dtype=dtype).to(args.device)
+    return load_vae(info.folder, dtype=dtype).to(args.device)  # type: ignore[call-overload]
+
+
+def load(args: SampleArgs, info: CheckpointInfo) -> ClipSampler:
+    """Load the checkpoint on its device and in its precision: by torch alone where it and the flags allow it.
+
+    Otherwise by diffusers, whose import and that of transformers take longer than a short clip.
+    """
+    import torch
+
+    check_device(args.device)
+    dtype = getattr(torch, args.dtype)
+    if info.is_plain and not args.needs_diffusers:
+        from videogen.sampling.clip_sampler import load_clip_sampler
+
+        return load_clip_sampler(info, dtype=dtype, device=args.device)
+    from videogen.sampling.low_memory import load_pipeline, offload
+
     pipeline = load_pipeline(info, dtype=dtype, quantise=args.quantise, gguf=args.gguf, loras=args.lora)
     if args.offload == "none":
         pipeline.to(args.device)
@@ -161,14 +171,14 @@ def load(args: SampleArgs, info: CheckpointInfo) -> VideoPipeline:
 
 
 def make_clips(
-    pipeline: VideoPipeline, jobs: Sequence[SampleJob], args: SampleArgs, info: CheckpointInfo
+    pipeline: ClipSampler, jobs: Sequence[SampleJob], args: SampleArgs, info: CheckpointInfo
 ) -> Iterator[tuple[SampleJob, float]]:
     """Make clips side by side in packs of any sizes and lengths, where all other settings are equal.
 
     Yields each with its share of the seconds, by its tokens.
     """
+    from videogen.sampling.clip_sampler import ClipRequest
     from videogen.sampling.image_prompts import open_images
-    from videogen.sampling.pipeline import ClipRequest
 
     images, about = open_images(args.image, args.last_image), provenance(args)
     for _, group in groupby(jobs, key=lambda job: shared_settings(job.config, mixed=not images)):

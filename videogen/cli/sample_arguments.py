@@ -76,6 +76,11 @@ class SampleArgs:
     json: bool = False
     """Print a JSON object a clip instead of text."""
 
+    @property
+    def needs_diffusers(self) -> bool:
+        """True if a flag asks for what diffusers does: LoRA, offloading, quantised weights, compiling."""
+        return bool(self.lora or self.gguf or self.compile) or self.quantise != "none" or self.offload != "none"
+
     def __post_init__(self) -> None:
         if self.num < 1:
             raise ValueError(f"num must be at least 1, got {self.num}")

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from videogen.cli.prompts import PromptRow, read_prompts, read_seeds
 from videogen.cli.sample_arguments import SampleArgs
-from videogen.config.sample import SampleConfig, resolve_frames
+from videogen.config.sample import SampleConfig, check_sampler, resolve_frames
 from videogen.data.saved_latents import ENVIRONMENT_KEYS, is_same_setting, latent_settings
 from videogen.data.video_io import check_format, read_settings
 from videogen.models.checkpoint_config import CheckpointInfo, check_images
@@ -120,8 +120,6 @@ def check_folder(folder: Path) -> None:
 
 def check_settings(configs: Iterable[SampleConfig], info: CheckpointInfo) -> None:
     """Refuse settings under which a checkpoint cannot make a clip."""
-    from videogen.sampling.solvers import check_sampler
-
     for config in configs:
         check_sampler(config.sampler)
         patch_schedule(config, info.patches)

@@ -29,7 +29,7 @@ from videogen.sweep.plan import Plan, Run, check_sweep_folder, lock_folder, max_
 from videogen.sweep.results import Row, gather_rows, import_pyarrow, read_rows, unfinished_runs
 
 if TYPE_CHECKING:
-    from videogen.sampling.pipeline import VideoPipeline
+    from videogen.sampling.clip_sampler import ClipSampler
     from videogen.sweep.measures import Score
     from videogen.sweep.runner import Team
 
@@ -145,7 +145,7 @@ def find_score(name: str | None) -> tuple[Score | None, dict[str, object]]:
 
 
 def run_plan(
-    pipeline: VideoPipeline, plan: Plan, folder: Path, args: SampleArgs, team: Team, score: Score | None
+    pipeline: ClipSampler, plan: Plan, folder: Path, args: SampleArgs, team: Team, score: Score | None
 ) -> None:
     """Run what has no row yet."""
     from videogen.sweep.runner import Worker

@@ -12,6 +12,9 @@ from pathlib import Path
 from videogen.config.sizes import parse_size, require_positive
 
 MINI = Path(__file__).resolve().parents[2] / "assets" / "mini"  # the default checkpoint, in a checkout
+SAMPLER_NAMES = (  # see sampling/solvers.py
+    "euler", "heun", "dpmpp_2m", "dpmpp_2m_sde", "unipc", "deis", "dpmpp_multistep", "flow_euler", "flow_heun",
+)  # fmt: skip
 POSITION_SCALINGS = ("none", "interpolate", "ntk", "riflex")  # see models/rope.py
 
 
@@ -88,6 +91,12 @@ class SampleConfig:
     def height(self) -> int:
         """Height in pixels."""
         return parse_size(self.size)[1]
+
+
+def check_sampler(name: str) -> None:
+    """Refuse a sampler that is neither ours nor one of diffusers' for flows."""
+    if name not in SAMPLER_NAMES:
+        raise ValueError(f"sampler must be one of {', '.join(SAMPLER_NAMES)}, got {name!r}")
 
 
 def resolve_frames(config: SampleConfig, stride: int) -> int:

@@ -1,30 +1,40 @@
 """Check a checkpoint folder before it is loaded: every weight there, none too many, each of its shape.
 
-folder  ->  nothing, or a ValueError that names the first fault;  folder  ->  VAE alone
+folder  ->  nothing, or a ValueError that names the first fault;  folder, plain class  ->  network, by torch alone
+
+Classes of diffusers, and the faces that our networks have there, are imported for the folders that need them.
 """
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Collection
+from importlib import import_module
+from itertools import chain
 from pathlib import Path
-from typing import cast
+from typing import TYPE_CHECKING, TypeVar, cast
 
 import torch
-from diffusers.models.modeling_utils import ModelMixin
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+from torch import Tensor, nn
 
 from videogen.models.checkpoint_config import CLASSES, NETWORKS, check_family, components_of, read_json
-from videogen.models.dit import VideoDiT
 from videogen.models.text_encoder import meta_encoder
-from videogen.models.vae import VideoVAE
-from videogen.models.wan_vae import WanVAE
 
-NETWORK_CLASSES: dict[str, type[ModelMixin]] = {kind.__name__: kind for kind in (VideoDiT, VideoVAE, WanVAE)}
+if TYPE_CHECKING:
+    from diffusers.models.modeling_utils import ModelMixin
+
+    from videogen.models.vae import VideoVAE
+    from videogen.models.wan_vae import WanVAE
+
+Network = TypeVar("Network", bound=nn.Module)
 
 
 def network_class(name: str) -> type[ModelMixin]:
-    """Look up the class that runs a network here by the name of its class in a folder."""
-    return NETWORK_CLASSES[CLASSES[name][1]]
+    """Import the class that runs a network here by the name of its class in a folder."""
+    module, kind = CLASSES[name]
+    return getattr(import_module(module), kind)
 
 
 def check_checkpoint(folder: Path, *, skip: Collection[str] = ()) -> dict[str, str]:
@@ -41,8 +51,11 @@ def check_checkpoint(folder: Path, *, skip: Collection[str] = ()) -> dict[str, s
     return components
 
 
-def check_weights(kind: type[ModelMixin], folder: Path) -> None:
-    """Refuse a model folder whose weights are not exactly those that its config asks for."""
+def check_weights(kind: type[Network], folder: Path) -> Network:
+    """Refuse a model folder whose weights are not exactly those that its config asks for.
+
+    Returns the network as its config says, on the meta device.
+    """
     if not (folder / "config.json").is_file():
         raise ValueError(f"{folder} has no config.json; the checkpoint is not complete")
     files = sorted(folder.glob("*.safetensors"))
@@ -51,7 +64,8 @@ def check_weights(kind: type[ModelMixin], folder: Path) -> None:
     missing = sorted(name for name in _shards_of(folder) if not (folder / name).is_file())
     if missing:
         raise ValueError(f"{folder} lacks {missing[0]}, one of the files of its weights; download it again")
-    wanted = {name: tuple(p.shape) for name, p in meta_network(kind, folder).state_dict().items()}
+    network = meta_network(kind, folder)
+    wanted = {name: tuple(p.shape) for name, p in network.state_dict().items()}
     shapes: dict[str, tuple[int, ...]] = {}
     for path in files:
         try:
@@ -59,7 +73,7 @@ def check_weights(kind: type[ModelMixin], folder: Path) -> None:
                 shapes |= {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
         except SafetensorError as error:
             raise ValueError(f"{path} is not whole: {error}; download or save the checkpoint again") from None
-    ignored = kind._keys_to_ignore_on_load_unexpected or ()
+    ignored = getattr(kind, "_keys_to_ignore_on_load_unexpected", None) or ()
     surplus = {name for name in shapes.keys() - wanted.keys() if not any(key in name for key in ignored)}
     for fault, names in (("lacks", wanted.keys() - shapes.keys()), ("has an extra weight", surplus)):
         if names:
@@ -68,16 +82,46 @@ def check_weights(kind: type[ModelMixin], folder: Path) -> None:
     for name, shape in wanted.items():
         if shapes[name] != shape:
             raise ValueError(f"{folder}: {name} is {shapes[name]} and its config.json asks for {shape}")
+    return network
 
 
-def meta_network(kind: type[ModelMixin], folder: Path) -> torch.nn.Module:
+def meta_network(kind: type[Network], folder: Path) -> Network:
     """Build a network as its config says on the meta device: all of it but the weights' values."""
+    config, known = read_json(folder / "config.json"), inspect.signature(kind).parameters
     with torch.device("meta"):
-        config = kind.load_config(folder)  # type: ignore[attr-defined]
-        return cast("torch.nn.Module", kind.from_config(config))  # type: ignore[attr-defined]
+        return kind(**{name: value for name, value in config.items() if name in known})
 
 
-def meta_component(folder: Path, part: str) -> torch.nn.Module:
+def load_network(kind: type[Network], folder: Path, *, dtype: torch.dtype = torch.float32) -> Network:
+    """Load a plain network, checked, by torch alone.
+
+    Each weight is copied once, from its mapped file into memory of the network's layout: in the file it is not aligned,
+    and products round differently then.
+    """
+    network = check_weights(kind, folder)
+    cast_weights(network, dtype, whole=getattr(kind, "_keep_in_fp32_modules", ()))
+    wanted = network.state_dict()
+    for path in folder.glob("*.safetensors"):
+        for name, stored in load_file(path).items():
+            if (meta := wanted.get(name)) is not None:
+                wanted[name] = torch.empty_strided(meta.shape, meta.stride(), dtype=meta.dtype).copy_(stored)
+    network.load_state_dict(wanted, assign=True)
+    return network.eval().requires_grad_(False)
+
+
+def cast_weights(network: nn.Module, dtype: torch.dtype, *, whole: Collection[str] = ()) -> None:
+    """Cast a network's weights and buffers; those whose names have a part among `whole` to float32."""
+    for name, weight in weights_of(network).items():
+        if weight.is_floating_point():
+            weight.data = weight.data.to(torch.float32 if {*whole} & {*name.split(".")} else dtype)
+
+
+def weights_of(network: nn.Module) -> dict[str, Tensor]:
+    """Collect parameters and buffers by name."""
+    return dict(chain(network.named_parameters(), network.named_buffers()))
+
+
+def meta_component(folder: Path, part: str) -> nn.Module:
     """Build a component of a checkpoint folder on the meta device: a network of ours, or an encoder of transformers."""
     name = str(read_json(folder / part / "config.json").get("_class_name"))
     return meta_network(network_class(name), folder / part) if name in CLASSES else meta_encoder(folder / part)
@@ -94,10 +138,10 @@ def load_vae(folder: Path, *, dtype: torch.dtype = torch.float32) -> VideoVAE | 
     return vae
 
 
-def copy_weights_into_memory(model: torch.nn.Module) -> None:
+def copy_weights_into_memory(model: nn.Module) -> None:
     """Copy weights out of their file: they are not aligned there as in memory, and products round differently then."""
     for weight in model.parameters():
-        if type(weight) is torch.nn.Parameter:  # a quantiser's parameters are of a class of their own
+        if type(weight) is nn.Parameter:  # a quantiser's parameters are of a class of their own
             weight.data = weight.data.clone()
 
 

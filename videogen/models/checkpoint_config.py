@@ -30,6 +30,13 @@ CLASSES = {
     "WanTransformer3DModel": ("videogen.models.dit", "VideoDiT"),
     "AutoencoderKLWan": ("videogen.models.wan_vae", "WanVAE"),
 }
+# The classes of a folder that torch and tokenizers run alone (clip_sampler.py), and the tokenizers whose file says all.
+PLAIN_CLASSES = {"transformer": "VideoDiT", "vae": "VideoVAE", "text_encoder": "BertModel"}
+PLAIN_TOKENIZERS = ("BertTokenizer", "BertTokenizerFast", "PreTrainedTokenizerFast", "TokenizersBackend")
+# Parts of the names of the DiT's weights that stay in float32 whatever the precision, and of those of the text encoder
+# that nothing reads.
+FLOAT32_PARTS = ("time_embedder", "scale_shift_table", "norm1", "norm2", "norm3", "data_variance")
+UNUSED_PARTS = ("pooler",)
 DIFFUSERS_CLASSES = {"VideoDiT": "WanTransformer3DModel", "WanVAE": "AutoencoderKLWan"}
 CONFIG_KEYS_DIFFUSERS_LACKS = ("prediction", "extra_patch_sizes", "num_facts", "nearby")
 NETWORKS = ("transformer", "transformer_2", "vae")
@@ -64,6 +71,16 @@ class CheckpointInfo(NamedTuple):
     def num_experts(self) -> int:
         """2 for Wan 2.2 A14B, whose second transformer takes over at low noise, else 1."""
         return sum(part.startswith("transformer") for part in self.components)
+
+    @property
+    def is_plain(self) -> bool:
+        """True if torch and tokenizers run every component, without diffusers and transformers."""
+        classes = dict(self.components)
+        tokenizer, path = classes.pop("tokenizer", ""), self.folder / "tokenizer" / "tokenizer.json"
+        if classes != PLAIN_CLASSES or tokenizer not in PLAIN_TOKENIZERS or not path.is_file():
+            return False
+        text = read_json(self.folder / "text_encoder" / "config.json")
+        return text.get("hidden_act", "gelu") == "gelu" and text.get("position_embedding_type") in (None, "absolute")
 
     def latent_grid(self, config: SampleConfig) -> tuple[int, int, int]:
         """Compute (t, h, w) of a clip's latent; a ValueError where the strides or the patches forbid the clip."""

@@ -5,6 +5,7 @@ tokens (n, d), modulation of the distinct noise levels (u, 6, d), the prompts' k
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -25,8 +26,31 @@ Function = TypeVar("Function", bound=Callable[..., Tensor])
 
 
 def uncompiled(function: Function) -> Function:
-    """Exclude a function from torch.compile, which would compile it again for each new tuple of clip lengths."""
-    return torch.compiler.disable(function)  # type: ignore[return-value]
+    """Exclude a function from torch.compile, which would compile it again for each new tuple of clip lengths.
+
+    torch.compiler.disable imports torch._dynamo, which takes a second, so it is called when a compiler runs first.
+    """
+
+    @functools.cache
+    def excluded() -> Function:
+        return torch.compiler.disable(function)  # type: ignore[return-value]
+
+    @functools.wraps(function)
+    def call(*args: object) -> Tensor:
+        chosen = excluded() if torch.compiler.is_compiling() else function
+        return chosen(*args)
+
+    return call  # type: ignore[return-value]
+
+
+def random_table(rows: int, d: int) -> nn.Parameter:
+    """Draw a modulation table (1, rows, d) of deviation 1 / sqrt(d), as Wan does.
+
+    None is drawn on the meta device, where networks are built before their weights are read: torch draws normal numbers
+    there in Python modules whose import takes a second.
+    """
+    table = torch.empty(1, rows, d)
+    return nn.Parameter(table if table.is_meta else table.normal_() / d**0.5)
 
 
 @dataclass(eq=False)  # It is no tuple, for the reason that PackLayout gives.
@@ -223,7 +247,7 @@ class Block(nn.Module):
         self.norm3 = FP32LayerNorm(d, eps, elementwise_affine=False)
         self.nearby = LocalConv(d) if nearby else None
         self.ffn = FeedForward(d, hidden, d)
-        self.scale_shift_table = nn.Parameter(torch.randn(1, 6, d) / d**0.5)
+        self.scale_shift_table = random_table(6, d)
 
     def forward(
         self,

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 import torch
-from diffusers.models.modeling_utils import ModelMixin
 from einops import rearrange
 from torch import Tensor, nn
 
@@ -27,7 +26,7 @@ class Posterior(NamedTuple):
     logvar: Tensor
 
 
-class Autoencoder(ModelMixin):
+class Autoencoder(nn.Module):
     """Base class of the causal video VAEs, whose subclasses define the networks and the latent statistics."""
 
     latent_channels: int
@@ -92,5 +91,6 @@ def to_uint8(video: Tensor) -> Tensor:
 @torch.no_grad()
 def decode_frames(vae: Autoencoder, latent: Tensor, device: torch.device) -> Iterator[Tensor]:
     """Decode a normalised latent (c, t, h, w), yielding frames (t, h, w, 3) uint8 as soon as they are decoded."""
-    for clip in vae.decode_stream(latent[None].to(device, vae.dtype), chunk=4):
+    dtype = next(vae.parameters()).dtype
+    for clip in vae.decode_stream(latent[None].to(device, dtype), chunk=4):
         yield to_uint8(clip[0])

@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import html
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -107,12 +107,27 @@ def embed_prompts(
     texts = [clean_wan_prompt(prompt) if num_text_rows(encoder) else prompt for prompt in prompts]
     token_ids = tokenizer(texts, truncation=True, max_length=limit + 1)["input_ids"]
     if any(len(ids) > limit for ids in token_ids):
-        logger.warning("a prompt has more than %d tokens, the limit of the text encoder, and is cut there", limit)
+        warn_of_truncation(limit)
         token_ids = tokenizer(texts, truncation=True, max_length=limit)["input_ids"]
+
+    def encode(batch: Tensor) -> Tensor:
+        return encoder(input_ids=batch, attention_mask=torch.ones_like(batch)).last_hidden_state
+
+    return embed_by_length(token_ids, encode, device or encoder.device)
+
+
+def warn_of_truncation(limit: int) -> None:
+    """Report a prompt beyond the encoder's limit."""
+    logger.warning("a prompt has more than %d tokens, the limit of the text encoder, and is cut there", limit)
+
+
+def embed_by_length(
+    token_ids: Sequence[Sequence[int]], encode: Callable[[Tensor], Tensor], device: torch.device
+) -> list[Tensor]:
+    """Embed texts as (m_i, text_dim) float32; a batch of equal lengths needs no padding and no mask."""
     embeddings: dict[int, Tensor] = {}
-    for length in sorted({len(ids) for ids in token_ids}):  # a batch of equal lengths needs no padding and no mask
+    for length in sorted({len(ids) for ids in token_ids}):
         rows = [i for i, ids in enumerate(token_ids) if len(ids) == length]
-        batch = torch.tensor([token_ids[i] for i in rows], device=device or encoder.device)
-        hidden = encoder(input_ids=batch, attention_mask=torch.ones_like(batch)).last_hidden_state
+        hidden = encode(torch.tensor([token_ids[i] for i in rows], device=device))
         embeddings |= dict(zip(rows, hidden.float(), strict=True))
-    return [embeddings[i] for i in range(len(prompts))]
+    return [embeddings[i] for i in range(len(token_ids))]

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple, cast
 
 from videogen.config.sample import SampleConfig, resolve_frames
-from videogen.models.checkpoint_config import CheckpointInfo
+from videogen.models.checkpoint_config import FLOAT32_PARTS, PLAIN_CLASSES, UNUSED_PARTS, CheckpointInfo
 from videogen.packing.patch_schedule import mean_token_share
 
 VAE_FLOP_PER_PIXEL = 65_000  # VideoVAE at width 64, decoding (2 x multiply-adds, counted over its convolutions)
@@ -49,11 +49,30 @@ def vae_flop(config: Mapping[str, int]) -> float:
     return flop * ((config.get("decoder_base_dim") or config["base_dim"]) / width) ** 2
 
 
-def count_weights(path: Path) -> int:
-    """Count the values in a .safetensors file, from its header."""
+def read_shapes(path: Path) -> dict[str, list[int]]:
+    """Read the names and shapes of a .safetensors file's tensors, from its header."""
     with path.open("rb") as file:
         header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-    return sum(math.prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")
+    return {name: entry["shape"] for name, entry in header.items() if name != "__metadata__"}
+
+
+def count_weights(path: Path) -> int:
+    """Count the values in a .safetensors file."""
+    return sum(map(math.prod, read_shapes(path).values()))
+
+
+def plain_weight_bytes(folder: Path, *, bytes_per_value: int) -> int:
+    """Count the bytes of a plain checkpoint's weights as they are loaded, from the headers of their files."""
+    num_bytes = 0
+    for part in PLAIN_CLASSES:
+        files = list((folder / part).glob("*.safetensors"))
+        if not files:
+            raise ValueError(f"{folder / part} holds no .safetensors weights; the checkpoint is not complete")
+        for name, shape in (item for path in files for item in read_shapes(path).items()):
+            words = {*name.split(".")}
+            size = 4 if part == "transformer" and words & {*FLOAT32_PARTS} else bytes_per_value
+            num_bytes += 0 if words & {*UNUSED_PARTS} else size * math.prod(shape)
+    return num_bytes
 
 
 def training_memory(
@@ -74,13 +93,13 @@ def training_memory(
 
 @functools.cache
 def matmul_flops(seconds: float = 0.2) -> float:
-    """Measure the floating point operations a second of a 1024 x 1024 product."""
-    import torch
+    """Measure the floating point operations a second of a 1024 x 1024 product, in numpy: torch takes long to import."""
+    import numpy as np
 
-    a = torch.randn(1024, 1024)
+    a = np.random.default_rng(0).standard_normal((1024, 1024), dtype=np.float32)
     began, num = time.perf_counter(), 0
     while time.perf_counter() - began < seconds:
-        torch.mm(a, a)
+        np.matmul(a, a)
         num += 1
     return 2 * 1024**3 * num / (time.perf_counter() - began)
 

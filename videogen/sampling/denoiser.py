@@ -16,7 +16,7 @@ from torch import Tensor
 from videogen.config.sample import SampleConfig
 from videogen.models.block_cache import BlockCache
 from videogen.models.checkpoint_config import NO_IMAGE
-from videogen.models.dit import TextContext, VideoDiT
+from videogen.models.dit_network import DiT, TextContext
 from videogen.packing.noise import velocity_of
 from videogen.packing.packs import Lengths, PackedVideo, repatch
 from videogen.packing.patch_schedule import PatchAt
@@ -35,7 +35,7 @@ Predict = Callable[[Tensor, Tensor, Sequence[int]], list[Tensor]]
 class Denoiser:
     """The network as a velocity field: predict the velocity of the clips of one pack under some of its texts."""
 
-    experts: Sequence[VideoDiT]  # high noise first
+    experts: Sequence[DiT]  # high noise first
     boundary: float | None  # the noise level from which up the first expert answers (Wan 2.2)
     pack: PackedVideo  # grids, patch and position scaling; its tokens are those of the noise
     text: TextContext
@@ -48,7 +48,7 @@ class Denoiser:
 
     def __post_init__(self) -> None:
         dit = self.experts[0]
-        if dit.config["in_channels"] > dit.out_channels and self.image.extra_channels is None:
+        if dit.in_channels > dit.out_channels and self.image.extra_channels is None:
             raise ValueError(NO_IMAGE)
 
     def __call__(self, tokens: Tensor, sigma: Tensor, rows: Sequence[int]) -> list[Tensor]:
@@ -83,7 +83,7 @@ class Denoiser:
             run_blocks = self.block_cache.run_blocks_at(keys, float(sigma), len(expert.blocks))
         out = network_input._replace(tokens=expert(network_input, levels, text, run_blocks=run_blocks).float())
         predicted = repatch(out, self.pack.patch).tokens
-        if expert.config["prediction"] == "clean":
+        if expert.prediction == "clean":
             predicted = velocity_of(predicted, pack.tokens, sigma)
         return predicted.split(pack.lengths)
 

@@ -17,13 +17,14 @@ from einops import rearrange, repeat
 from torch import Tensor
 
 from videogen.data.video_decode import read_image_file
-from videogen.models.wan_vae import WanVAE
 from videogen.packing.noise import NoiseLevels, shared_level
 from videogen.packing.packs import Lengths, PackedText, PackedVideo, pack, pad_texts
 
 if TYPE_CHECKING:
     from PIL.Image import Image
     from transformers import BaseImageProcessor, PreTrainedModel
+
+    from videogen.models.wan_vae import WanVAE
 
 
 class Images(NamedTuple):

@@ -27,7 +27,7 @@ from diffusers.quantizers.quantization_config import (
 )
 from torch import Tensor, nn
 
-from videogen.models.checkpoint import meta_component
+from videogen.models.checkpoint import cast_weights, meta_component
 from videogen.models.checkpoint_config import CheckpointInfo
 from videogen.models.dit import VideoDiT
 from videogen.sampling.cost import count_weights
@@ -134,11 +134,6 @@ def count_bytes(network: nn.Module, *, deep: bool = True) -> int:
     return sum(weight.nbytes for weight in chain(network.parameters(deep), network.buffers(deep)))
 
 
-def weights_of(network: nn.Module) -> dict[str, Tensor]:
-    """Collect parameters and buffers by name."""
-    return dict(chain(network.named_parameters(), network.named_buffers()))
-
-
 def names_kept_in_fp32(network: nn.Module) -> set[str]:
     """List the parts of parameter names that diffusers keeps in float32 whatever the precision."""
     return set(network._keep_in_fp32_modules or ()) if isinstance(network, ModelMixin) else set()
@@ -146,9 +141,7 @@ def names_kept_in_fp32(network: nn.Module) -> set[str]:
 
 def cast_as_loaded(network: nn.Module, dtype: torch.dtype) -> nn.Module:
     """Cast a network on the meta device to the precision that from_pretrained gives each of its weights."""
-    for name, weight in weights_of(network).items():
-        if weight.is_floating_point():
-            weight.data = weight.data.to(torch.float32 if names_kept_in_fp32(network) & {*name.split(".")} else dtype)
+    cast_weights(network, dtype, whole=names_kept_in_fp32(network))
     return network
 
 
@@ -218,14 +211,6 @@ def offload(pipeline: VideoPipeline, how: str, device: str) -> None:
         pipeline.enable_group_offload(
             onload_device=torch.device(device), offload_type="leaf_level", use_stream=device == "cuda"
         )
-
-
-def check_device(device: str) -> None:
-    """Refuse a device that this machine lacks."""
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("--device cuda needs a CUDA GPU and a CUDA build of torch, and finds none; use --device cpu")
-    if device == "mps" and not torch.backends.mps.is_available():
-        raise ValueError("--device mps needs an Apple GPU; this machine has none: use --device cpu")
 
 
 def require(package: str, flag: str) -> None:

@@ -1,6 +1,6 @@
-"""Prompt to frames, in the order of the diagram in DESIGN: text, noise, solving, decoding.
+"""The sampling line as a pipeline of diffusers: its loading and saving, LoRA and offloading, and all of Wan.
 
-    prompts, SampleConfig, seeds  ->  frames (t, h, w, 3) uint8, one tensor a prompt
+    folder  <->  VideoPipeline;  prompts, SampleConfig, seeds  ->  frames (t, h, w, 3) uint8, as ClipSampler makes them
 
 VideoPipeline is a diffusers pipeline folder on disk: model_index.json, transformer/, vae/, text_encoder/, tokenizer/.
 A folder of diffusers' WanPipeline or WanImageToVideoPipeline opens too, and one of Wan's networks is saved as theirs.
@@ -8,58 +8,40 @@ A folder of diffusers' WanPipeline or WanImageToVideoPipeline opens too, and one
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
-from typing import ClassVar, NamedTuple, cast
+from typing import ClassVar, cast
 
 import torch
 from diffusers.loaders.lora_pipeline import WanLoraLoaderMixin
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
-from torch import Tensor
 from transformers import BaseImageProcessor, PreTrainedModel, PreTrainedTokenizerBase
 
 from videogen.config.parsing import from_mapping, to_mapping
 from videogen.config.sample import SampleConfig, resolve_frames
 from videogen.data.files import error_reason
-from videogen.models.block_cache import BlockCache, make_block_cache
 from videogen.models.checkpoint import check_checkpoint, copy_weights_into_memory, disable_library_progress_bars
 from videogen.models.checkpoint_config import NO_IMAGE, TEXT_ONLY, convert_to_diffusers, with_videogen_classes
-from videogen.models.dit import TextContext, VideoDiT
+from videogen.models.dit import VideoDiT
 from videogen.models.hub import find_checkpoint
-from videogen.models.streaming import decode_frames
 from videogen.models.text_encoder import embed_prompts, load_encoder, num_text_rows
 from videogen.models.vae import VideoVAE
 from videogen.models.wan_vae import WanVAE
-from videogen.packing.noise import seeded_noise
-from videogen.packing.packs import PackedText, PackedVideo, RopeScaling, pack, pad_texts, patch_grid, unpack
-from videogen.packing.patch_schedule import latent_grid, patch_schedule
-from videogen.sampling.brownian import BrownianPath
-from videogen.sampling.denoiser import Denoiser, with_guidance
-from videogen.sampling.guidance import prompts_and_negatives
+from videogen.packing.packs import PackedText, PackedVideo, pad_texts
+from videogen.sampling.clip_sampler import ClipRequest, ClipSampler
 from videogen.sampling.image_prompts import (
     NO_CONDITION,
     ImageCondition,
-    Images,
     clean_frame_condition,
     embed_images,
     extra_channels_condition,
 )
 from videogen.sampling.lora_files import check_experts, read_lora
-from videogen.sampling.solvers import Scheduler, Velocity, make_scheduler, solve
+from videogen.sampling.solvers import Scheduler, make_scheduler
 
 
-class ClipRequest(NamedTuple):
-    """One clip to make."""
-
-    prompt: str
-    seed: int
-    images: Images | None = None
-    config: SampleConfig | None = None  # its size and length, where they are not those of the whole pack
-
-
-class VideoPipeline(DiffusionPipeline, WanLoraLoaderMixin):
+class VideoPipeline(DiffusionPipeline, WanLoraLoaderMixin, ClipSampler):
     """Makes clips from prompts; loads and saves as a diffusers pipeline folder."""
 
     model_cpu_offload_seq = "text_encoder->image_encoder->transformer->transformer_2->vae"
@@ -85,7 +67,6 @@ class VideoPipeline(DiffusionPipeline, WanLoraLoaderMixin):
         expand_timesteps: bool = False,
         defaults: Mapping[str, object] | None = None,
     ) -> None:
-        super().__init__()
         self.register_modules(
             transformer=transformer,
             vae=vae,
@@ -190,103 +171,12 @@ class VideoPipeline(DiffusionPipeline, WanLoraLoaderMixin):
         """The settings that this checkpoint was made for."""
         return from_mapping(SampleConfig, self.config["defaults"])
 
-    def __call__(
-        self,
-        prompts: Sequence[str] | str,
-        config: SampleConfig | None = None,
-        *,
-        seeds: Sequence[int] | None = None,
-        images: Images | None = None,
-    ) -> list[Tensor]:
-        """Make one clip (t, h, w, 3) uint8 a prompt, all in one pack; seeds default to 0, 1, 2, ..."""
-        prompts = [prompts] if isinstance(prompts, str) else prompts
-        seeds = range(len(prompts)) if seeds is None else seeds
-        if len(seeds) != len(prompts):
-            raise ValueError(f"give as many seeds as prompts, got {len(seeds)} for {len(prompts)}")
-        requests = [ClipRequest(prompt, seed, images) for prompt, seed in zip(prompts, seeds, strict=True)]
-        latents = self.sample(requests, config or self.defaults)
-        return [torch.cat(list(self.frames(latent))) for latent in latents]
-
-    @torch.no_grad()
-    def sample(
-        self,
-        requests: Sequence[ClipRequest],
-        config: SampleConfig,
-        on_evaluation: Callable[[], object] = lambda: None,
-        *,
-        block_cache: BlockCache | None = None,
-        text: TextContext | None = None,
-    ) -> list[Tensor]:
-        """Denoise clips side by side into latents (c, t, h, w), calling on_evaluation at each network evaluation.
-
-        Clips share all settings but size and length, which requests may have of their own. A block cache handed in says
-        afterwards how much of the network was computed, where the settings reuse some of it. A text context is that of
-        `prompts_and_negatives`, where they were encoded before.
-        """
-        seeds, configs = [request.seed for request in requests], [request.config or config for request in requests]
-        noise = self.noise(seeds, configs)
-        image, clip_embeddings = self.encode_images(requests, config, noise)
-        if config.patch and image is not NO_CONDITION:
-            raise ValueError(f"patch and images do not go together yet, got patch {config.patch!r}; leave it out")
-        texts = prompts_and_negatives([request.prompt for request in requests], config)
-        denoiser = Denoiser(
-            self.experts,
-            self.boundary,
-            pack=noise,
-            text=text or self.encode_prompts(texts, clip_embeddings),
-            patch_at=patch_schedule(config, self.transformer.patches),
-            image=image,
-            block_cache=block_cache or make_block_cache(config),
-            on_evaluation=on_evaluation,
-        )
-        velocity = with_guidance(denoiser, configs, noise.lengths, self.boundary)
-        tokens = image.restore_known(self.solve(velocity, noise, seeds, config))
-        if not tokens.isfinite().all():
-            raise FloatingPointError("the latents are not finite; lower the guidance or check the weights")
-        return unpack(noise._replace(tokens=tokens))
-
-    def noise(self, seeds: Sequence[int], configs: Sequence[SampleConfig]) -> PackedVideo:
-        """Sample a pack of noise, a clip a seed, each of the size and length of its settings."""
-        latents = seeded_noise([self.latent_shape(config) for config in configs], seeds)
-        video = pack([latent.to(self.compute_device) for latent in latents], self.transformer.base_patch)
-        return video._replace(scaling=self.position_scaling(configs[0]))
-
-    def solve(self, velocity: Velocity, noise: PackedVideo, seeds: Sequence[int], config: SampleConfig) -> Tensor:
-        """Solve from noise to clean tokens, as the settings and the checkpoint's own scheduler say."""
-        scheduler = self.scheduler if self.transformer.config["prediction"] == "velocity" else None
-        paths = [BrownianPath(tuple(latent.shape), seed) for latent, seed in zip(unpack(noise), seeds, strict=True)]
-
-        def brownian_increment(before: Tensor, after: Tensor) -> Tensor:
-            latents = [path.increment(float(before), float(after)).to(self.compute_device) for path in paths]
-            return pack(latents, noise.patch).tokens
-
-        steps, shift = config.steps, config.shift
-        return solve(
-            config.sampler, velocity, noise.tokens, brownian_increment, steps=steps, shift=shift, scheduler=scheduler
-        )
-
-    def frames(self, latent: Tensor) -> Iterator[Tensor]:
-        """Decode one latent, yielding frames (t, h, w, 3) uint8 as they are ready."""
-        return decode_frames(self.vae, latent, self.compute_device)
-
-    def latent_shape(self, config: SampleConfig) -> tuple[int, int, int, int]:
-        """Compute (c, t, h, w) of a clip's latent; a ValueError where the strides or the patches forbid the clip."""
-        strides = {"time_stride": self.vae.time_stride, "space_stride": self.vae.space_stride}
-        return self.transformer.out_channels, *latent_grid(config, self.transformer.patches, **strides)
-
-    def position_scaling(self, config: SampleConfig) -> RopeScaling | None:
-        """Choose how positions beyond the size of the checkpoint's defaults, which it was trained at, are scaled."""
-        if config.position_scaling == "none":
-            return None
-        trained = self.latent_shape(replace(self.defaults, patch=""))
-        return RopeScaling(config.position_scaling, patch_grid(trained, self.transformer.base_patch))
-
     def encode_images(
         self, requests: Sequence[ClipRequest], config: SampleConfig, noise: PackedVideo
     ) -> tuple[ImageCondition, PackedText | None]:
         """Encode the clips' images by the VAE, and for Wan 2.1 by CLIP as well."""
         images = [request.images for request in requests if request.images is not None]
-        needs_image = self.transformer.config["in_channels"] > self.transformer.out_channels
+        needs_image = self.transformer.in_channels > self.transformer.out_channels
         if not images and not needs_image:
             return NO_CONDITION, None
         if len({self.latent_shape(request.config or config) for request in requests}) > 1:
@@ -305,23 +195,7 @@ class VideoPipeline(DiffusionPipeline, WanLoraLoaderMixin):
         self.maybe_free_model_hooks()
         return condition, embed_images(images, self.image_processor, self.image_encoder, self.compute_device)
 
-    def encode_prompts(self, prompts: Sequence[str], clip_embeddings: PackedText | None = None) -> TextContext:
-        """Compute the keys and values of the prompts in every block of every expert, each different prompt once.
-
-        CLIP embeddings, of a model that reads them, are those of as many clips as there are prompts, or of half as many
-        where each clip has a prompt and a negative prompt.
-        """
-        unique = sorted(set(prompts))
-        self.maybe_free_model_hooks()  # with offloading, the image encoder need not wait on the device beside this one,
-        embedded = embed_prompts(unique, self.tokenizer, self.text_encoder, self.compute_device)
-        self.maybe_free_model_hooks()  # nor this one beside the transformer
-        texts = pad_texts(embedded, num_text_rows(self.text_encoder))
-        contexts = [expert.project_text(texts) for expert in self.experts]
-        if len(self.experts) > 1:
-            self.maybe_free_model_hooks()
-        context = contexts[0]._replace(blocks=[block for part in contexts for block in part.blocks])
-        context = context.take([unique.index(prompt) for prompt in prompts])
-        if clip_embeddings is None:
-            return context
-        image = self.transformer.project_images(clip_embeddings)
-        return context._replace(image=image.take([i % len(image.keys.rows) for i in range(len(prompts))]))
+    def embed(self, prompts: Sequence[str]) -> PackedText:
+        """Embed prompts as one pack, padded with zeros where the encoder's are."""
+        embedded = embed_prompts(prompts, self.tokenizer, self.text_encoder, self.compute_device)
+        return pad_texts(embedded, num_text_rows(self.text_encoder))

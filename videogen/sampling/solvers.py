@@ -15,6 +15,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from videogen.config.sample import check_sampler
+
 Velocity = Callable[[Tensor, Tensor], Tensor]
 Sampler = Callable[[Velocity, Tensor, Tensor], Tensor]
 BrownianIncrement = Callable[[Tensor, Tensor], Tensor]
@@ -119,12 +121,6 @@ DIFFUSERS_SAMPLERS: dict[str, tuple[str, dict[str, object]]] = {
     "flow_euler": ("FlowMatchEulerDiscreteScheduler", {}),
     "flow_heun": ("FlowMatchHeunDiscreteScheduler", {}),
 }
-
-
-def check_sampler(name: str) -> None:
-    """Refuse a sampler that is neither ours nor one of diffusers' for flows."""
-    if name not in (names := [*SAMPLERS, *STOCHASTIC_SAMPLERS, *DIFFUSERS_SAMPLERS]):
-        raise ValueError(f"sampler must be one of {', '.join(names)}, got {name!r}")
 
 
 def solve(

@@ -15,7 +15,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from safetensors.torch import load_file
@@ -28,12 +28,15 @@ from videogen.data.saved_latents import save_latent
 from videogen.data.video_io import write_video
 from videogen.interruption import StopRequest
 from videogen.models.hub import checkpoint_id
-from videogen.sampling.pipeline import VideoPipeline
+from videogen.sampling.clip_sampler import ClipSampler
 from videogen.sweep.measures import Score, apply_score, compare_to_reference, measure_clip, score_id
 from videogen.sweep.plan import Plan, Run, lock_folder
 from videogen.sweep.resource_usage import synchronise
 from videogen.sweep.results import Row, add_row, gather_rows, unfinished_runs
 from videogen.sweep.shared_calls import BatchedRuns, RunResult, reason_of
+
+if TYPE_CHECKING:
+    from videogen.sampling.pipeline import VideoPipeline
 
 logger = logging.getLogger(__name__)
 
@@ -78,7 +81,7 @@ class Worker:
 
     def __init__(
         self,
-        pipeline: VideoPipeline,
+        pipeline: ClipSampler,
         plan: Plan,
         folder: Path,
         *,

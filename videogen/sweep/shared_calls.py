@@ -19,13 +19,13 @@ import torch
 from torch import Tensor
 
 from videogen.models.block_cache import BlockCache
-from videogen.models.dit import TextContext
+from videogen.models.dit_network import TextContext
 from videogen.packing.bin_packing import group_by_budget
 from videogen.packing.packs import PackedVideo, patch_grid, unpack
 from videogen.packing.patch_schedule import patch_schedule
+from videogen.sampling.clip_sampler import ClipRequest, ClipSampler
 from videogen.sampling.denoiser import Denoiser, with_guidance
 from videogen.sampling.guidance import prompts_and_negatives
-from videogen.sampling.pipeline import ClipRequest, VideoPipeline
 from videogen.sweep.plan import Run
 from videogen.sweep.resource_usage import peak_memory_gb, reset_peak_memory, synchronise
 
@@ -58,7 +58,7 @@ def schedule_of(run: Run) -> tuple[object, ...]:
 class BatchedRuns:
     """Denoises runs in packs; keeps texts and the network's answers from one pack to the next."""
 
-    def __init__(self, pipeline: VideoPipeline, tokens_per_pack: int | None = None, *, alone: bool = False) -> None:
+    def __init__(self, pipeline: ClipSampler, tokens_per_pack: int | None = None, *, alone: bool = False) -> None:
         self.pipeline, self.alone = pipeline, alone
         default = TOKENS_PER_SWEEP_PACK["cpu" if pipeline.compute_device.type == "cpu" else "gpu"]
         self.tokens_per_pack = tokens_per_pack or default

@@ -22,7 +22,8 @@ from videogen.data.folder import VideoFolder, epoch_order
 from videogen.data.prefetch import count_workers, prefetch
 from videogen.data.video_io import write_video
 from videogen.models.streaming import to_uint8
-from videogen.models.vae import VideoVAE, frames_to_patches
+from videogen.models.vae import VideoVAE
+from videogen.models.vae_network import frames_to_patches
 from videogen.packing.noise import step_generator
 from videogen.toybox.dataset import ToyboxClips
 from videogen.training.pack_plan import open_clips

@@ -1,0 +1,217 @@
+"""Prompt to frames, in the order of the diagram in DESIGN: text, noise, solving, decoding; by torch alone.
+
+    prompts, SampleConfig, seeds  ->  frames (t, h, w, 3) uint8, one tensor a prompt
+
+ClipSampler samples from networks of our own, without diffusers and transformers, whose imports take longer than a short
+clip. VideoPipeline (pipeline.py) is the same line for every folder, with all that diffusers does for one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+
+from videogen.config.sample import SampleConfig
+from videogen.models.bert import BertEncoder, embed_texts, load_tokenizer
+from videogen.models.block_cache import BlockCache, make_block_cache
+from videogen.models.checkpoint import load_network
+from videogen.models.checkpoint_config import TEXT_ONLY, CheckpointInfo
+from videogen.models.dit_network import DiT, TextContext
+from videogen.models.streaming import Autoencoder, decode_frames
+from videogen.models.vae_network import VAE
+from videogen.packing.noise import seeded_noise
+from videogen.packing.packs import PackedText, PackedVideo, RopeScaling, pack, pack_texts, patch_grid, unpack
+from videogen.packing.patch_schedule import latent_grid, patch_schedule
+from videogen.sampling.brownian import BrownianPath
+from videogen.sampling.denoiser import Denoiser, with_guidance
+from videogen.sampling.guidance import prompts_and_negatives
+from videogen.sampling.image_prompts import NO_CONDITION, ImageCondition, Images
+from videogen.sampling.solvers import Scheduler, Velocity, solve
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+
+class ClipRequest(NamedTuple):
+    """One clip to make."""
+
+    prompt: str
+    seed: int
+    images: Images | None = None
+    config: SampleConfig | None = None  # its size and length, where they are not those of the whole pack
+
+
+class ClipSampler:
+    """Makes clips from prompts with networks of our own."""
+
+    scheduler: Scheduler | None = None  # its settings, where the checkpoint brings one
+
+    def __init__(
+        self,
+        transformer: DiT,
+        vae: Autoencoder,
+        text_encoder: BertEncoder,
+        tokenizer: Tokenizer,
+        defaults: SampleConfig,
+    ) -> None:
+        self.transformer, self.vae, self.text_encoder, self.tokenizer = transformer, vae, text_encoder, tokenizer
+        self._defaults = defaults
+
+    @property
+    def defaults(self) -> SampleConfig:
+        """The settings that this checkpoint was made for."""
+        return self._defaults
+
+    @property
+    def compute_device(self) -> torch.device:
+        """The device on which the networks compute."""
+        return next(self.transformer.parameters()).device
+
+    @property
+    def experts(self) -> Sequence[DiT]:
+        """The transformers, that for high noise first."""
+        return [self.transformer]
+
+    @property
+    def boundary(self) -> float | None:
+        """The noise level from which up the first expert answers; None for one transformer."""
+        return None
+
+    def maybe_free_model_hooks(self) -> None:
+        """Make room for the next network, where networks wait elsewhere (diffusers' offloading)."""
+
+    def __call__(
+        self,
+        prompts: Sequence[str] | str,
+        config: SampleConfig | None = None,
+        *,
+        seeds: Sequence[int] | None = None,
+        images: Images | None = None,
+    ) -> list[Tensor]:
+        """Make one clip (t, h, w, 3) uint8 a prompt, all in one pack; seeds default to 0, 1, 2, ..."""
+        prompts = [prompts] if isinstance(prompts, str) else prompts
+        seeds = range(len(prompts)) if seeds is None else seeds
+        if len(seeds) != len(prompts):
+            raise ValueError(f"give as many seeds as prompts, got {len(seeds)} for {len(prompts)}")
+        requests = [ClipRequest(prompt, seed, images) for prompt, seed in zip(prompts, seeds, strict=True)]
+        latents = self.sample(requests, config or self.defaults)
+        return [torch.cat(list(self.frames(latent))) for latent in latents]
+
+    @torch.no_grad()
+    def sample(
+        self,
+        requests: Sequence[ClipRequest],
+        config: SampleConfig,
+        on_evaluation: Callable[[], object] = lambda: None,
+        *,
+        block_cache: BlockCache | None = None,
+        text: TextContext | None = None,
+    ) -> list[Tensor]:
+        """Denoise clips side by side into latents (c, t, h, w), calling on_evaluation at each network evaluation.
+
+        Clips share all settings but size and length, which requests may have of their own. A block cache handed in says
+        afterwards how much of the network was computed, where the settings reuse some of it. A text context is that of
+        `prompts_and_negatives`, where they were encoded before.
+        """
+        seeds, configs = [request.seed for request in requests], [request.config or config for request in requests]
+        noise = self.noise(seeds, configs)
+        image, clip_embeddings = self.encode_images(requests, config, noise)
+        if config.patch and image is not NO_CONDITION:
+            raise ValueError(f"patch and images do not go together yet, got patch {config.patch!r}; leave it out")
+        texts = prompts_and_negatives([request.prompt for request in requests], config)
+        denoiser = Denoiser(
+            self.experts,
+            self.boundary,
+            pack=noise,
+            text=text or self.encode_prompts(texts, clip_embeddings),
+            patch_at=patch_schedule(config, self.transformer.patches),
+            image=image,
+            block_cache=block_cache or make_block_cache(config),
+            on_evaluation=on_evaluation,
+        )
+        velocity = with_guidance(denoiser, configs, noise.lengths, self.boundary)
+        tokens = image.restore_known(self.solve(velocity, noise, seeds, config))
+        if not tokens.isfinite().all():
+            raise FloatingPointError("the latents are not finite; lower the guidance or check the weights")
+        return unpack(noise._replace(tokens=tokens))
+
+    def noise(self, seeds: Sequence[int], configs: Sequence[SampleConfig]) -> PackedVideo:
+        """Sample a pack of noise, a clip a seed, each of the size and length of its settings."""
+        latents = seeded_noise([self.latent_shape(config) for config in configs], seeds)
+        video = pack([latent.to(self.compute_device) for latent in latents], self.transformer.base_patch)
+        return video._replace(scaling=self.position_scaling(configs[0]))
+
+    def solve(self, velocity: Velocity, noise: PackedVideo, seeds: Sequence[int], config: SampleConfig) -> Tensor:
+        """Solve from noise to clean tokens, as the settings and the checkpoint's own scheduler say."""
+        scheduler = self.scheduler if self.transformer.prediction == "velocity" else None
+        paths = [BrownianPath(tuple(latent.shape), seed) for latent, seed in zip(unpack(noise), seeds, strict=True)]
+
+        def brownian_increment(before: Tensor, after: Tensor) -> Tensor:
+            latents = [path.increment(float(before), float(after)).to(self.compute_device) for path in paths]
+            return pack(latents, noise.patch).tokens
+
+        steps, shift = config.steps, config.shift
+        return solve(
+            config.sampler, velocity, noise.tokens, brownian_increment, steps=steps, shift=shift, scheduler=scheduler
+        )
+
+    def frames(self, latent: Tensor) -> Iterator[Tensor]:
+        """Decode one latent, yielding frames (t, h, w, 3) uint8 as they are ready."""
+        return decode_frames(self.vae, latent, self.compute_device)
+
+    def latent_shape(self, config: SampleConfig) -> tuple[int, int, int, int]:
+        """Compute (c, t, h, w) of a clip's latent; a ValueError where the strides or the patches forbid the clip."""
+        strides = {"time_stride": self.vae.time_stride, "space_stride": self.vae.space_stride}
+        return self.transformer.out_channels, *latent_grid(config, self.transformer.patches, **strides)
+
+    def position_scaling(self, config: SampleConfig) -> RopeScaling | None:
+        """Choose how positions beyond the size of the checkpoint's defaults, which it was trained at, are scaled."""
+        if config.position_scaling == "none":
+            return None
+        trained = self.latent_shape(replace(self.defaults, patch=""))
+        return RopeScaling(config.position_scaling, patch_grid(trained, self.transformer.base_patch))
+
+    def encode_images(
+        self, requests: Sequence[ClipRequest], config: SampleConfig, noise: PackedVideo
+    ) -> tuple[ImageCondition, PackedText | None]:
+        """Refuse images: networks of our own make clips from prompts alone."""
+        if any(request.images is not None for request in requests):
+            raise ValueError(TEXT_ONLY)
+        return NO_CONDITION, None
+
+    def embed(self, prompts: Sequence[str]) -> PackedText:
+        """Embed prompts as one pack."""
+        return pack_texts(embed_texts(prompts, self.tokenizer, self.text_encoder, self.compute_device))
+
+    def encode_prompts(self, prompts: Sequence[str], clip_embeddings: PackedText | None = None) -> TextContext:
+        """Compute the keys and values of the prompts in every block of every expert, each different prompt once.
+
+        CLIP embeddings, of a model that reads them, are those of as many clips as there are prompts, or of half as many
+        where each clip has a prompt and a negative prompt.
+        """
+        unique = sorted(set(prompts))
+        self.maybe_free_model_hooks()  # with offloading, the image encoder need not wait on the device beside this one,
+        texts = self.embed(unique)
+        self.maybe_free_model_hooks()  # nor this one beside the transformer
+        contexts = [expert.project_text(texts) for expert in self.experts]
+        if len(self.experts) > 1:
+            self.maybe_free_model_hooks()
+        context = contexts[0]._replace(blocks=[block for part in contexts for block in part.blocks])
+        context = context.take([unique.index(prompt) for prompt in prompts])
+        if clip_embeddings is None:
+            return context
+        image = self.transformer.project_images(clip_embeddings)
+        return context._replace(image=image.take([i % len(image.keys.rows) for i in range(len(prompts))]))
+
+
+def load_clip_sampler(info: CheckpointInfo, *, dtype: torch.dtype = torch.float32, device: str = "cpu") -> ClipSampler:
+    """Load a folder of our own by torch alone, checked: every weight there, none too many, each of its shape."""
+    kinds = {"transformer": DiT, "vae": VAE, "text_encoder": BertEncoder}
+    transformer, vae, text_encoder = (
+        load_network(kind, info.folder / part, dtype=dtype).to(device) for part, kind in kinds.items()
+    )
+    return ClipSampler(transformer, vae, text_encoder, load_tokenizer(info.folder), info.defaults)
