@@ -95,7 +95,7 @@ def test_rotary_attention_depends_on_position_differences_only(head_size: int) -
     at_origin = logits(small)
     for f, r, c in ((0, 0, 0), (3, 4, 4), (1, 2, 3)):
         inside = rows[f : f + 2, r : r + 3, c : c + 2].flatten()
-        moved = logits(Rotary(large.cos[inside], large.sin[inside]))
+        moved = logits(Rotary(*(part[inside] for part in large)))
         torch.testing.assert_close(moved, at_origin, atol=2e-5, rtol=0)  # tables are rounded to float32
 
 

@@ -90,6 +90,15 @@ def test_a_shared_noise_level_equals_the_same_level_for_each_clip(dit: VideoDiT)
     torch.testing.assert_close(shared, separate, atol=5e-6, rtol=0)  # float32, only the order of sums differs
 
 
+@torch.no_grad()
+def test_noise_levels_read_beforehand_change_no_bit(dit: VideoDiT) -> None:
+    video, text = pack(latents(), dit.base_patch), draw_texts(TEXT_LENGTHS)
+    for levels in (shared_level(torch.tensor([0.4]), len(video.tokens)), levels_per_clip(SIGMAS, video.lengths)):
+        with torch.enable_grad():  # Each block then adds its own table, as in training.
+            in_blocks = dit.project_levels(levels, dit.base_patch)
+        assert torch.equal(dit(video, in_blocks, text), dit(video, levels, text))
+
+
 # --- promise 4: parity with diffusers
 
 WAN: dict[str, dict[str, object]] = {
@@ -331,7 +340,7 @@ def test_an_upscaled_patch_embeds_as_its_original(patch: Patch) -> None:
     upscaled = torch.nn.functional.interpolate(base, size=patch, mode="trilinear", align_corners=False)
     small, large = pack(list(base), dit.base_patch), pack(list(upscaled), patch)
     # the pseudo-inverse is exact up to its own rounding
-    torch.testing.assert_close(dit.embed(large)[0], dit.embed(small)[0], atol=2e-5, rtol=0)
+    torch.testing.assert_close(dit.embed(large), dit.embed(small), atol=2e-5, rtol=0)
 
 
 @torch.no_grad()
@@ -377,7 +386,7 @@ def test_coarse_and_fine_patches_have_the_same_mean_position() -> None:
 
 def test_the_patch_embedding_equals_the_convolution_of_wan(dit: VideoDiT) -> None:
     clip = torch.randn(CHANNELS, 2, 4, 6)
-    embedded = dit.embed(pack([clip], dit.base_patch))[0]
+    embedded = dit.embed(pack([clip], dit.base_patch))
     layer = dit.patch_embedding
     convolved = F.conv3d(clip[None], layer.weight, layer.bias, stride=layer.stride)[0].flatten(1).T
     torch.testing.assert_close(embedded, convolved, atol=1e-5, rtol=0)  # float32, only the order of sums differs

@@ -18,6 +18,7 @@ from videogen.sampling.solvers import (
     STOCHASTIC_SAMPLERS,
     BrownianIncrement,
     check_sampler,
+    known_levels,
     log_snr,
     make_scheduler,
     sample_dpmpp_2m,
@@ -128,6 +129,19 @@ def test_a_stochastic_sampler_keeps_the_deviation_of_the_data_and_forgets_its_st
 
 
 # --- schedule
+
+
+@pytest.mark.parametrize("name", [*SAMPLERS, *STOCHASTIC_SAMPLERS, "unipc"])
+def test_the_noise_levels_of_our_own_samplers_are_known_beforehand(name: str) -> None:
+    passed = set[float]()
+
+    def velocity(x: Tensor, sigma: Tensor) -> Tensor:
+        passed.add(float(sigma))
+        return x
+
+    solve(name, velocity, torch.zeros(4, 4), lambda a, b: torch.zeros(4, 4), steps=5, shift=2.0)
+    known = known_levels(name, 5, shift=2.0)
+    assert passed == set(known) - {0.0} if name != "unipc" else known == []
 
 
 def test_no_shift_rounds_the_first_noise_level_above_1() -> None:

@@ -42,9 +42,11 @@ def rotate_in_parts(x: Tensor, table: rope.Rotary) -> Tensor:
     return rotated.flatten(-2)
 
 
-def modulate_in_steps(norm: dit_blocks.FP32LayerNorm, x: Tensor, scale: Tensor, shift: Tensor, index: Tensor) -> Tensor:
+def modulate_in_steps(
+    norm: dit_blocks.FP32LayerNorm, x: Tensor, factor: Tensor, shift: Tensor, index: Tensor
+) -> Tensor:
     """Normalise, scale and shift one after the other."""
-    return norm(x) * (1 + scale) + shift
+    return norm(x) * factor + shift
 
 
 def gate_in_steps(x: Tensor, update: Tensor, gate: Tensor, index: Tensor) -> Tensor:

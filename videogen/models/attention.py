@@ -26,6 +26,7 @@ logger = logging.getLogger(__name__)
 MAX_UNFUSED_LOGITS = 2**20  # Of a clip and head: one or two megabytes in half precision, which stay in a core's cache.
 
 
+@functools.lru_cache(maxsize=256)
 def equal_length_runs(lengths: Lengths) -> list[tuple[int, int]]:
     """Group neighbouring clips of equal length into runs (number of clips, length of each)."""
     return [(len(list(group)), length) for length, group in groupby(lengths)]

@@ -28,6 +28,7 @@ class VideoDiT(DiT, ModelMixin, ConfigMixin, PeftAdapterMixin):
 
     __init__ = register_to_config(DiT.__init__)  # the same arguments, kept in the config
     project_text = apply_forward_hook(DiT.project_text)
+    project_levels = apply_forward_hook(DiT.project_levels)
     project_images = apply_forward_hook(DiT.project_images)
 
     @property

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, groupby
-from typing import Literal, TypeVar
+from typing import Literal, NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -90,12 +90,12 @@ class Attention(nn.Module):
         q = rotate(self.split_heads(apply_norm(self.norm_q, self.to_q(x))), table)
         k = rotate(self.split_heads(apply_norm(self.norm_k, self.to_k(x))), table)
         out = self.attend_within_clips(q, k, self.split_heads(self.to_v(x)), layout)
-        return self.to_out[0](rearrange(out, "n heads e -> n (heads e)"))
+        return self.to_out[0](out.flatten(1))
 
     def cross_attend(self, x: Tensor, inputs: Sequence[CrossAttentionInput], layout: PackLayout) -> Tensor:
         """Compute cross-attention of x (n, d) to its own clip's text, and to its images if there are any."""
         q = self.split_heads(apply_norm(self.norm_q, self.to_q(x)))
-        return self.to_out[0](rearrange(self.attend_to_inputs(q, inputs, layout), "n heads e -> n (heads e)"))
+        return self.to_out[0](self.attend_to_inputs(q, inputs, layout).flatten(1))
 
     @uncompiled
     def attend_within_clips(self, q: Tensor, k: Tensor, v: Tensor, layout: PackLayout) -> Tensor:
@@ -105,12 +105,13 @@ class Attention(nn.Module):
     @uncompiled
     def attend_to_inputs(self, q: Tensor, inputs: Sequence[CrossAttentionInput], layout: PackLayout) -> Tensor:
         """Attend from each token (n, heads, e) to its clip's text and to its images, and add up the outputs."""
-        text, *images = (attend_text(q, part.k, part.v, layout.lengths, part.keys) for part in inputs)
-        return sum(images, start=text)
+        return functools.reduce(
+            torch.add, (attend_text(q, part.k, part.v, layout.lengths, part.keys) for part in inputs)
+        )
 
     def split_heads(self, x: Tensor) -> Tensor:
         """Split (n, d) into heads (n, heads, e)."""
-        return rearrange(x, "n (heads e) -> n heads e", heads=self.heads)
+        return x.unflatten(-1, (self.heads, -1))
 
     def project_text(self, text: Tensor, keys: TextKeys) -> tuple[Tensor, Tensor]:
         """Compute keys and values (b, heads, m, e) of packed text rows (m, d)."""
@@ -189,16 +190,27 @@ class FP32LayerNorm(nn.LayerNorm):
         return F.layer_norm(input.float(), self.normalized_shape, weight, bias, self.eps).to(input.dtype)
 
 
+class Modulation(NamedTuple):
+    """What a block does at each noise level: six rows (u, d). A factor is one more than Wan's scale."""
+
+    shift: Tensor
+    factor: Tensor
+    gate: Tensor
+    shift_ffn: Tensor
+    factor_ffn: Tensor
+    gate_ffn: Tensor
+
+
 def gather_by_level(rows: Tensor, index: Tensor) -> Tensor:
     """Gather one row per noise level (u, d) into one row per token (n, d), or broadcast it if there is one level."""
     return rows if len(rows) == 1 else gather_rows(rows, index)
 
 
-def modulate(norm: FP32LayerNorm, x: Tensor, scale: Tensor, shift: Tensor, index: Tensor) -> Tensor:
+def modulate(norm: FP32LayerNorm, x: Tensor, factor: Tensor, shift: Tensor, index: Tensor) -> Tensor:
     """Normalise tokens (n, d), then scale and shift them by their noise level (u, d); a single level takes one pass."""
-    if len(scale) == 1 and scale.dtype == torch.float32:
-        return F.layer_norm(x.float(), norm.normalized_shape, 1 + scale[0], shift[0], norm.eps)
-    return norm(x.float()) * (1 + gather_by_level(scale, index)) + gather_by_level(shift, index)
+    if len(factor) == 1 and factor.dtype == torch.float32:
+        return F.layer_norm(x.float(), norm.normalized_shape, factor[0], shift[0], norm.eps)
+    return norm(x.float()) * gather_by_level(factor, index) + gather_by_level(shift, index)
 
 
 def add_gated(x: Tensor, update: Tensor, gate: Tensor, index: Tensor) -> Tensor:
@@ -252,18 +264,26 @@ class Block(nn.Module):
     def forward(
         self,
         x: Tensor,
-        modulation: Tensor,
+        modulation: Tensor | Modulation,
         index: Tensor,
         table: Rotary,
         layout: PackLayout,
         inputs: Sequence[CrossAttentionInput],
     ) -> Tensor:
-        """Update tokens x (n, d); index (n,) is the row of each token's noise level in the modulation (u, 6, d)."""
-        rows = (self.scale_shift_table + modulation.float()).unbind(1)
-        shift, scale, gate, shift_ffn, scale_ffn, gate_ffn = rows
+        """Update tokens x (n, d); index (n,) is the row of each token's noise level in the modulation.
+
+        That is the same for all blocks (u, 6, d), or this block's own where it was made beforehand.
+        """
+        own = modulation if isinstance(modulation, Modulation) else self.modulation(modulation)
         dtype = x.dtype
-        x = add_gated(x, self.attn1(modulate(self.norm1, x, scale, shift, index).to(dtype), table, layout), gate, index)
+        hidden = modulate(self.norm1, x, own.factor, own.shift, index).to(dtype)
+        x = add_gated(x, self.attn1(hidden, table, layout), own.gate, index)
         x = x + self.attn2.cross_attend(self.norm2(x.float()).to(dtype), inputs, layout)
-        hidden = modulate(self.norm3, x, scale_ffn, shift_ffn, index).to(dtype)
+        hidden = modulate(self.norm3, x, own.factor_ffn, own.shift_ffn, index).to(dtype)
         update = self.ffn(hidden if self.nearby is None else hidden + self.nearby(hidden, layout))
-        return add_gated(x, update.float(), gate_ffn, index)
+        return add_gated(x, update.float(), own.gate_ffn, index)
+
+    def modulation(self, shared: Tensor) -> Modulation:
+        """Add the block's own table to the modulation that all blocks share, (u, 6, d)."""
+        shift, scale, gate, shift_ffn, scale_ffn, gate_ffn = (self.scale_shift_table + shared.float()).unbind(1)
+        return Modulation(shift, 1 + scale, gate, shift_ffn, 1 + scale_ffn, gate_ffn)

@@ -21,7 +21,16 @@ from torch import Tensor, nn
 from videogen.models.attention import TextKeys, text_keys
 from videogen.models.block_cache import Blocks, RunBlocks
 from videogen.models.checkpoint_config import FLOAT32_PARTS
-from videogen.models.dit_blocks import Block, CrossAttentionInput, FP32LayerNorm, compute_dtype, modulate, random_table
+from videogen.models.dit_blocks import (
+    Block,
+    CrossAttentionInput,
+    FP32LayerNorm,
+    Modulation,
+    compute_dtype,
+    gather_by_level,
+    modulate,
+    random_table,
+)
 from videogen.models.dit_embeddings import ConditionEmbedder, PatchEmbedding
 from videogen.models.preconditioning import Preconditioning, precondition
 from videogen.models.rope import Rotary, rotary
@@ -47,6 +56,16 @@ class TextContext(NamedTuple):
     def inputs_of_block(self, i: int) -> list[CrossAttentionInput]:
         """List what block i attends to: the text, and the images if there are any."""
         return [CrossAttentionInput(*part.blocks[i], part.keys) for part in (self, self.image) if part is not None]
+
+
+class LevelContext(NamedTuple):
+    """What noise levels tell the network under a patch size."""
+
+    blocks: Sequence[Tensor | Modulation]  # for each block its modulation, or what it adds its own table to
+    shift: Tensor  # (u, d) of the output
+    factor: Tensor  # (u, d)
+    preconditioning: Preconditioning | None  # each factor (u, c·pt·ph·pw)
+    index: Tensor  # (n,) each token's row  # pyright: ignore[reportIncompatibleMethodOverride]
 
 
 class ExtraPatch(nn.Module):
@@ -158,7 +177,7 @@ class DiT(nn.Module):
     def forward(
         self,
         video: PackedVideo,
-        levels: NoiseLevels,
+        levels: NoiseLevels | LevelContext,
         text: PackedText | TextContext,
         *,
         facts: bool = False,
@@ -176,19 +195,19 @@ class DiT(nn.Module):
         device, scaling = video.tokens.device, video.scaling
         table = rotary(video.grids, video.patch, self.head_size, device, base=self.base_patch, scaling=scaling)
 
-        noised, factors = video.tokens, self.token_preconditioning(video, levels)
+        level = levels if isinstance(levels, LevelContext) else self.project_levels(levels, video.patch)
+        noised, factors = video.tokens, level.preconditioning
         if factors is not None:
+            factors = Preconditioning(*(gather_by_level(factor, level.index) for factor in factors))
             video = video._replace(tokens=noised * factors.c_in)
-        x, size_embedding = self.embed(video)
-        time = self.condition_embedder.time(levels.values).to(x.dtype) + size_embedding
-        modulation = rearrange(self.condition_embedder.time_proj(F.silu(time)), "u (six d) -> u six d", six=6)
+        x = self.embed(video)
         layout = PackLayout(video.grids, video.lengths)
 
         fact_logits: Tensor | None = None
         if run_blocks is not None:
-            x = run_blocks(x, video.lengths, self.block_runner(modulation, levels.index, table, layout, context))
+            x = run_blocks(x, video.lengths, self.block_runner(level, table, layout, context))
         for i, block in enumerate(self.blocks if run_blocks is None else ()):
-            args = (x, modulation, levels.index, table, layout, context.inputs_of_block(i))
+            args = (x, level.blocks[i], level.index, table, layout, context.inputs_of_block(i))
             if self.gradient_checkpointing and torch.is_grad_enabled():
                 x = self._gradient_checkpointing_func(block, *args)  # type: ignore[operator,misc]
             else:
@@ -196,53 +215,74 @@ class DiT(nn.Module):
             if facts and i == (len(self.blocks) - 1) // 2:
                 fact_logits = self.facts_head(x)  # type: ignore[misc]
 
-        shift, scale = (self.scale_shift_table + time[:, None]).unbind(1)
-        x = modulate(self.norm_out, x, scale, shift, levels.index).to(x.dtype)
+        x = modulate(self.norm_out, x, level.factor, level.shift, level.index).to(x.dtype)
         out = self.unembed(x, video.patch)
         if factors is not None:
             residual = torch.addcmul(out.float(), factors.c_gate * noised, self.gates(x, video.patch).float())
             out = factors.c_skip * noised + factors.c_out * residual
         return out if fact_logits is None else (out, fact_logits)
 
-    def block_runner(
-        self, modulation: Tensor, index: Tensor, table: Rotary, layout: PackLayout, context: TextContext
-    ) -> Blocks:
+    def project_levels(self, levels: NoiseLevels, patch: Patch) -> LevelContext:
+        """Compute the modulation of every block, that of the output, and the preconditioning at noise levels (u,).
+
+        They do not depend on the tokens, so that a sampling run computes those of all its steps beforehand.
+        """
+        time = self.condition_embedder.time(levels.values).to(self.dtype_of(patch))
+        if patch != self.base_patch:
+            time = time + self.extra_patch(patch).level.to(time.device)
+        shared = rearrange(self.condition_embedder.time_proj(F.silu(time)), "u (six d) -> u six d", six=6)
+        blocks: Sequence[Tensor | Modulation] = [shared] * len(self.blocks)
+        tables: list[Tensor] = [block.scale_shift_table for block in cast("Iterable[Block]", self.blocks)]
+        # One sum for all blocks instead of one each. In training they sum themselves, compiled or checkpointed, and
+        # with offloading a table may wait on another device.
+        if not torch.is_grad_enabled() and all(table.device == shared.device for table in tables):
+            rows = rearrange(torch.cat(tables), "blocks six d -> blocks 1 six d") + shared.float()
+            rows[:, :, 1::3] += 1  # the two scales
+            blocks = [Modulation(*block_rows.unbind(1)) for block_rows in rows]
+        shift, scale = (self.scale_shift_table + time[:, None]).unbind(1)
+        return LevelContext(blocks, shift, 1 + scale, self.preconditioning(levels, patch), levels.index)
+
+    def block_runner(self, level: LevelContext, table: Rotary, layout: PackLayout, context: TextContext) -> Blocks:
         """Return a function that runs some of the blocks on some clips of a pack."""
 
         def blocks(x: Tensor, which: slice, clips: Sequence[int]) -> Tensor:
-            clip_index, clip_table, clip_layout, clip_context = index, table, layout, context
+            clip_index, clip_table, clip_layout, clip_context = level.index, table, layout, context
             if len(clips) < len(layout.grids):
-                clip_rows = torch.arange(len(index), device=x.device).split(layout.lengths)
+                clip_rows = torch.arange(len(level.index), device=x.device).split(layout.lengths)
                 rows = torch.cat([clip_rows[i] for i in clips])
-                clip_index, clip_table = index[rows], Rotary(*(part[rows] for part in table))
+                clip_index, clip_table = level.index[rows], Rotary(*(part[rows] for part in table))
                 clip_layout, clip_context = PackLayout([layout.grids[i] for i in clips]), context.take(clips)
             for i in range(len(self.blocks))[which]:
                 inputs = clip_context.inputs_of_block(i)
-                x = self.blocks[i](x, modulation, clip_index, clip_table, clip_layout, inputs)
+                x = self.blocks[i](x, level.blocks[i], clip_index, clip_table, clip_layout, inputs)
             return x
 
         return blocks
 
-    def token_preconditioning(self, video: PackedVideo, levels: NoiseLevels) -> Preconditioning | None:
-        """Compute the preconditioning of every value of a pack, each factor (n, c·pt·ph·pw); None if there is none."""
+    def preconditioning(self, levels: NoiseLevels, patch: Patch) -> Preconditioning | None:
+        """Compute the preconditioning at noise levels, each factor (u, c·pt·ph·pw); None if there is none."""
         if self.data_variance is None:
             return None
         exact = torch.promote_types(self.data_variance.dtype, torch.float32)
         factors = precondition(self.data_variance.to(exact), levels.values[:, None].to(exact))
-        cells = math.prod(video.patch)
-        return Preconditioning(*(factor.repeat_interleave(cells, dim=1)[levels.index] for factor in factors))
+        return Preconditioning(*(factor.repeat_interleave(math.prod(patch), dim=1) for factor in factors))
 
-    def embed(self, video: PackedVideo) -> tuple[Tensor, Tensor | float]:
-        """Embed tokens as (n, d), and return what the patch size adds to the time embedding."""
+    def dtype_of(self, patch: Patch) -> torch.dtype:
+        """Return the precision of the residual stream, which is that of the weights that embed a patch."""
+        if patch == self.base_patch:
+            return self.patch_embedding.weight.dtype
+        return compute_dtype(self.extra_patch(patch).embed)
+
+    def embed(self, video: PackedVideo) -> Tensor:
+        """Embed tokens as (n, d)."""
+        dtype = self.dtype_of(video.patch)
+        tokens = video.tokens.to(dtype)
         if video.patch == self.base_patch:
-            tokens = video.tokens.to(self.patch_embedding.weight.dtype)
             pt, ph, pw = video.patch
             cells = rearrange(tokens, "n (c pt ph pw) -> n c pt ph pw", pt=pt, ph=ph, pw=pw)
             # Autocast's output has fewer bits, and the residual stream keeps those of the weights, hence .to().
-            return rearrange(self.patch_embedding(cells), "n d 1 1 1 -> n d").to(tokens.dtype), 0.0
-        extra = self.extra_patch(video.patch)
-        dtype = compute_dtype(extra.embed)
-        return extra.embed(video.tokens.to(dtype)).to(dtype), extra.level.to(video.tokens.device)
+            return rearrange(self.patch_embedding(cells), "n d 1 1 1 -> n d").to(dtype)
+        return self.extra_patch(video.patch).embed(tokens).to(dtype)
 
     def unembed(self, x: Tensor, patch: Patch) -> Tensor:
         """Project tokens (n, d) to (n, c·pt·ph·pw); Wan's head puts the channel last within a token."""

@@ -1,6 +1,6 @@
 """Rotary embedding of each token's place in its clip, also for clips longer or larger than a model was trained on.
 
-    grids [(t, h, w), ...], patch, scaling  ->  Rotary, cosines and sines (n, 1, e/2);  x (n, heads, e)  ->  x rotated
+    grids [(t, h, w), ...], patch, scaling  ->  Rotary, each pair's turn (n, 1, e/2);  x (n, heads, e)  ->  x rotated
 
 Each axis of each clip is scaled by itself (as decoupled in FiT, Lu et al. 2024), by extent / trained extent. An axis
 that is no longer than trained keeps its frequencies bit for bit.
@@ -29,6 +29,7 @@ class Rotary(NamedTuple):
 
     cos: Tensor
     sin: Tensor
+    turn: Tensor  # cos + i sin, made once a run: every block turns queries and keys by it
 
 
 def axis_sizes(head_size: int) -> tuple[int, int, int]:
@@ -97,7 +98,8 @@ def clip_rotary(
         for axis, size in enumerate(axis_sizes(head_size))
     ]
     table = rearrange(torch.cat(angles, dim=1), "n pairs -> n 1 pairs")
-    return Rotary(table.cos().float().to(device), table.sin().float().to(device))
+    cos, sin = table.cos().float().to(device), table.sin().float().to(device)
+    return Rotary(cos, sin, torch.complex(cos, sin))
 
 
 # Many small clips are kept, but few large ones: at Wan's sizes the tables of one take ten megabytes.
@@ -120,16 +122,15 @@ def rotary(
     """
     options = patch, head_size, device, base, scaling
     clips = [(small_clip_rotary if math.prod(grid) <= 1024 else large_clip_rotary)(grid, *options) for grid in grids]
-    return Rotary(torch.cat([clip.cos for clip in clips]), torch.cat([clip.sin for clip in clips]))
+    return Rotary(*map(torch.cat, zip(*clips, strict=True)))
 
 
 def rotate(x: Tensor, table: Rotary) -> Tensor:
     """Rotate neighbouring channel pairs of x (n, heads, e) by their angles."""
-    exact = x.to(torch.promote_types(x.dtype, torch.float32))
-    pairs = rearrange(exact, "n heads (pairs two) -> n heads pairs two", two=2)
+    pairs = x.to(torch.promote_types(x.dtype, torch.float32)).unflatten(-1, (-1, 2))
     if torch.compiler.is_compiling():  # torch.compile does not support complex tensors.
         even, odd = pairs.unbind(-1)
         rotated = torch.stack((even * table.cos - odd * table.sin, even * table.sin + odd * table.cos), dim=-1)
     else:  # Complex multiplication makes the same products and sums in one pass: it is 10 times as fast on CPU.
-        rotated = torch.view_as_real(torch.view_as_complex(pairs) * torch.complex(*table))
-    return rearrange(rotated, "n heads pairs two -> n heads (pairs two)").to(x.dtype)
+        rotated = torch.view_as_real(torch.view_as_complex(pairs) * table.turn)
+    return rotated.flatten(-2).to(x.dtype)

@@ -30,7 +30,7 @@ from videogen.sampling.brownian import BrownianPath
 from videogen.sampling.denoiser import Denoiser, with_guidance
 from videogen.sampling.guidance import prompts_and_negatives
 from videogen.sampling.image_prompts import NO_CONDITION, ImageCondition, Images
-from videogen.sampling.solvers import Scheduler, Velocity, solve
+from videogen.sampling.solvers import Scheduler, Velocity, known_levels, solve
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -132,6 +132,7 @@ class ClipSampler:
             image=image,
             block_cache=block_cache or make_block_cache(config),
             on_evaluation=on_evaluation,
+            sigmas=known_levels(config.sampler, config.steps, shift=config.shift),
         )
         velocity = with_guidance(denoiser, configs, noise.lengths, self.boundary)
         tokens = image.restore_known(self.solve(velocity, noise, seeds, config))

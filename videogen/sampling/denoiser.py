@@ -16,10 +16,10 @@ from torch import Tensor
 from videogen.config.sample import SampleConfig
 from videogen.models.block_cache import BlockCache
 from videogen.models.checkpoint_config import NO_IMAGE
-from videogen.models.dit_network import DiT, TextContext
-from videogen.packing.noise import velocity_of
+from videogen.models.dit_network import DiT, LevelContext, TextContext
+from videogen.packing.noise import NoiseLevels, velocity_of
 from videogen.packing.packs import Lengths, PackedVideo, repatch
-from videogen.packing.patch_schedule import PatchAt
+from videogen.packing.patch_schedule import Patch, PatchAt
 from videogen.sampling.guidance import apply_guidance, guidance_scale
 from videogen.sampling.image_prompts import NO_CONDITION, ImageCondition
 from videogen.sampling.solvers import Velocity
@@ -27,6 +27,7 @@ from videogen.sampling.solvers import Velocity
 TOKENS_PER_CALL = 2048
 """Prompts and negative prompts share a call of the network up to so many tokens: beyond, one call is no faster than two
 and takes twice the memory."""
+LEVELS_AHEAD = 16  # noise levels: what they tell a transformer of 14 billion weights takes 5 MB each
 Predict = Callable[[Tensor, Tensor, Sequence[int]], list[Tensor]]
 """Tokens of a pack, noise level, text rows  ->  for each row i the velocity (n, c·pt·ph·pw) of clip i % b under it."""
 
@@ -44,6 +45,8 @@ class Denoiser:
     block_cache: BlockCache | None = None
     on_evaluation: Callable[[], object] = lambda: None  # called once an evaluation of all clips
     tokens_per_call: int | None = None  # TOKENS_PER_CALL by default
+    sigmas: Sequence[float] = ()  # the noise levels of the run's steps, where they are known beforehand
+    _levels: dict[tuple[int, Patch, float], LevelContext] = field(default_factory=dict, init=False, repr=False)
     _texts: dict[tuple[int, ...], TextContext] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -74,9 +77,12 @@ class Denoiser:
         grids = tuple(self.pack.grids[clip] for clip in clips)
         pack = self.pack._replace(tokens=torch.cat([parts[clip] for clip in clips]), grids=grids)
         image = self.image.take(clips, self.pack.lengths)
-        network_input = repatch(image.condition(pack), self.patch_at(float(sigma)))
+        patch = self.patch_at(float(sigma))
+        network_input = repatch(image.condition(pack), patch)
         exact = sigma.float() if tokens.device.type == "mps" else sigma  # MPS has no float64
         levels = image.noise_levels(exact.reshape(1).to(tokens.device), len(network_input.tokens))
+        if len(levels.values) == 1:
+            levels = self._project_levels(number, patch, levels)
         run_blocks = None
         if self.block_cache is not None:
             keys = [(number, row) for row in rows]
@@ -86,6 +92,24 @@ class Denoiser:
         if expert.prediction == "clean":
             predicted = velocity_of(predicted, pack.tokens, sigma)
         return predicted.split(pack.lengths)
+
+    def _project_levels(self, number: int, patch: Patch, levels: NoiseLevels) -> LevelContext:
+        """Look up what a noise level tells an expert; those of the run's next steps are computed with it.
+
+        They are computed one by one, since the rows of a product round otherwise with their number.
+        """
+        sigma, expert = float(levels.values), self.experts[number]
+        if (number, patch, sigma) not in self._levels:
+            ahead = [
+                x
+                for x in self.sigmas
+                if 0 < x < sigma and (expert_at(x, self.boundary), self.patch_at(x)) == (number, patch)
+            ]
+            self._levels.clear()
+            for x in (sigma, *ahead[:LEVELS_AHEAD]):
+                values = torch.full_like(levels.values, x)
+                self._levels[number, patch, x] = expert.project_levels(levels._replace(values=values), patch)
+        return self._levels[number, patch, sigma]._replace(index=levels.index)
 
     def _take_text(self, rows: tuple[int, ...]) -> TextContext:
         """Select text rows; the last two selections are kept, since a run asks for one or two in turn."""
@@ -98,7 +122,7 @@ class Denoiser:
         return self._texts[rows]
 
 
-def expert_at(sigma: Tensor, boundary: float | None) -> int:
+def expert_at(sigma: Tensor | float, boundary: float | None) -> int:
     """Choose the expert at a noise level: from the boundary up the first."""
     return 0 if boundary is None or 1000 * float(sigma) >= 1000 * boundary else 1
 

@@ -50,6 +50,11 @@ def sigma_schedule(steps: int, *, shift: float = 1.0) -> Tensor:
     return (shift * sigmas / (1 + (shift - 1) * sigmas)).clamp(max=1)  # rounding puts the first of some shifts above 1
 
 
+def known_levels(name: str, steps: int, *, shift: float) -> list[float]:
+    """List the noise levels that a sampler of our own passes; those of diffusers' schedulers are theirs to say."""
+    return [] if name in DIFFUSERS_SAMPLERS else sigma_schedule(steps, shift=shift).tolist()
+
+
 def log_snr(sigma: Tensor) -> Tensor:
     """Compute log(alpha / sigma) with alpha = 1 - sigma."""
     return torch.log((1 - sigma) / sigma)
