@@ -21,10 +21,10 @@ TENSOR_NAME = "latent"
 ENVIRONMENT_KEYS = ("device", "dtype", "versions")  # settings that may differ when a latent is decoded
 
 
-def save_latent(path: Path, latent: Tensor, settings: Mapping[str, object]) -> None:
-    """Write a latent (c, t, h, w) with its settings as metadata."""
+def save_latent(path: Path, latent: Tensor, settings: Mapping[str, object], *, overwrite: bool = True) -> None:
+    """Write a latent (c, t, h, w) with its settings as metadata; a FileExistsError without overwrite."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_tensors({TENSOR_NAME: latent}, path, {"settings": json.dumps(settings)})
+    save_tensors({TENSOR_NAME: latent}, path, {"settings": json.dumps(settings)}, overwrite=overwrite)
 
 
 def read_latent(path: Path) -> Tensor:

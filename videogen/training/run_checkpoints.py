@@ -17,8 +17,6 @@ NUM_KEPT = 2  # step folders; older ones are removed once a new one is complete
 
 def save_step(run_dir: Path, step: int, ema: PowerEMA, optimizer: torch.optim.Optimizer) -> None:
     """Write everything that the run needs to resume beside its final folder, rename it, and keep the newest two."""
-    for unfinished in run_dir.glob("step_*.part"):  # left by a save that was killed
-        shutil.rmtree(unfinished)
     with atomic_folder(run_dir / f"step_{step:06d}") as part:
         save_tensors(dict(zip(ema.names, ema.live, strict=True)), part / "model.safetensors")
         for i, copy in enumerate(ema.copies):

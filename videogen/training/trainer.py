@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from videogen.config.parsing import dotted, to_mapping
 from videogen.config.train import OptimConfig, TrainConfig
-from videogen.data.files import save_text
+from videogen.data.files import remove_unfinished, save_text
 from videogen.interruption import StopRequest
 from videogen.models.dit import VideoDiT
 from videogen.training.ema import PowerEMA
@@ -235,6 +235,7 @@ class Trainer(Generic[Batch, MicroBatch]):
             return True
         is_main = self.accelerator.is_main_process
         if is_main:
+            remove_unfinished(self.run.dir)
             write_config(self.config, self.run.dir)
         meter = Meter(RunLog(self.run.dir) if is_main else None, self.accelerator.num_processes)
         deadline = time.monotonic() + 60 * self.run.minutes if self.run.minutes is not None else math.inf
