@@ -24,7 +24,8 @@ from torch import Tensor, nn
 
 from videogen.config.parsing import dotted, to_mapping
 from videogen.config.train import OptimConfig, TrainConfig
-from videogen.data.files import remove_unfinished, save_text
+from videogen.data.files import save_text
+from videogen.data.folder_lock import lock_run
 from videogen.interruption import StopRequest
 from videogen.models.dit import VideoDiT
 from videogen.training.ema import PowerEMA
@@ -233,9 +234,13 @@ class Trainer(Generic[Batch, MicroBatch]):
         """Train until the run is complete, its time is over or a signal asks to stop; True if it is complete."""
         if self.step >= self.run.steps:
             return True
+        with lock_run(self.run.dir):
+            return self.train_steps()
+
+    def train_steps(self) -> bool:
+        """Train in a run folder that no other process writes to; True if the run is complete."""
         is_main = self.accelerator.is_main_process
         if is_main:
-            remove_unfinished(self.run.dir)
             write_config(self.config, self.run.dir)
         meter = Meter(RunLog(self.run.dir) if is_main else None, self.accelerator.num_processes)
         deadline = time.monotonic() + 60 * self.run.minutes if self.run.minutes is not None else math.inf
