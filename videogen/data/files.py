@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 MAX_FULLY_HASHED_BYTES = 2**28
 """Larger files are hashed by samples: reading all of a 14B model would take longer than loading it."""
 NUM_SAMPLES, SAMPLE_BYTES = 1000, 2**14
+MANIFEST = "manifest.json"
+"""Lists the hashes of a folder's files (see manifest.py); no part of what the folder is."""
 
 
 @contextmanager
@@ -120,10 +122,15 @@ def content_id(path: Path) -> str:
     if path.is_file():
         return file_digest(path).hex()[:16]
     digest = hashlib.sha256()
-    for part in sorted(p for p in path.rglob("*") if p.suffix in (".json", ".safetensors")):
+    for part in sorted(p for p in path.rglob("*") if is_content(p)):
         digest.update(part.relative_to(path).as_posix().encode())
         digest.update(file_digest(part))
     return digest.hexdigest()[:16]
+
+
+def is_content(path: Path) -> bool:
+    """True for the configs and the weights of a checkpoint folder."""
+    return path.suffix in (".json", ".safetensors") and path.name != MANIFEST
 
 
 def file_digest(path: Path) -> bytes:

@@ -60,5 +60,6 @@ def lock_run(folder: Path) -> Iterator[None]:
         yield
         return
     with lock_folder(folder, RUN_LOCK, task="training", flag="--run folder", reentrant=True):
-        remove_unfinished(folder)
+        for place in (folder, folder / "checkpoint"):
+            remove_unfinished(place)
         yield

@@ -31,7 +31,7 @@ from videogen.models.dit import VideoDiT
 from videogen.training.ema import PowerEMA
 from videogen.training.optimizers import make_optimizer
 from videogen.training.progress import Meter, RunLog, progress_bar
-from videogen.training.run_checkpoints import load_step, save_step, saved_steps
+from videogen.training.run_checkpoints import load_step, newest_whole_step, save_step, set_later_steps_aside
 
 logger = logging.getLogger(__name__)
 Batch = TypeVar("Batch")
@@ -141,7 +141,7 @@ class Trainer(Generic[Batch, MicroBatch]):
         if self.run.mixed_precision == "bf16" and lacks_bf16_instructions(device):
             logger.warning("this CPU has no bf16 instructions: run.mixed_precision = 'no' would be many times as fast")
         self.run.dir.mkdir(parents=True, exist_ok=True)
-        self.step = max(saved_steps(self.run.dir), default=0)
+        self.step = newest_whole_step(self.run.dir)
         if self.step:
             load_step(self.run.dir, self.step, self.ema, self.optimizer)
         self.check_ranks_agree()
@@ -241,6 +241,7 @@ class Trainer(Generic[Batch, MicroBatch]):
         """Train in a run folder that no other process writes to; True if the run is complete."""
         is_main = self.accelerator.is_main_process
         if is_main:
+            set_later_steps_aside(self.run.dir, self.step)
             write_config(self.config, self.run.dir)
         meter = Meter(RunLog(self.run.dir) if is_main else None, self.accelerator.num_processes)
         deadline = time.monotonic() + 60 * self.run.minutes if self.run.minutes is not None else math.inf
