@@ -1,4 +1,4 @@
-"""What is loaded is what was written: a damaged step, checkpoint or cache is noticed, named, and mended if it can be."""
+"""What is loaded is what was written: a damaged step, checkpoint or cache is noticed, and mended if it can be."""
 
 import json
 import shutil

@@ -2,25 +2,41 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from videogen.data.files import atomic_folder, save_tensors
+from videogen.data.files import atomic_folder, save_tensors, save_text
 from videogen.data.manifest import find_fault, write_manifest
 from videogen.training.ema import PowerEMA
 
 logger = logging.getLogger(__name__)
+PROGRESS = "progress.json"
 NUM_KEPT = 2  # step folders; older ones are removed once a new one is complete
 
 
-def save_step(run_dir: Path, step: int, ema: PowerEMA, optimizer: torch.optim.Optimizer) -> None:
+class RunProgress(NamedTuple):
+    """What a run needs to go on besides its weights."""
+
+    window: Sequence[dict[str, float]] = ()  # the metrics of the steps since the last row of the log
+
+
+def save_step(
+    run_dir: Path,
+    step: int,
+    ema: PowerEMA,
+    optimizer: torch.optim.Optimizer,
+    progress: RunProgress = RunProgress(),  # noqa: B008  # immutable
+) -> None:
     """Write everything that the run needs to resume beside its final folder, rename it, and keep the newest two."""
     with atomic_folder(step_folder(run_dir, step)) as part:
         save_tensors(dict(zip(ema.names, ema.live, strict=True)), part / "model.safetensors")
@@ -29,6 +45,7 @@ def save_step(run_dir: Path, step: int, ema: PowerEMA, optimizer: torch.optim.Op
         state = optimizer.state_dict()["state"]
         moments = {f"{i}.{key}": value for i, entry in state.items() for key, value in entry.items()}
         save_tensors(moments, part / "optimizer.safetensors")
+        save_text(part / PROGRESS, json.dumps(progress._asdict()) + "\n")
         write_manifest(part)
     for old_step in saved_steps(run_dir)[:-NUM_KEPT]:
         shutil.rmtree(step_folder(run_dir, old_step))
@@ -86,6 +103,12 @@ def set_later_steps_aside(run_dir: Path, step: int) -> None:
         aside = run_dir / f"step_{later:06d}.damaged"
         shutil.rmtree(aside, ignore_errors=True)
         step_folder(run_dir, later).rename(aside)
+
+
+def load_progress(run_dir: Path, step: int) -> RunProgress:
+    """Read what a run needs to go on from a step besides its weights; earlier versions did not save it."""
+    path = step_folder(run_dir, step) / PROGRESS
+    return RunProgress(**json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else RunProgress()
 
 
 @torch.no_grad()
