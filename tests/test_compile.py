@@ -85,7 +85,7 @@ def test_a_compiled_run_ends_with_the_weights_of_an_eager_run(
     assert trainer.fit()
     num_compiled = counter.frame_count
     assert num_compiled > 0
-    trainer.save_and_validate(None, leaving=True, interrupted=False)
+    trainer.save_and_validate(leaving=True, interrupted=False)
     assert counter.frame_count == num_compiled
     torch.compiler.reset()
     compiled, eager = (state_of(config.run.dir, 8) for config in (recipe, finished["dit"]))

@@ -134,7 +134,7 @@ def test_a_signal_saves_the_run_before_anything_is_measured(
     assert saved_steps(recipe.run.dir) == [3]
     trainer = Trainer(stage, recipe)
     with pytest.raises(OSError, match="No space left"):
-        trainer.save_and_validate(None, leaving=True, interrupted=False)
+        trainer.save_and_validate(leaving=True, interrupted=False)
 
 
 def test_processes_that_resume_at_different_steps_are_refused(

@@ -124,7 +124,7 @@ def decode_latents(
             continue
         latent, settings = read_latent(path), latent_settings(path) | {"fps": job.config.fps}
         if args.save_latents and not (saved := job.path.with_suffix(".safetensors")).exists():
-            save_latent(saved, latent, settings)
+            save_latent(saved, latent, settings, overwrite=False)
         frames = decode_frames(vae, latent, device)
         write_video(job.path, frames, fps=job.config.fps, settings=settings, overwrite=args.overwrite)
         yield job, time.monotonic() - start
@@ -191,7 +191,8 @@ def make_clips(
             tokens = [info.num_tokens(job.config) for job in batch]
             seconds_per_token = (time.monotonic() - start) / sum(tokens)
             for job, latent in zip(batch, latents if args.save_latents else [], strict=False):
-                save_latent(job.path.with_suffix(".safetensors"), latent, settings_of(job, about))
+                saved, settings = job.path.with_suffix(".safetensors"), settings_of(job, about)
+                save_latent(saved, latent, settings, overwrite=args.overwrite)
             for job, latent, num in zip(batch, latents, tokens, strict=True):
                 start, frames, settings = time.monotonic(), pipeline.frames(latent), settings_of(job, about)
                 write_video(job.path, frames, fps=job.config.fps, settings=settings, overwrite=args.overwrite)

@@ -5,8 +5,10 @@ tensors, path  ->  path.safetensors;  a finished folder.part  ->  folder
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
+import secrets
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -19,28 +21,100 @@ if TYPE_CHECKING:
 MAX_FULLY_HASHED_BYTES = 2**28
 """Larger files are hashed by samples: reading all of a 14B model would take longer than loading it."""
 NUM_SAMPLES, SAMPLE_BYTES = 1000, 2**14
+MANIFEST = "manifest.json"
+"""Lists the hashes of a folder's files (see manifest.py); no part of what the folder is."""
 
 
-def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
-    """Write a .safetensors file atomically; a full disk raises an OSError that names the file, and leaves no part."""
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
+@contextmanager
+def atomic_file(path: Path, *, overwrite: bool = True, durable: bool = True) -> Iterator[Path]:
+    """Yield a file beside `path` to write to; it takes its name on success, and is removed on an error.
 
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    Without overwrite a FileExistsError if the name is taken, even where that happened meanwhile: of two writers the
+    second is refused. A durable file is on disk before it has its name, so a power cut leaves it whole or not at all.
+    """
+    if not overwrite:
+        refuse_existing(path)
+    part = path.with_name(f".{part_name(path.stem[:40])}{path.suffix.lower()}")
+    part.touch(exist_ok=False)
+    mode = part.stat().st_mode  # as the umask wants it; safetensors replaces it by one for the owner alone
     try:
-        save_file({name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}, part, metadata)
-        part.replace(path)
-    except (SafetensorError, OSError) as error:
-        raise OSError(f"could not write {path}: {error}") from error
+        yield part
+        part.chmod(mode)
+        if durable:
+            sync(part)
+        if overwrite:
+            part.replace(path)
+        else:
+            place_new(part, path)
+        if durable:
+            sync(path.parent)
     finally:
         part.unlink(missing_ok=True)
 
 
+def part_name(stem: str) -> str:
+    """Name an unfinished file or folder so that no other process and no other thread chooses the same name."""
+    return f"{stem}.{os.getpid()}-{secrets.token_hex(4)}.part"
+
+
+def refuse_existing(path: Path) -> None:
+    """Raise a FileExistsError if a file has the name already."""
+    if os.path.lexists(path):
+        raise FileExistsError(f"{path} exists already; choose another name, or allow overwrite")
+
+
+def place_new(part: Path, path: Path) -> None:
+    """Give a finished file its name, which no file may have: the file system decides between two at once."""
+    try:
+        os.link(part, path)
+    except FileExistsError:
+        refuse_existing(path)
+        raise
+    except OSError:  # a file system without links, such as exFAT
+        try:
+            path.touch(exist_ok=False)
+        except FileExistsError:
+            refuse_existing(path)
+        part.replace(path)
+
+
+def sync(path: Path) -> None:
+    """Wait until a file, or the list of a folder's files, is on disk."""
+    if path.is_dir() and os.name == "nt":  # Windows opens no folders
+        return
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network file systems cannot, and need not
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def save_tensors(
+    tensors: Mapping[str, Tensor],
+    path: Path,
+    metadata: dict[str, str] | None = None,
+    *,
+    overwrite: bool = True,
+    durable: bool = True,
+) -> None:
+    """Write a .safetensors file atomically; a full disk raises an OSError that names the file, and leaves no part."""
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    with atomic_file(path, overwrite=overwrite, durable=durable) as part:
+        try:
+            save_file({name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}, part, metadata)
+        except (SafetensorError, OSError) as error:
+            raise OSError(f"could not write {path}: {error}") from error
+
+
 def save_text(path: Path, text: str) -> None:
     """Write a small text file atomically."""
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    part.write_text(text, encoding="utf-8")
-    part.replace(path)
+    with atomic_file(path) as part:
+        part.write_text(text, encoding="utf-8")
 
 
 def content_id(path: Path) -> str:
@@ -48,10 +122,15 @@ def content_id(path: Path) -> str:
     if path.is_file():
         return file_digest(path).hex()[:16]
     digest = hashlib.sha256()
-    for part in sorted(p for p in path.rglob("*") if p.suffix in (".json", ".safetensors")):
+    for part in sorted(p for p in path.rglob("*") if is_content(p)):
         digest.update(part.relative_to(path).as_posix().encode())
         digest.update(file_digest(part))
     return digest.hexdigest()[:16]
+
+
+def is_content(path: Path) -> bool:
+    """True for the configs and the weights of a checkpoint folder."""
+    return path.suffix in (".json", ".safetensors") and path.name != MANIFEST
 
 
 def file_digest(path: Path) -> bytes:
@@ -73,19 +152,41 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
 
     A kill between the two renames leaves the previous folder as `folder.old`; otherwise one of the two is in place.
     """
-    part, old = (folder.with_name(folder.name + suffix) for suffix in (".part", ".old"))
-    shutil.rmtree(part, ignore_errors=True)  # A write that was killed leaves one.
+    part, old = folder.with_name(part_name(folder.name)), folder.with_name(folder.name + ".old")
     part.mkdir(parents=True)
     try:
         yield part
-    except BaseException:
+        mode = part.stat().st_mode & 0o666
+        for path in sorted(part.rglob("*")):
+            if path.is_file():
+                path.chmod(mode)
+            sync(path)
+        sync(part)
+        shutil.rmtree(old, ignore_errors=True)
+        if folder.exists():
+            folder.rename(old)
+        part.rename(folder)
+        sync(folder.parent)
+    finally:
         shutil.rmtree(part, ignore_errors=True)
-        raise
     shutil.rmtree(old, ignore_errors=True)
-    if folder.exists():
-        folder.rename(old)
-    part.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove what killed writers left in a folder, and bring back a folder that was about to be replaced.
+
+    Only where nobody else writes: a part does not tell whether its writer lives.
+    """
+    for old in folder.glob("*.old"):
+        if old.with_suffix("").exists():
+            shutil.rmtree(old, ignore_errors=True)
+        else:
+            old.rename(old.with_suffix(""))
+    for part in (*folder.glob("*.part"), *folder.glob(".*.part*")):
+        if part.is_dir():
+            shutil.rmtree(part, ignore_errors=True)
+        else:
+            part.unlink(missing_ok=True)
 
 
 def error_reason(error: Exception) -> str:

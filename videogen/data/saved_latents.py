@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from videogen.config.parsing import to_mapping
 from videogen.config.sample import SampleConfig
 from videogen.data.files import save_tensors
+from videogen.data.manifest import HASH_KEY, hash_tensors, load_hashed_tensors
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,17 +22,20 @@ TENSOR_NAME = "latent"
 ENVIRONMENT_KEYS = ("device", "dtype", "versions")  # settings that may differ when a latent is decoded
 
 
-def save_latent(path: Path, latent: Tensor, settings: Mapping[str, object]) -> None:
-    """Write a latent (c, t, h, w) with its settings as metadata."""
+def save_latent(path: Path, latent: Tensor, settings: Mapping[str, object], *, overwrite: bool = True) -> None:
+    """Write a latent (c, t, h, w) with its settings as metadata; a FileExistsError without overwrite."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_tensors({TENSOR_NAME: latent}, path, {"settings": json.dumps(settings)})
+    tensors = {TENSOR_NAME: latent}
+    metadata = {"settings": json.dumps(settings), HASH_KEY: hash_tensors(tensors)}
+    save_tensors(tensors, path, metadata, overwrite=overwrite)
 
 
 def read_latent(path: Path) -> Tensor:
-    """Read a latent (c, t, h, w) that save_latent wrote."""
-    from safetensors.torch import load_file
-
-    return load_file(path)[TENSOR_NAME]
+    """Read a latent (c, t, h, w) that save_latent wrote; raises a ValueError where it is damaged."""
+    try:
+        return load_hashed_tensors(path)[TENSOR_NAME]
+    except ValueError as error:
+        raise ValueError(f"{error}; remove it and sample the clip again") from None
 
 
 def latent_settings(path: Path) -> dict[str, object]:

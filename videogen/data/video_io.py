@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from einops import rearrange
 
-from videogen.data.files import error_reason
+from videogen.data.files import atomic_file, error_reason, refuse_existing
 from videogen.data.video_decode import (
     IMAGE_SUFFIXES,
     READERS,
@@ -154,8 +154,8 @@ def write_video(
     suffix = check_format(path, fps)
     if not 0 <= crf <= 51:
         raise ValueError(f"crf must be from 0 (best) to 51 (smallest), got {crf}")
-    if path.exists() and not overwrite:
-        raise FileExistsError(f"{path} exists already; choose another name, or allow overwrite")
+    if not overwrite:
+        refuse_existing(path)  # now, and once more when it is written
     # json.dumps escapes to ASCII, which every container stores unchanged.
     comment = json.dumps({"videogen": dict(settings)}) if settings is not None else ""
     if len(comment) > MAX_COMMENT:
@@ -164,18 +164,17 @@ def write_video(
     if (first := next(images, None)) is None:
         raise ValueError(f"cannot write {path}: there are no frames")
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.stem}.part{suffix}")
     try:
-        if suffix == ".png":
-            write_png(part, first, images, comment)
-        else:
-            encode_video(part, first, images, fps, crf, comment)
-        part.replace(path)
+        with atomic_file(path, overwrite=overwrite) as part:
+            if suffix == ".png":
+                write_png(part, first, images, comment)
+            else:
+                encode_video(part, first, images, fps, crf, comment)
+    except FileExistsError:
+        raise
     except OSError as error:
         free = shutil.disk_usage(path.parent).free / 1e6
         raise OSError(f"could not write {path}: {error_reason(error)}; {free:,.0f} MB are free on its disk") from error
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def check_format(path: Path, fps: float) -> str:

@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from videogen.data.manifest import check_manifest
 from videogen.models.checkpoint_config import CLASSES, NETWORKS, check_family, components_of, read_json
 from videogen.models.text_encoder import meta_encoder
 
@@ -45,6 +46,7 @@ def check_checkpoint(folder: Path, *, skip: Collection[str] = ()) -> dict[str, s
     index = read_json(folder / "model_index.json")
     check_family(index, folder)
     components = components_of(index)
+    check_manifest(folder, skip=skip)
     for part in NETWORKS:
         if part in components and part not in skip:
             check_weights(network_class(components[part]), folder / part)
@@ -58,6 +60,7 @@ def check_weights(kind: type[Network], folder: Path) -> Network:
     """
     if not (folder / "config.json").is_file():
         raise ValueError(f"{folder} has no config.json; the checkpoint is not complete")
+    check_manifest(folder)
     files = sorted(folder.glob("*.safetensors"))
     if not files:
         raise ValueError(f"{folder} holds no .safetensors weights; the checkpoint is not complete")
@@ -129,7 +132,8 @@ def meta_component(folder: Path, part: str) -> nn.Module:
 
 def load_vae(folder: Path, *, dtype: torch.dtype = torch.float32) -> VideoVAE | WanVAE:
     """Load the VAE of a checkpoint folder, checked: all that decoding needs."""
-    components = check_checkpoint(folder, skip=("transformer", "transformer_2"))
+    others = ("transformer", "transformer_2", "text_encoder", "tokenizer", "image_encoder")
+    components = check_checkpoint(folder, skip=others)
     if "vae" not in components:
         raise ValueError(f"{folder} has no VAE; the checkpoint is not complete")
     kind = network_class(components["vae"])

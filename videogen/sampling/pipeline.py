@@ -20,7 +20,7 @@ from transformers import BaseImageProcessor, PreTrainedModel, PreTrainedTokenize
 
 from videogen.config.parsing import from_mapping, to_mapping
 from videogen.config.sample import SampleConfig, resolve_frames
-from videogen.data.files import error_reason
+from videogen.data.files import MANIFEST, error_reason
 from videogen.models.checkpoint import check_checkpoint, copy_weights_into_memory, disable_library_progress_bars
 from videogen.models.checkpoint_config import NO_IMAGE, TEXT_ONLY, convert_to_diffusers, with_videogen_classes
 from videogen.models.dit import VideoDiT
@@ -123,6 +123,7 @@ class VideoPipeline(DiffusionPipeline, WanLoraLoaderMixin, ClipSampler):
         if self.is_wan and self.scheduler is None:
             self.scheduler = make_scheduler("unipc", self.defaults.shift)
             self.register_modules(scheduler=self.scheduler)
+        (Path(save_directory) / MANIFEST).unlink(missing_ok=True)  # that of what the folder held before
         super().save_pretrained(save_directory, **options)  # type: ignore[arg-type]
         if self.is_wan:
             convert_to_diffusers(Path(save_directory))

@@ -18,6 +18,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from videogen.config.sizes import parse_size
+from videogen.data.files import atomic_file
 from videogen.data.video_io import read_video, write_video
 from videogen.sweep.findings import format_setting
 from videogen.sweep.plan import Plan
@@ -158,9 +159,8 @@ def write_contact_sheet(folder: Path, plan: Plan, settings: Sequence[Setting], c
         for k, line in enumerate(wrap_text(label, cell_w - 3 * GAP, font)[:2]):
             draw.text((x, y + side_h + 2 + k * (LINE - 3)), line, fill=INK if is_chosen else QUIET, font=font)
     path = folder / "contact.png"
-    part = path.with_name("contact.png.part")
-    sheet.save(part, format="PNG")
-    part.replace(path)
+    with atomic_file(path) as part:
+        sheet.save(part, format="PNG")
     return path
 
 

@@ -18,11 +18,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
-from filelock import FileLock, Timeout
-
 from videogen.config.parsing import to_mapping
 from videogen.config.sample import SampleConfig
 from videogen.data.files import save_text
+from videogen.data.folder_lock import lock_folder as hold_lock
 from videogen.sweep.axes import Axis, Changes, combinations, format_value, with_changes
 
 # Fields that decide only how exactly the same clip is computed.
@@ -165,13 +164,7 @@ def max_steps(bases: Sequence[Run], axes: Sequence[Axis]) -> int:
 def lock_folder(folder: Path, plan: Plan, *, overwrite: bool = False) -> Iterator[None]:
     """Start a sweep's folder or resume it, and lock it against other processes; a ValueError if it cannot be used."""
     check_sweep_folder(folder, plan, overwrite=overwrite)
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / LOCK)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise ValueError(f"another sweep is running in {folder}; wait for its end, or choose another --out") from None
-    try:
+    with hold_lock(folder, LOCK, task="sweep", flag="--out"):
         check_sweep_folder(folder, plan, overwrite=overwrite)  # again: another process may have started it meanwhile
         if overwrite:  # Delete what a sweep writes, and nothing else.
             for path in (path for pattern in OWN_FILES for path in folder.glob(pattern)):
@@ -180,8 +173,6 @@ def lock_folder(folder: Path, plan: Plan, *, overwrite: bool = False) -> Iterato
                 shutil.rmtree(folder / name, ignore_errors=True)
         save_text(folder / "sweep.json", json.dumps(plan.manifest(), indent=2, ensure_ascii=False) + "\n")
         yield
-    finally:
-        lock.release()
 
 
 def check_sweep_folder(folder: Path, plan: Plan, *, overwrite: bool) -> None:

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from videogen.data.files import atomic_file
 from videogen.sweep.findings import format_setting, measure_name
 from videogen.sweep.summary import Effect, Mean, Setting, pareto_front
 
@@ -146,13 +147,8 @@ def to_svg(figure: Figure, label: str) -> str:
 
 
 def save_png(figure: Figure, path: Path) -> None:
-    """Write a figure to a temporary file and rename it."""
+    """Write a figure atomically."""
     from matplotlib import rc_context
 
-    part = path.with_name(f"{path.name}.part")
-    try:
-        with rc_context(STYLE):
-            figure.savefig(part, format="png", dpi=160)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    with atomic_file(path) as part, rc_context(STYLE):
+        figure.savefig(part, format="png", dpi=160)

@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import csv
 import io
-import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from videogen.data.files import save_text
+from videogen.data.files import atomic_file, save_text
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -95,11 +94,7 @@ def read_parquet(path: Path) -> list[Row]:
 
 
 def write_parquet(path: Path, rows: Sequence[Row]) -> None:
-    """Write rows to a temporary file and rename it."""
+    """Write rows atomically."""
     pyarrow, parquet = import_pyarrow()
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
+    with atomic_file(path) as part:
         parquet.write_table(pyarrow.Table.from_pylist(list(rows)), part)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from videogen.data.files import atomic_file, save_text
 from videogen.toybox.world.captions import caption
 from videogen.toybox.world.render import render
 from videogen.toybox.world.scenes import FRAME_SIZES, LENGTHS, FrameSize, Scene, draw_scene, track
@@ -59,7 +60,7 @@ def write_clip(
     scene = draw_scene(clip_seed(seed, index), sizes=sizes, lengths=lengths)
     file_name = f"clips/{index:06d}.mp4"
     if not (out / file_name).exists():  # An existing file is complete: it was renamed when it was finished.
-        write_video(out / file_name, torch.from_numpy(render(scene)), fps=scene.fps)
+        write_video(out / file_name, torch.from_numpy(render(scene)), fps=scene.fps, overwrite=True)
     return clip_record(scene, file_name=file_name, text=caption(scene, scene.seed))
 
 
@@ -88,7 +89,7 @@ def write_folder(
     if out.exists() and any(out.iterdir()) and not is_ours:
         raise ValueError(f"{out} holds something else already; give a new or empty folder, or delete it first")
     (out / "clips").mkdir(parents=True, exist_ok=True)
-    settings_file.write_text(settings, encoding="utf-8")
+    save_text(settings_file, settings)
     write = partial(write_clip, out=out, seed=seed, sizes=sizes, lengths=lengths)
     records: list[dict[str, object]] = []
     pool = ThreadPoolExecutor(num_workers)  # Threads are enough, because each waits for its own ffmpeg process.
@@ -98,12 +99,8 @@ def write_folder(
             on_clip(num_done)
     finally:
         pool.shutdown(cancel_futures=True)  # An interrupt does not wait for the remaining clips.
-    truth = out / "truth.jsonl.part"
-    truth.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
-    truth.replace(out / "truth.jsonl")
-    table = out / "metadata.csv.part"
-    with table.open("w", newline="", encoding="utf-8") as file:
+    save_text(out / "truth.jsonl", "".join(json.dumps(record) + "\n" for record in records))
+    with atomic_file(out / "metadata.csv") as part, part.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(("file_name", "text"))
         writer.writerows((record["file_name"], record["text"]) for record in records)
-    table.replace(out / "metadata.csv")

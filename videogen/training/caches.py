@@ -15,11 +15,10 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
 from torch import Tensor
 
-from videogen.data.files import save_tensors
 from videogen.data.folder import VideoFolder
+from videogen.data.manifest import load_hashed_tensors, save_hashed_tensors
 from videogen.models.hub import checkpoint_id
 from videogen.models.text_encoder import embed_prompts
 from videogen.toybox.dataset import ToyboxClips
@@ -70,8 +69,9 @@ class LatentCache:
     def load_entry(self, index: int, epoch: int) -> CacheEntry:
         """Load the clip's arrays from disk; read the clip, and make its extra arrays, where the disk lacks them."""
         arrays: CachedArrays = {}
-        with contextlib.suppress(FileNotFoundError, SafetensorError):  # a missing or damaged file is written again
-            arrays = {name: tensor.numpy() for name, tensor in load_file(self.latent_path(index, epoch)).items()}
+        with contextlib.suppress(FileNotFoundError, ValueError):  # a missing or damaged file is written again
+            tensors = load_hashed_tensors(self.latent_path(index, epoch))
+            arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
         video = None if "latent" in arrays else self.folder.read(index, epoch).video.contiguous().numpy()
         extra = self.extra(index) if self.extra is not None and arrays.keys() <= {"latent"} else {}
         return CacheEntry(arrays, video, extra)
@@ -86,7 +86,7 @@ class LatentCache:
         if not entry.is_complete:
             path = self.latent_path(index, epoch)
             path.parent.mkdir(exist_ok=True)
-            save_tensors(tensors, path)
+            save_hashed_tensors(tensors, path)
         return {name: tensor.numpy() for name, tensor in tensors.items()}
 
 
@@ -105,7 +105,7 @@ class TextCache:
         self.text_id = "|".join(checkpoint_id(folder)["sha256"] for folder in folders)
         self.embeddings = OrderedDict[str, Tensor]()
         self.files: dict[str, Path] = {}
-        for path in sorted(cache_dir.glob("*.safetensors")):
+        for path in sorted(cache_dir.glob("[!.]*.safetensors")):
             with contextlib.suppress(SafetensorError, OSError), safe_open(path, "pt") as file:
                 self.files |= dict.fromkeys(file.keys(), path)
 
@@ -117,8 +117,10 @@ class TextCache:
         """Load or compute each prompt's token embeddings (m_i, text_dim), on the host in half precision."""
         names = [self.embedding_name(prompt) for prompt in prompts]
         for path in sorted({self.files[name] for name in names if name in self.files and name not in self.embeddings}):
-            with contextlib.suppress(SafetensorError, OSError):  # the prompts of a damaged file are encoded again
-                self.embeddings.update(load_file(path))
+            try:
+                self.embeddings.update(load_hashed_tensors(path))
+            except (ValueError, OSError):  # the prompts of a damaged file are encoded again
+                path.unlink(missing_ok=True)
         missing = {name: prompt for name, prompt in zip(names, prompts, strict=True) if name not in self.embeddings}
         if missing:
             texts = embed_prompts(list(missing.values()), self.tokenizer, self.encoder)
@@ -127,7 +129,7 @@ class TextCache:
             encoded = dict(zip(missing, rows, strict=True))
             self.embeddings.update(encoded)
             self.cache_dir.mkdir(parents=True, exist_ok=True)
-            save_tensors(encoded, path := self.cache_dir / f"{next(iter(missing))}.safetensors")
+            save_hashed_tensors(encoded, path := self.cache_dir / f"{next(iter(missing))}.safetensors")
             self.files |= dict.fromkeys(encoded, path)
         for name in names:
             self.embeddings.move_to_end(name)

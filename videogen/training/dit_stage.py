@@ -22,6 +22,7 @@ from videogen.config.sizes import parse_patch
 from videogen.config.train import TrainConfig
 from videogen.data.files import atomic_folder
 from videogen.data.folder import epoch_order
+from videogen.data.manifest import write_manifest
 from videogen.data.prefetch import count_workers, prefetch
 from videogen.data.video_io import write_video
 from videogen.models.checkpoint import disable_library_progress_bars
@@ -296,3 +297,4 @@ class DitStage:
                 save_lora(self.model, part)
             else:
                 self.pipeline().save_pretrained(part)
+            write_manifest(part)

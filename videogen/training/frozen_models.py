@@ -19,6 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from videogen.config.sizes import SPACE_STRIDE
 from videogen.config.train import DitConfig
+from videogen.data.manifest import check_manifest
 from videogen.models.checkpoint import check_weights, load_vae, meta_component
 from videogen.models.checkpoint_config import components_of, read_json
 from videogen.models.dit import VideoDiT
@@ -46,6 +47,7 @@ def load_frozen(dit: DitConfig) -> FrozenModels:
     """Load the VAE and the text encoder, each from its own folder; a LoRA takes all of them from its pipeline."""
     if not dit.lora_rank or dit.init is None:
         vae = load_part(VideoVAE, dit.vae, "vae").eval().requires_grad_(requires_grad=False)
+        check_manifest(dit.text, only=("tokenizer", "text_encoder"))
         return FrozenModels(vae, *load_tokenizer_and_encoder(dit.text))
     vae = load_vae(dit.init).eval().requires_grad_(requires_grad=False)
     if vae.space_stride != SPACE_STRIDE:
@@ -118,5 +120,6 @@ def load_part(kind: type[Model], folder: Path, name: str) -> Model:
     """Check and load one model of a checkpoint folder in float32; raises a ValueError if it is not there."""
     if not (folder / name / "config.json").is_file():
         raise ValueError(f"{folder} has no {name}/config.json; give a checkpoint folder that holds one")
+    check_manifest(folder, only=(name,))
     check_weights(kind, folder / name)
     return kind.from_pretrained(folder, subfolder=name, dtype=torch.float32)

@@ -4,21 +4,63 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from videogen.data.files import save_text
+
+LOG = "log.jsonl"
+
+
+def read_log(run_dir: Path) -> list[dict[str, object]]:
+    """Read the rows of a log, the last of each kind where a step has several; what a kill left of a row is left out."""
+    path = run_dir / LOG
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
+    rows = {(row["step"], is_validation(row)): row for row in map(read_row, lines) if row}
+    return list(rows.values())
+
+
+def read_row(line: str) -> dict[str, object]:
+    """Read a row of a log; where half a row has another glued to it, the other; an empty one where there is none."""
+    for start in (0, line.rfind('{"step"')):
+        try:
+            row = json.loads(line[max(0, start) :])
+        except ValueError:
+            continue
+        if isinstance(row, dict) and isinstance(row.get("step"), int):
+            return row
+    return {}
+
+
+def is_validation(row: Mapping[str, object]) -> bool:
+    """True if a row of a log holds the metrics of the held-out clips."""
+    return any(key.startswith("val_") for key in row)
+
+
+def cut_log(run_dir: Path, step: int, *, validates: bool) -> None:
+    """Cut a log back to a step, as it read then: without later rows, and where the step does not validate, without that
+    of a run that left there.
+    """
+    rows = [row for row in read_log(run_dir) if int(str(row["step"])) <= step]
+    rows = [row for row in rows if validates or not is_validation(row) or row["step"] != step]
+    text, path = "".join(json.dumps(row) + "\n" for row in rows), run_dir / LOG
+    if path.is_file() and path.read_bytes() != text.encode():
+        save_text(path, text)
+
 
 class RunLog:
     """The metrics of a run: one line of log.jsonl per call, and TensorBoard if it is installed."""
 
-    def __init__(self, run_dir: Path) -> None:
+    def __init__(self, run_dir: Path, step: int = 0) -> None:
         from accelerate.tracking import TensorBoardTracker, is_tensorboard_available
 
-        self.path = run_dir / "log.jsonl"
-        self.tracker = TensorBoardTracker("tensorboard", run_dir) if is_tensorboard_available() else None
+        self.path = run_dir / LOG
+        # TensorBoard leaves out what it was told of later steps before.
+        later = {"purge_step": step + 1} if step else {}
+        self.tracker = TensorBoardTracker("tensorboard", run_dir, **later) if is_tensorboard_available() else None
         if self.tracker is not None:
             self.tracker.start()
 
@@ -31,18 +73,22 @@ class RunLog:
 
 
 class Meter:
-    """Averages the metrics of ten steps at a time and logs the means."""
+    """Averages the metrics of ten steps at a time and logs the means; a resumed run begins with an earlier window."""
 
-    def __init__(self, log: RunLog | None, num_processes: int = 1) -> None:
+    def __init__(self, log: RunLog | None, num_processes: int = 1, window: Sequence[dict[str, float]] = ()) -> None:
         self.log, self.num_processes = log, num_processes
-        self.window, self.clock = list[dict[str, float]](), time.monotonic()
+        self.window, self.num_earlier, self.clock = list(window), len(window), time.monotonic()
+
+    def start(self) -> None:
+        """Start the clock by which speeds are measured."""
+        self.clock = time.monotonic()
 
     def add(self, step: int, values: dict[str, float]) -> str:
         """Add a step's metrics; return a message for the bar after every tenth step, else an empty string."""
         self.window.append(values)
         if step % 10:
             return ""
-        num_steps, elapsed = len(self.window), time.monotonic() - self.clock
+        num_steps, elapsed = len(self.window) - self.num_earlier, time.monotonic() - self.clock
         keys = dict.fromkeys(key for metrics in self.window for key in metrics)
         columns = {key: [metrics[key] for metrics in self.window if key in metrics] for key in keys}
         means = {key: sum(column) / len(column) for key, column in columns.items()}
@@ -50,7 +96,7 @@ class Meter:
         means["steps_per_second"] = num_steps / elapsed
         if self.log is not None:
             self.log.write(step, means)
-        self.window, self.clock = [], time.monotonic()
+        self.window, self.num_earlier, self.clock = [], 0, time.monotonic()
         message = f"loss {means['loss']:.4f} · {means['tokens_per_second']:,.0f} tokens/s"
         return message + (f" · fill {means['fill']:.1%}" if "fill" in means else "")
 

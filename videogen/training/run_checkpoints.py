@@ -2,43 +2,119 @@
 
 from __future__ import annotations
 
+import json
+import logging
+import re
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from videogen.data.files import atomic_folder, save_tensors
+from videogen.data.files import atomic_folder, save_tensors, save_text
+from videogen.data.manifest import find_fault, write_manifest
 from videogen.training.ema import PowerEMA
 
+logger = logging.getLogger(__name__)
+PROGRESS = "progress.json"
 NUM_KEPT = 2  # step folders; older ones are removed once a new one is complete
 
 
-def save_step(run_dir: Path, step: int, ema: PowerEMA, optimizer: torch.optim.Optimizer) -> None:
+class RunProgress(NamedTuple):
+    """What a run needs to go on besides its weights."""
+
+    window: Sequence[dict[str, float]] = ()  # the metrics of the steps since the last row of the log
+
+
+def save_step(
+    run_dir: Path,
+    step: int,
+    ema: PowerEMA,
+    optimizer: torch.optim.Optimizer,
+    progress: RunProgress = RunProgress(),  # noqa: B008  # immutable
+) -> None:
     """Write everything that the run needs to resume beside its final folder, rename it, and keep the newest two."""
-    for unfinished in run_dir.glob("step_*.part"):  # left by a save that was killed
-        shutil.rmtree(unfinished)
-    with atomic_folder(run_dir / f"step_{step:06d}") as part:
+    with atomic_folder(step_folder(run_dir, step)) as part:
         save_tensors(dict(zip(ema.names, ema.live, strict=True)), part / "model.safetensors")
         for i, copy in enumerate(ema.copies):
             save_tensors(dict(zip(ema.names, copy, strict=True)), part / f"ema_{i}.safetensors")
         state = optimizer.state_dict()["state"]
         moments = {f"{i}.{key}": value for i, entry in state.items() for key, value in entry.items()}
         save_tensors(moments, part / "optimizer.safetensors")
+        save_text(part / PROGRESS, json.dumps(progress._asdict()) + "\n")
+        write_manifest(part)
     for old_step in saved_steps(run_dir)[:-NUM_KEPT]:
-        shutil.rmtree(run_dir / f"step_{old_step:06d}")
+        shutil.rmtree(step_folder(run_dir, old_step))
+
+
+def step_folder(run_dir: Path, step: int) -> Path:
+    """Name the folder of a step."""
+    return run_dir / f"step_{step:06d}"
 
 
 def saved_steps(run_dir: Path) -> list[int]:
-    """List the steps of the run's checkpoints in rising order."""
-    return sorted(int(path.name[5:]) for path in run_dir.glob("step_*") if path.name[5:].isdigit())
+    """List the steps of the run's checkpoints, whole or not, in rising order."""
+    numbers = (re.fullmatch(r"step_(\d{6,})", path.name, re.ASCII) for path in run_dir.glob("step_*") if path.is_dir())
+    return sorted(int(number[1]) for number in numbers if number)
+
+
+def newest_whole_step(run_dir: Path) -> int:
+    """Return the newest step whose files are whole, 0 if there is none, and warn of those that are not.
+
+    Raises a ValueError where steps were saved and none of them is whole.
+    """
+    damaged = ""
+    for step in reversed(saved_steps(run_dir)):
+        folder = step_folder(run_dir, step)
+        if not (fault := find_step_fault(folder)):
+            if damaged:
+                logger.warning("%s; the run goes on from step %d, which is whole", damaged, step)
+            return step
+        if not any(folder.glob("*.safetensors")):
+            logger.warning("%s is no step of this run and is left aside: %s", folder, fault)
+        else:
+            damaged = damaged or fault
+    if damaged:
+        raise ValueError(f"no step of {run_dir} is whole: {damaged}; remove the step folders to begin anew")
+    return 0
+
+
+def find_step_fault(folder: Path) -> str:
+    """Describe the first damaged or missing file of a step folder; empty if the step is whole."""
+    paths = {folder / f"{name}.safetensors" for name in ("model", "optimizer")}
+    for path in sorted(paths | set(folder.glob("*.safetensors"))):  # a folder of earlier versions has no manifest
+        if not path.is_file():
+            return f"{path} is missing"
+        try:
+            with safe_open(path, "pt"):
+                pass
+        except SafetensorError as error:
+            return f"{path} is damaged: {error}"
+    return find_fault(folder)
+
+
+def set_later_steps_aside(run_dir: Path, step: int) -> None:
+    """Rename the folders of steps after the one that a run goes on from: they are damaged, and would count as saved."""
+    for later in (number for number in saved_steps(run_dir) if number > step):
+        aside = run_dir / f"step_{later:06d}.damaged"
+        shutil.rmtree(aside, ignore_errors=True)
+        step_folder(run_dir, later).rename(aside)
+
+
+def load_progress(run_dir: Path, step: int) -> RunProgress:
+    """Read what a run needs to go on from a step besides its weights; earlier versions did not save it."""
+    path = step_folder(run_dir, step) / PROGRESS
+    return RunProgress(**json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else RunProgress()
 
 
 @torch.no_grad()
 def load_step(run_dir: Path, step: int, ema: PowerEMA, optimizer: torch.optim.Optimizer) -> None:
     """Restore the weights, their averages and the optimiser; raises a ValueError if another model was saved."""
-    folder = run_dir / f"step_{step:06d}"
+    folder = step_folder(run_dir, step)
     files = {"model": ema.live} | {f"ema_{i}": copy for i, copy in enumerate(ema.copies)}
     for name, params in files.items():
         saved = load_file(folder / f"{name}.safetensors")

@@ -13,7 +13,7 @@ import logging
 import math
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -25,12 +25,21 @@ from torch import Tensor, nn
 from videogen.config.parsing import dotted, to_mapping
 from videogen.config.train import OptimConfig, TrainConfig
 from videogen.data.files import save_text
+from videogen.data.folder_lock import lock_run
+from videogen.data.manifest import find_fault
 from videogen.interruption import StopRequest
 from videogen.models.dit import VideoDiT
 from videogen.training.ema import PowerEMA
 from videogen.training.optimizers import make_optimizer
-from videogen.training.progress import Meter, RunLog, progress_bar
-from videogen.training.run_checkpoints import load_step, save_step, saved_steps
+from videogen.training.progress import Meter, RunLog, cut_log, is_validation, progress_bar, read_log
+from videogen.training.run_checkpoints import (
+    RunProgress,
+    load_progress,
+    load_step,
+    newest_whole_step,
+    save_step,
+    set_later_steps_aside,
+)
 
 logger = logging.getLogger(__name__)
 Batch = TypeVar("Batch")
@@ -46,6 +55,7 @@ class Stage(Protocol[Batch, MicroBatch]):
     """The model, batches and loss of one kind of training."""
 
     model: nn.Module
+    val_indices: Sequence[int]  # the held-out clips
 
     def to_device(self, device: torch.device) -> None:
         """Move the frozen models to the trained model's device."""
@@ -140,9 +150,12 @@ class Trainer(Generic[Batch, MicroBatch]):
         if self.run.mixed_precision == "bf16" and lacks_bf16_instructions(device):
             logger.warning("this CPU has no bf16 instructions: run.mixed_precision = 'no' would be many times as fast")
         self.run.dir.mkdir(parents=True, exist_ok=True)
-        self.step = max(saved_steps(self.run.dir), default=0)
+        self.step = newest_whole_step(self.run.dir)
+        window: Sequence[dict[str, float]] = ()
         if self.step:
             load_step(self.run.dir, self.step, self.ema, self.optimizer)
+            window = load_progress(self.run.dir, self.step).window
+        self.meter = Meter(None, self.accelerator.num_processes, window)
         self.check_ranks_agree()
         self.optimizer = self.accelerator.prepare(self.optimizer)
 
@@ -231,12 +244,31 @@ class Trainer(Generic[Batch, MicroBatch]):
 
     def fit(self) -> bool:
         """Train until the run is complete, its time is over or a signal asks to stop; True if it is complete."""
-        if self.step >= self.run.steps:
-            return True
         is_main = self.accelerator.is_main_process
-        if is_main:
-            write_config(self.config, self.run.dir)
-        meter = Meter(RunLog(self.run.dir) if is_main else None, self.accelerator.num_processes)
+        if self.step >= self.run.steps and not (is_main and self.lacks_something()):
+            return True
+        with lock_run(self.run.dir):
+            if is_main:
+                self.prepare_folder()
+            return self.step >= self.run.steps or self.train_steps()
+
+    def prepare_folder(self) -> None:
+        """Leave the run folder as it would be had the run just taken its step, whatever has happened since."""
+        set_later_steps_aside(self.run.dir, self.step)
+        write_config(self.config, self.run.dir)
+        cut_log(self.run.dir, self.step, validates=self.is_validation_due)
+        self.meter.log = RunLog(self.run.dir, self.step)
+        if self.lacks_checkpoint():
+            self.export()
+        if self.lacks_validation():
+            self.validate()
+        if self.lacks_samples():
+            self.preview()
+
+    def train_steps(self) -> bool:
+        """Train in a run folder that no other process writes to; True if the run is complete."""
+        is_main, meter = self.accelerator.is_main_process, self.meter
+        meter.start()
         deadline = time.monotonic() + 60 * self.run.minutes if self.run.minutes is not None else math.inf
         with StopRequest() as stop, progress_bar(disable=not is_main) as bar:
             task = bar.add_task(self.config.stage, total=self.run.steps, completed=self.step, message="")
@@ -248,14 +280,14 @@ class Trainer(Generic[Batch, MicroBatch]):
                 must_stop = time.monotonic() > deadline or stop.signal is not None
                 leaving = self.step >= self.run.steps or self.any_process(must_stop)
                 if is_main:
-                    self.save_and_validate(meter.log, leaving=leaving, interrupted=stop.signal is not None)
+                    self.save_and_validate(leaving=leaving, interrupted=stop.signal is not None)
                 if leaving:
                     break
         if stop.signal == signal.SIGINT:
             raise KeyboardInterrupt
         return self.step >= self.run.steps
 
-    def save_and_validate(self, log: RunLog | None, *, leaving: bool, interrupted: bool) -> None:
+    def save_and_validate(self, *, leaving: bool, interrupted: bool) -> None:
         """Save, validate and sample when they are due, and when the run leaves the loop.
 
         A signal's sender may not wait: the checkpoint comes first, and after a signal nothing follows it.
@@ -264,22 +296,70 @@ class Trainer(Generic[Batch, MicroBatch]):
             self.save()
         if interrupted:
             return
-        if leaving or self.step % self.run.val_every == 0:
-            with torch.compiler.set_stance("force_eager"):  # compiling for inference too would take longer
-                metrics = {f"val_{key}": value for key, value in self.stage.validate().items()}
-            if log is not None and metrics:
-                log.write(self.step, metrics)
-        due = self.run.sample_every and self.step % self.run.sample_every == 0
-        if due or self.step >= self.run.steps:
-            with torch.compiler.set_stance("force_eager"), self.averaged_weights():
-                self.stage.preview(self.step, self.run.dir / "samples")
+        if leaving or self.is_validation_due:
+            self.validate()
+        if self.are_samples_due:
+            self.preview()
 
-    def save(self) -> None:
-        """Write the checkpoint folder that sample.py reads, with the averaged weights, and the state to resume from."""
+    @property
+    def is_validation_due(self) -> bool:
+        """True after the steps that are validated in a run that nothing interrupts."""
+        return self.step % self.run.val_every == 0 or self.step >= self.run.steps
+
+    @property
+    def are_samples_due(self) -> bool:
+        """True after the steps that are sampled in a run that nothing interrupts."""
+        every = self.run.sample_every
+        return bool(every and self.step % every == 0) or self.step >= self.run.steps
+
+    def lacks_something(self) -> bool:
+        """True if a complete run was killed before it had written all that it leaves."""
+        return self.lacks_checkpoint() or self.lacks_validation() or self.lacks_samples()
+
+    def lacks_checkpoint(self) -> bool:
+        """True if the checkpoint of a complete run is missing or damaged."""
+        folder = self.run.dir / "checkpoint"
+        return self.step >= self.run.steps and (not folder.is_dir() or any(map(find_fault, (folder, folder / "vae"))))
+
+    def lacks_validation(self) -> bool:
+        """True if the validation that is due after the last saved step is not in the log."""
+        rows = (row for row in read_log(self.run.dir) if row["step"] == self.step)
+        return (
+            self.step > 0
+            and self.is_validation_due
+            and bool(self.stage.val_indices)
+            and not any(map(is_validation, rows))
+        )
+
+    def lacks_samples(self) -> bool:
+        """True if the samples that are due after the last saved step were not written; their sheet is the last file."""
+        has_samples = self.config.stage == "vae" or bool(self.run.sample_prompts)
+        sheet = self.run.dir / "samples" / f"step_{self.step:06d}.png"
+        return self.step > 0 and has_samples and self.are_samples_due and not sheet.is_file()
+
+    def validate(self) -> None:
+        """Log the metrics of the held-out clips."""
+        with torch.compiler.set_stance("force_eager"):  # compiling for inference too would take longer
+            metrics = {f"val_{key}": value for key, value in self.stage.validate().items()}
+        if self.meter.log is not None and metrics:
+            self.meter.log.write(self.step, metrics)
+
+    def preview(self) -> None:
+        """Write samples of the averaged weights."""
+        with torch.compiler.set_stance("force_eager"), self.averaged_weights():
+            self.stage.preview(self.step, self.run.dir / "samples")
+
+    def export(self) -> None:
+        """Write the checkpoint folder that sample.py reads, with the averaged weights."""
         with self.averaged_weights():
             self.stage.export(self.run.dir / "checkpoint")
+
+    def save(self) -> None:
+        """Write the checkpoint folder and the state to resume from."""
+        self.export()
         # The step folder is written last: where it exists, so does the checkpoint of its step.
-        save_step(self.run.dir, self.step, self.ema, self.optimizer)
+        progress = RunProgress(window=self.meter.window)
+        save_step(self.run.dir, self.step, self.ema, self.optimizer, progress)
 
     @contextmanager
     def averaged_weights(self) -> Iterator[None]:

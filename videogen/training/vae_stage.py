@@ -19,6 +19,7 @@ from videogen.config.sizes import TIME_STRIDE
 from videogen.config.train import TrainConfig
 from videogen.data.files import atomic_folder
 from videogen.data.folder import VideoFolder, epoch_order
+from videogen.data.manifest import write_manifest
 from videogen.data.prefetch import count_workers, prefetch
 from videogen.data.video_io import write_video
 from videogen.models.streaming import to_uint8
@@ -196,6 +197,7 @@ class VaeStage:
         )
         with atomic_folder(out_dir / "vae") as part:
             self.model.save_pretrained(part)
+            write_manifest(part)
 
 
 def sample_crops(
