@@ -13,7 +13,6 @@ import tyro
 from videogen.cli.arguments import guard, parse, set_offline, silence_quantisers
 from videogen.config.parsing import load_toml
 from videogen.config.train import TrainConfig
-from videogen.data.folder_lock import lock_run
 
 DESCRIPTION = (
     "Train from a recipe. The same command again resumes; SIGTERM and Ctrl-C save first. --dry-run says what the "
@@ -47,6 +46,8 @@ def run_train(argv: Sequence[str]) -> int:
         plan = plan_folder(config)
         print(json.dumps(asdict(plan)) if as_json else format_plan(plan, config))
         return 0
+    from videogen.data.folder_lock import lock_run
+
     with lock_run(config.run.dir):
         return fit(config, as_json=as_json)
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from videogen.config.sample import SampleConfig
+from videogen.data.manifest import check_manifest
 from videogen.models.bert import BertEncoder, embed_texts, load_tokenizer
 from videogen.models.block_cache import BlockCache, make_block_cache
 from videogen.models.checkpoint import load_network
@@ -211,6 +212,7 @@ class ClipSampler:
 
 def load_clip_sampler(info: CheckpointInfo, *, dtype: torch.dtype = torch.float32, device: str = "cpu") -> ClipSampler:
     """Load a folder of our own by torch alone, checked: every weight there, none too many, each of its shape."""
+    check_manifest(info.folder)
     kinds = {"transformer": DiT, "vae": VAE, "text_encoder": BertEncoder}
     transformer, vae, text_encoder = (
         load_network(kind, info.folder / part, dtype=dtype).to(device) for part, kind in kinds.items()
