@@ -37,6 +37,11 @@ class VideoDiT(DiT, ModelMixin, ConfigMixin, PeftAdapterMixin):
         goes_beyond = len(self.patches) > 1 or self.facts_head is not None or self.config["nearby"]
         return self.prediction == "velocity" and not goes_beyond
 
+    @property
+    def offloads_layers(self) -> bool:
+        """True if hooks around each block move its weights: diffusers' group offloading, accelerate's sequential."""
+        return any(hasattr(self.blocks[0], name) for name in ("_diffusers_hook", "_hf_hook"))
+
     def extended(self, patches: Sequence[Patch] = (), *, nearby: bool = False, num_facts: int = 0) -> VideoDiT:
         """Return the model with more patch sizes or parts; its predictions at known sizes stay the same bit for bit."""
         new = [patch for patch in patches if patch not in self.patches]

@@ -154,6 +154,11 @@ class DiT(nn.Module):
         """True if the model needs CLIP's embeddings of an image beside the prompt, as Wan 2.1 image-to-video does."""
         return self.condition_embedder.image_embedder is not None
 
+    @property
+    def offloads_layers(self) -> bool:
+        """True if a layer's weights are in their place only while it computes, as under offloading by layers."""
+        return False
+
     def project_text(self, text: PackedText, image: PackedText | None = None) -> TextContext:
         """Compute each block's keys and values of the texts, and of CLIP's rows of each clip's images if given.
 
@@ -233,9 +238,8 @@ class DiT(nn.Module):
         shared = rearrange(self.condition_embedder.time_proj(F.silu(time)), "u (six d) -> u six d", six=6)
         blocks: Sequence[Tensor | Modulation] = [shared] * len(self.blocks)
         tables: list[Tensor] = [block.scale_shift_table for block in cast("Iterable[Block]", self.blocks)]
-        # One sum for all blocks instead of one each. In training they sum themselves, compiled or checkpointed, and
-        # with offloading a table may wait on another device.
-        if not torch.is_grad_enabled() and all(table.device == shared.device for table in tables):
+        # One sum for all blocks instead of one each. In training they sum themselves, compiled or checkpointed.
+        if not torch.is_grad_enabled() and not self.offloads_layers:
             rows = rearrange(torch.cat(tables), "blocks six d -> blocks 1 six d") + shared.float()
             rows[:, :, 1::3] += 1  # the two scales
             blocks = [Modulation(*block_rows.unbind(1)) for block_rows in rows]

@@ -81,7 +81,7 @@ class Denoiser:
         network_input = repatch(image.condition(pack), patch)
         exact = sigma.float() if tokens.device.type == "mps" else sigma  # MPS has no float64
         levels = image.noise_levels(exact.reshape(1).to(tokens.device), len(network_input.tokens))
-        if len(levels.values) == 1:
+        if len(levels.values) == 1 and not expert.offloads_layers:
             levels = self._project_levels(number, patch, levels)
         run_blocks = None
         if self.block_cache is not None:
