@@ -66,6 +66,18 @@ def test_the_further_processes_of_a_training_need_no_lock(tmp_path: Path, monkey
             pass
 
 
+def test_a_folder_that_stays_empty_is_not_left_behind(tmp_path: Path) -> None:
+    """A refused command leaves nothing."""
+    (tmp_path / "there").mkdir()
+    for name in ("there", "runs/new"):
+        with lock_run(tmp_path / name):
+            pass
+    assert [path.name for path in tmp_path.rglob("*")] == ["there", RUN_LOCK]
+    with lock_run(tmp_path / "runs" / "new"):
+        (tmp_path / "runs" / "new" / "config.json").touch()
+    assert (tmp_path / "runs" / "new").is_dir()
+
+
 def test_a_file_in_place_of_the_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "run").touch()
     with (

@@ -16,6 +16,7 @@ from tests.conftest import assert_same_state, elsewhere, fit, state_of, tiny_rec
 from tests.test_wan_pipeline import PROMPT, SETTINGS, assert_same_latents, latents_of
 from tests.wan_folders import save
 from videogen.config.train import DitConfig, TrainConfig
+from videogen.data.files import MANIFEST
 from videogen.sampling.cost import training_memory
 from videogen.sampling.pipeline import ClipRequest, VideoPipeline
 from videogen.training.dit_stage import DitStage
@@ -52,7 +53,7 @@ def trained(clips_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Tra
 def test_a_trained_lora_samples_the_same_latents_here_and_in_diffusers(trained: TrainConfig) -> None:
     assert trained.dit.init is not None
     checkpoint = trained.run.dir / "checkpoint"
-    assert [path.name for path in checkpoint.iterdir()] == [FILE]
+    assert {path.name for path in checkpoint.iterdir()} == {FILE, MANIFEST}
     wan = WanPipeline.from_pretrained(str(trained.dit.init))
     wan.set_progress_bar_config(disable=True)
     without_lora = latents_of(wan, SETTINGS)

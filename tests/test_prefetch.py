@@ -209,7 +209,7 @@ def test_a_full_disk_stops_the_run_and_is_not_reported_as_an_unreadable_clip(
     def raise_disk_full(*_: object) -> None:
         raise OSError("could not write x: no space left on device")
 
-    monkeypatch.setattr(caches, "save_tensors", raise_disk_full)
+    monkeypatch.setattr(caches, "save_hashed_tensors", raise_disk_full)
     with pytest.raises(OSError, match="no space left on device"):
         next(stage.batches(0))
     assert stage.folder.problems == []  # type: ignore[union-attr]

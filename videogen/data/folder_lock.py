@@ -26,10 +26,11 @@ RUN_LOCK = "run.lock"
 def lock_folder(folder: Path, name: str, *, task: str, flag: str, reentrant: bool = False) -> Iterator[None]:
     """Make a folder and hold the lock of a task in it; the flag is what chooses another folder.
 
-    A reentrant lock can be taken again by the process that holds it.
+    A reentrant lock can be taken again by the process that holds it. A folder made for it and left empty is removed.
     """
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file; choose another {flag}")
+    made = [place for place in (folder, *folder.parents) if not place.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / name
     holder = path.read_text(encoding="utf-8", errors="replace").strip() if path.is_file() else ""
@@ -48,6 +49,11 @@ def lock_folder(folder: Path, name: str, *, task: str, flag: str, reentrant: boo
         yield
     finally:
         lock.release()
+        if made and [item.name for item in folder.iterdir()] == [name]:
+            path.unlink()
+            with contextlib.suppress(OSError):  # a folder above may have other files by now
+                for place in made:
+                    place.rmdir()
 
 
 @contextmanager
