@@ -31,6 +31,7 @@ from videogen.models.vae_network import frames_to_patches
 from videogen.packing.packs import PackedText, pack_texts
 from videogen.sampling.pipeline import VideoPipeline
 from videogen.toybox import Scene, draw_scene, render, write_folder
+from videogen.toybox.judge.scores import JudgedClip
 from videogen.training.stages import make_stage
 from videogen.training.trainer import Trainer
 
@@ -196,6 +197,23 @@ def clips_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def own_clips(clips_folder: Path, tmp_path: Path) -> Path:
     """Copy the clips, so that a test can change them."""
     return Path(shutil.copytree(clips_folder, tmp_path / "clips"))
+
+
+@pytest.fixture
+def quick_judge(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Judge one clip of the world and give its verdict to all: judging noise takes seconds a clip."""
+    from tests.bench import judged  # it takes all of the judge with it
+    from videogen.cli.judge import render_case
+    from videogen.toybox.judge import judge, workers
+
+    case = judged.draw_cases(SampleConfig(frames=9), 1)[0]
+    verdict = workers.judge_clip(workers.ClipToJudge(case, 0, render_case(case)))
+
+    def copy_verdict(clip: workers.ClipToJudge) -> JudgedClip:
+        return verdict._replace(case=clip.case, seed=clip.seed, holds=judge(verdict.found, clip.case.clauses))
+
+    monkeypatch.setattr(judged, "judge_clip", copy_verdict)
+    monkeypatch.setattr(workers, "CORES", 1)  # since other processes would judge every clip
 
 
 def tiny_recipe(stage: str, clips: Path, checkpoint: Path, run_dir: Path, **run: object) -> TrainConfig:

@@ -22,25 +22,11 @@ from videogen.data.video_io import probe
 from videogen.models.vae import VideoVAE
 from videogen.sampling.pipeline import VideoPipeline
 from videogen.toybox import render
-from videogen.toybox.judge import judge, parse, workers
+from videogen.toybox.judge import parse
 from videogen.toybox.judge.scores import Case, JudgedClip
-from videogen.toybox.judge.workers import ClipToJudge, judge_clip
 from videogen.toybox.world.backgrounds import render_background
 from videogen.toybox.world.scenes import track
 from videogen.training.run_checkpoints import saved_steps
-
-
-@pytest.fixture
-def quick_judge(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Judge one clip of the world and give its verdict to all: judging noise takes seconds a clip."""
-    case = judged.draw_cases(SampleConfig(frames=9), 1)[0]
-    verdict = judge_clip(ClipToJudge(case, 0, render_case(case)))
-
-    def copy_verdict(clip: ClipToJudge) -> JudgedClip:
-        return verdict._replace(case=clip.case, seed=clip.seed, holds=judge(verdict.found, clip.case.clauses))
-
-    monkeypatch.setattr(judged, "judge_clip", copy_verdict)
-    monkeypatch.setattr(workers, "CORES", 1)  # since other processes would judge every clip
 
 
 @pytest.fixture(scope="module")

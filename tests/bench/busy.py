@@ -8,18 +8,18 @@ Each measurement is a new process, since torch reads the setting when it is load
 
 from __future__ import annotations
 
-import argparse
 import os
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
+from tests.bench.flags import make_parser, parse_flags  # noqa: E402
 from tests.bench.machine import Rows, publish  # noqa: E402
 from videogen.cli.threads import WAITING_SETTINGS  # noqa: E402
 
@@ -89,8 +89,8 @@ def time_step(kind: str, way: str, repeats: int) -> float:
     return float(subprocess.run(command, env=clean | ENVIRONMENTS[way], **options).stdout.split()[-1])
 
 
-def measure(kind: str, *, rounds: int, repeats: int, busy: tuple[int, ...] = (0, 1, 2)) -> Rows:
-    """Measure the steps of one kind beside 0, 1, 2 busy processes: medians in milliseconds, and their ratios."""
+def measure(kind: str, *, rounds: int, repeats: int, busy: Sequence[int]) -> Rows:
+    """Measure the steps of one kind beside numbers of busy processes: medians in milliseconds, and their ratios."""
     rows: Rows = {}
     for num in busy:
         times: dict[str, list[float]] = {way: [] for way in ENVIRONMENTS}
@@ -107,13 +107,15 @@ def measure(kind: str, *, rounds: int, repeats: int, busy: tuple[int, ...] = (0,
     return rows
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Measure both kinds of steps and publish them."""
-    parser = argparse.ArgumentParser(prog="videogen bench busy", description=str(__doc__).split("\n")[0])
+    parser = make_parser("busy", __doc__)
     parser.add_argument("--rounds", type=int, default=5, help="processes a way")
     parser.add_argument("--steps", type=int, default=9, help="steps a process")
-    args = parser.parse_args()
-    publish("busy", {kind: measure(kind, rounds=args.rounds, repeats=args.steps) for kind in ("sampling", "training")})
+    parser.add_argument("--beside", type=int, nargs="*", default=(0, 1, 2), help="numbers of busy processes")
+    args = parse_flags(parser, argv, {"rounds": 1, "steps": 1, "beside": (1,)})
+    options = {"rounds": args.rounds, "repeats": args.steps, "busy": args.beside}
+    publish(args.out, {kind: measure(kind, **options) for kind in ("sampling", "training")})
 
 
 if __name__ == "__main__":

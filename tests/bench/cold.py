@@ -8,8 +8,6 @@ machines by the ratio of the command to `import torch` and the clip, which is 1 
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import resource
 import statistics
@@ -21,18 +19,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from tests.bench.flags import make_parser, parse_flags
 from tests.bench.machine import ROOT, Rows, publish
 
 PROMPT = "a red circle moves right"
 IN_THIS_PROCESS = """
-import json, sys, time
+import sys, time
 from videogen.cli.sample import make_clips, load, list_rows, parse_args, plan_jobs
 args, info = parse_args(sys.argv[1:])
 jobs, pipeline = plan_jobs(list_rows(args, info), args, info), load(args, info)
 list(make_clips(pipeline, jobs, args, info))
 wall, cpu = time.perf_counter(), time.process_time()
 list(make_clips(pipeline, jobs, args, info))
-print(json.dumps([time.perf_counter() - wall, time.process_time() - cpu]))
+print(time.perf_counter() - wall, time.process_time() - cpu)
 """
 
 
@@ -55,7 +54,7 @@ def time_warm_clip(words: Sequence[str]) -> Seconds:
     """Measure the second of two clips of a process that has loaded everything: text, denoising, decoding, encoding."""
     command = [sys.executable, "-c", IN_THIS_PROCESS, *words]
     process = subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT)
-    return Seconds(*json.loads(process.stdout))
+    return Seconds(*map(float, process.stdout.split()[-2:]))
 
 
 def measure(words: Sequence[str] = (), rounds: int = 7) -> Rows:
@@ -88,13 +87,13 @@ def measure(words: Sequence[str] = (), rounds: int = 7) -> Rows:
     return rows
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Measure and write assets/bench/cold.json."""
-    parser = argparse.ArgumentParser(prog="videogen bench cold", description=str(__doc__).split("\n")[0])
+    parser = make_parser("cold", __doc__)
     parser.add_argument("--rounds", type=int, default=7)
-    args = parser.parse_args()
+    args = parse_flags(parser, argv, {"rounds": 1})
     os.environ["HF_HUB_OFFLINE"] = "1"
-    publish("cold", {"seconds": measure(rounds=args.rounds)})
+    publish(args.out, {"seconds": measure(rounds=args.rounds)})
 
 
 if __name__ == "__main__":

@@ -9,8 +9,8 @@ held-out captions, at the native sizes and as squares, and the judge locates the
 
 from __future__ import annotations
 
-import argparse
 import csv
+import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import count, groupby, islice
@@ -20,7 +20,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from tests.bench.judged import BENCH, BenchClip, group_into_packs, judge_clips, sample_pack, write_result
+from tests.bench.flags import make_parser, parse_flags
+from tests.bench.judged import BenchClip, group_into_packs, judge_clips, sample_pack, write_result
 from videogen.cli.judge import FIRST_SEED, case_of, render_case
 from videogen.config.sample import MINI
 from videogen.config.train import DataConfig, DitConfig, OptimConfig, RunConfig, TrainConfig
@@ -174,19 +175,19 @@ def compare(root: Path, model: Path, *, num_clips: int, num_held: int, steps: in
     return rows
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Measure everything and write assets/bench/framing.json."""
-    parser = argparse.ArgumentParser(prog="videogen bench framing", description=str(__doc__).split("\n")[0])
+    parser = make_parser("framing", __doc__)
     parser.add_argument("--model", type=Path, default=MINI, help="checkpoint that both runs start from")
     parser.add_argument("--run", type=Path, default=Path("runs/framing"), help="folder of the clips and both runs")
     parser.add_argument("--clips", type=int, default=1500, help="clips to train on")
     parser.add_argument("--held", type=int, default=256, help="captions to judge by")
     parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--budget", type=int, default=1280, help="tokens a step")
-    parser.add_argument("--out", type=Path, default=BENCH / "framing.json")
-    args = parser.parse_args()
+    args = parse_flags(parser, argv, {"run": None, "clips": 12, "held": 2, "steps": 2, "budget": 320})
     shared = {"steps": args.steps, "budget": args.budget}
-    rows = compare(args.run, args.model, num_clips=args.clips, num_held=args.held, **shared)
+    with tempfile.TemporaryDirectory() as own:
+        rows = compare(args.run or Path(own), args.model, num_clips=args.clips, num_held=args.held, **shared)
     for row in rows:
         low, high = row.interval
         print(

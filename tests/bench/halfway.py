@@ -8,7 +8,6 @@ the network fails it: training has to sample more of its noise levels there, or 
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,8 +15,8 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from tests.bench.flags import make_parser, parse_flags
 from tests.bench.judged import (
-    BENCH,
     BenchClip,
     Scores,
     clips_per_pack,
@@ -86,14 +85,13 @@ def measure(pipeline: VideoPipeline, levels: Sequence[float], num_clips: int) ->
     return scores_by_level
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Measure, write and print a row a level."""
-    parser = argparse.ArgumentParser(prog="videogen bench halfway", description=str(__doc__).split("\n")[0])
+    parser = make_parser("halfway", __doc__)
     parser.add_argument("--model", type=Path, default=MINI, help="checkpoint folder")
     parser.add_argument("--clips", type=int, default=24, help="captions")
     parser.add_argument("--levels", type=float, nargs="*", default=LEVELS, help="noise levels to begin from, 0 to 1")
-    parser.add_argument("--out", type=Path, default=BENCH / "halfway.json")
-    args = parser.parse_args()
+    args = parse_flags(parser, argv, {"clips": 1, "levels": (1.0, 0.6)})
     if wrong := [level for level in args.levels if not 0 < level <= 1]:
         parser.error(f"--levels must be above 0 and at most 1, got {wrong[0]:g}")
     model = find_checkpoint(args.model)

@@ -5,7 +5,6 @@ VideoPipeline, SampleConfig, captions  ->  [BenchClip]  ->  [JudgedClip]  ->  Sc
 
 from __future__ import annotations
 
-import json
 import math
 import platform
 import time
@@ -17,6 +16,7 @@ from typing import NamedTuple, TypedDict, cast
 import torch
 from torch import Tensor
 
+from tests.bench.machine import write_json
 from videogen.cli.judge import FIRST_SEED, case_of, count_as_json
 from videogen.config.sample import SampleConfig, resolve_frames
 from videogen.sampling.pipeline import ClipRequest, VideoPipeline
@@ -24,8 +24,6 @@ from videogen.toybox import draw_scene
 from videogen.toybox.judge.scores import Case, JudgedClip, tally
 from videogen.toybox.judge.workers import ClipToJudge, judge_clip, worker_pool
 
-ROOT = Path(__file__).parents[2]
-BENCH = ROOT / "assets" / "bench"
 TOKENS_PER_PACK = 1280
 FIRST_TRIAL = FIRST_SEED + 600_000_000
 """The first scene that settings are chosen on; bench mini, which measures their worth, never sees these scenes."""
@@ -95,8 +93,8 @@ def tally_scores(judged: Sequence[JudgedClip]) -> Scores:
     return {name: cast("Score", count_as_json(proportion)) for name, proportion in tally(judged).items()}
 
 
-def write_result(path: Path, result: Mapping[str, object]) -> None:
-    """Write a measurement with its machine and date."""
+def write_result(path: Path | None, result: Mapping[str, object]) -> dict[str, object]:
+    """Write a measurement with its machine and date, if there is to be a file, and return what that holds."""
     about = {"machine": f"{platform.machine()}, torch {torch.__version__}", "date": date.today().isoformat()}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({**about, **result}, indent=2) + "\n", encoding="utf-8")
+    write_json(path, {**about, **result})
+    return {**about, **result}

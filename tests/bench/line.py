@@ -7,7 +7,6 @@ Everything is measured in one run on one machine, as medians of several rounds; 
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import resource
@@ -16,17 +15,34 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
-from tests.bench.machine import processor_name
+from tests.bench.flags import make_parser, parse_flags
+from tests.bench.machine import processor_name, write_json
 
 ROOT = Path(__file__).parents[2]
 PROMPT = "a large red circle moves right on a black background"
+
+
+class Extent(NamedTuple):
+    """How often everything is measured."""
+
+    processes: int = 5
+    stages: int = 5
+    evaluations: int = 15
+    clips: int = 96  # in the folder that is loaded and trained on
+    readings: int = 6
+    warm_steps: int = 4  # of training, not counted
+    steps: int = 6
+
+
+SMALL = Extent(processes=1, stages=1, evaluations=1, clips=8, readings=1, warm_steps=0, steps=1)
 
 
 def time_call(call: Callable[[], object]) -> float:
@@ -36,7 +52,7 @@ def time_call(call: Callable[[], object]) -> float:
     return time.perf_counter() - began
 
 
-def measure_cold_start(rounds: int = 5) -> dict[str, float]:
+def measure_cold_start(rounds: int) -> dict[str, float]:
     """Measure the command in a new process: seconds, peak memory, and the seconds of --help."""
     with tempfile.TemporaryDirectory() as out:
         command = [sys.executable, str(ROOT / "sample.py"), PROMPT, "--out", f"{out}/clip.mp4", "--overwrite"]
@@ -54,10 +70,12 @@ def measure_cold_start(rounds: int = 5) -> dict[str, float]:
     }
 
 
-def measure_stages() -> dict[str, float]:
+def measure_stages(rounds: int) -> dict[str, float]:
     """Measure the seconds of each stage in one process: imports, loading, text, DiT, VAE, encoding."""
     code = "import time; t = time.perf_counter(); import videogen.sampling.clip_sampler; print(time.perf_counter() - t)"
-    imports = float(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout)
+    imports = float(
+        subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()[-1]
+    )
     from videogen.data.video_io import write_video
     from videogen.models.checkpoint_config import read_checkpoint_info
     from videogen.sampling.clip_sampler import ClipRequest, load_clip_sampler
@@ -67,7 +85,7 @@ def measure_stages() -> dict[str, float]:
     loading = time.perf_counter() - began
     config = pipeline.defaults
     rows: dict[str, list[float]] = {"text": [], "dit": [], "vae": [], "encode": []}
-    for _ in range(5):
+    for _ in range(rounds):
         rows["text"].append(time_call(lambda: (pipeline.encode_prompts([PROMPT]), pipeline.encode_prompts([""]))))
         began = time.perf_counter()
         (latent,) = pipeline.sample([ClipRequest(PROMPT, 0)], config)
@@ -86,7 +104,7 @@ def measure_stages() -> dict[str, float]:
     return {**setup, **warm, "warm_total": total, "peak_memory_gb": round(peak, 2)}
 
 
-def measure_dit(rounds: int = 15) -> dict[str, float]:
+def measure_dit(rounds: int) -> dict[str, float]:
     """Measure the GFLOP/s of the default DiT, and of torch.mm at its linear layers' shapes, alternating."""
     from videogen.packing.noise import shared_level
     from videogen.packing.packs import pack
@@ -125,7 +143,7 @@ def measure_dit(rounds: int = 15) -> dict[str, float]:
     return {"tokens": n, "dit_gflops": round(ours, 1), "mm_gflops": round(theirs, 1), "ratio": round(ours / theirs, 3)}
 
 
-def measure_rates(rounds: int = 6) -> dict[str, float]:
+def measure_rates(extent: Extent) -> dict[str, float]:
     """Measure training tokens a second on latents, and the loader's clips a second against decord on the same files."""
     import decord
 
@@ -138,10 +156,10 @@ def measure_rates(rounds: int = 6) -> dict[str, float]:
 
     with tempfile.TemporaryDirectory() as root:
         clips = Path(root) / "clips"
-        write_folder(clips, num_clips=96, seed=7)
+        write_folder(clips, num_clips=extent.clips, seed=7)
         folder = VideoFolder(DataConfig(folder=clips), (1, 2, 2))
         loader_seconds, decord_seconds = [], []
-        for _ in range(rounds):
+        for _ in range(extent.readings):
             loader_seconds.append(time_call(lambda: [folder.read(i) for i in range(len(folder.entries))]))
             decord_seconds.append(
                 time_call(lambda: [decode_with_decord(decord, entry.path) for entry in folder.entries])
@@ -155,12 +173,12 @@ def measure_rates(rounds: int = 6) -> dict[str, float]:
         )
         trainer = Trainer(DitStage(config), config)
         tokens: list[float] = []
-        for step, batch in zip(range(rounds + 4), trainer.stage.batches(0), strict=False):
+        for step, batch in zip(range(extent.warm_steps + extent.steps), trainer.stage.batches(0), strict=False):
             began = time.perf_counter()
             losses = trainer.train_step(batch, step)
             tokens.append(losses["tokens"] / (time.perf_counter() - began))
     return {
-        "training_tokens_per_second": round(statistics.median(tokens[4:])),
+        "training_tokens_per_second": round(statistics.median(tokens[extent.warm_steps :])),
         "loader_clips_per_second": round(len(folder.entries) / statistics.median(loader_seconds), 1),
         "loader_over_raw_decord": round(statistics.median(decord_seconds) / statistics.median(loader_seconds), 3),
     }
@@ -175,22 +193,22 @@ def decode_with_decord(decord: object, path: Path) -> object:
         return error
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Measure everything and write assets/bench/line.json."""
-    argparse.ArgumentParser(prog="videogen bench line", description=str(__doc__).split("\n")[0]).parse_args()
+    args = parse_flags(make_parser("line", __doc__), argv)
+    extent = SMALL if args.small else Extent()
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout
     result = {
         "machine": f"{processor_name()}, {os.cpu_count()} cores, torch {torch.__version__}",
         "date": date.today().isoformat(),
         "commit": commit.strip(),
-        "cold": measure_cold_start(),
-        "warm_seconds": measure_stages(),
-        "dit": measure_dit(),
-        "rates": measure_rates(),
+        "cold": measure_cold_start(extent.processes),
+        "warm_seconds": measure_stages(extent.stages),
+        "dit": measure_dit(extent.evaluations),
+        "rates": measure_rates(extent),
     }
-    text = json.dumps(result, indent=2)
-    print(text)
-    (ROOT / "assets" / "bench" / "line.json").write_text(text + "\n", encoding="utf-8")
+    print(json.dumps(result, indent=2))
+    write_json(args.out, result)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Print and write the results of a measurement, with the machine that it ran on.
 
-sections of a bench  ->  printed tables, assets/bench/NAME.json with machine and date
+sections of a bench  ->  printed tables, a result file with machine and date
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from pathlib import Path
 
 import torch
 
-ROOT = Path(__file__).parents[2]
 Rows = dict[str, dict[str, float]]
 
 
@@ -38,11 +37,17 @@ def format_table(rows: Rows) -> str:
     return "\n".join(lines) + "\n"
 
 
-def publish(name: str, sections: Mapping[str, Rows]) -> None:
-    """Print the sections as tables, and write them to assets/bench."""
+def publish(path: Path | None, sections: Mapping[str, Rows]) -> None:
+    """Print the sections as tables, and write them to a result file, if there is to be one."""
     for title, rows in sections.items():
         print(title, format_table(rows), sep="\n")
     threads = torch.get_num_threads()
     machine = f"{processor_name()}, {threads} of {os.cpu_count()} cores, torch {torch.__version__}"
-    result = {"machine": machine, "date": date.today().isoformat(), **sections}
-    (ROOT / "assets" / "bench" / f"{name}.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    write_json(path, {"machine": machine, "date": date.today().isoformat(), **sections})
+
+
+def write_json(path: Path | None, result: Mapping[str, object]) -> None:
+    """Write a result file, if there is to be one: --small has none."""
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")

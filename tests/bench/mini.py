@@ -12,11 +12,11 @@ that the same command resumes after an interruption. Every clip has noise of its
 
 from __future__ import annotations
 
-import argparse
 import functools
 import itertools
 import json
 import statistics
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -30,7 +30,8 @@ from rich.console import Console
 from rich.progress import Progress
 
 from tests.bench import readme
-from tests.bench.judged import BENCH, ROOT, BenchClip, clips_per_pack, judge_clips, sample_pack, write_result
+from tests.bench.flags import ROOT, make_parser, parse_flags
+from tests.bench.judged import BenchClip, clips_per_pack, judge_clips, sample_pack, write_result
 from tests.bench.patches import psnr
 from videogen.cli.arguments import check_device
 from videogen.cli.judge import JudgeArgs, count_as_json, list_cases, reconstruct, render_case
@@ -376,19 +377,20 @@ def measure(model: Path, path: Path, *, num_clips: int, num_seeds: int, device: 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure everything, write assets/bench/mini.json and print the tables."""
-    parser = argparse.ArgumentParser(prog="videogen bench mini", description=str(__doc__).split("\n")[0])
+    parser = make_parser("mini", __doc__)
     parser.add_argument("--model", type=Path, default=MINI, help="checkpoint folder")
     parser.add_argument("--clips", type=int, default=256, help="captions of each set; of those by hand there are 100")
     parser.add_argument("--seeds", type=int, default=2, help="clips a caption at the default settings; else one")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where clips are made")
     parser.add_argument("--rows", type=Path, default=ROOT / "out" / "bench" / "mini.jsonl", help="a row a clip")
-    parser.add_argument("--out", type=Path, default=BENCH / "mini.json")
     parser.add_argument("--write", action="store_true", help="put the tables into README and model card, too")
-    args = parser.parse_args(argv)
+    args = parse_flags(parser, argv, {"clips": 2, "seeds": 1, "rows": None})
     model = find_checkpoint(args.model)
-    write_result(args.out, measure(model, args.rows, num_clips=args.clips, num_seeds=args.seeds, device=args.device))
-    args.rows.replace(args.rows.with_suffix(".done.jsonl"))  # so that the next run measures anew, with its own judge
-    result = json.loads(args.out.read_text(encoding="utf-8"))
+    with tempfile.TemporaryDirectory() as own:
+        rows = args.rows or Path(own) / "mini.jsonl"
+        result = measure(model, rows, num_clips=args.clips, num_seeds=args.seeds, device=args.device)
+        result = write_result(args.out, result)
+        rows.replace(rows.with_suffix(".done.jsonl"))  # so that the next run measures anew, with its own judge
     tables = {"mini": readme.mini_table(result), "clauses": readme.clauses_table(result)}
     print("\n\n".join(tables.values()))
     if args.write:

@@ -12,9 +12,7 @@ pass, a pack in passes of as many tokens as a CPU computes fastest, as in traini
 
 from __future__ import annotations
 
-import argparse
 import contextlib
-import json
 import platform
 import statistics
 import time
@@ -31,6 +29,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
+from tests.bench.flags import make_parser, parse_flags
+from tests.bench.machine import write_json
 from tests.bench.packing_attention import measure_attention
 from tests.bench.packing_plans import (
     Plan,
@@ -83,8 +83,12 @@ class Folder:
         assert self.vae is not None
         frames = torch.from_numpy(np.ascontiguousarray(render(self.scene(i))))
         for shape in shapes:
-            video = scale_and_crop(frames[: shape.frames], shape.width, shape.height)
-            self.latents[i, shape] = self.vae.encode(video[None])[0]
+            self.latents[i, shape] = self.vae.encode(training_clip(frames, shape)[None])[0]
+
+
+def training_clip(frames: Tensor, shape: Shape) -> Tensor:
+    """Cut frames (t, h, w, 3) uint8 to a shape, as training does: (3, t, h, w) in [-1, 1]."""
+    return rearrange(scale_and_crop(frames[: shape.frames], shape.width, shape.height), "t c h w -> c t h w")
 
 
 def draw_folder(num: int) -> Folder:
@@ -93,8 +97,7 @@ def draw_folder(num: int) -> Folder:
     sample = []
     for i in range(0, num, max(1, num // 60)):
         shape = native_shape(folder.sources[i], 48)
-        frames = torch.from_numpy(np.ascontiguousarray(render(folder.scene(i))))[: shape.frames]
-        sample.append(scale_and_crop(frames, shape.width, shape.height))
+        sample.append(training_clip(torch.from_numpy(np.ascontiguousarray(render(folder.scene(i)))), shape))
     padded_clips = (torch.cat([clip[:, :1].expand(-1, 3, -1, -1), clip], dim=1) for clip in sample)
     patches = [frames_to_patches(rearrange(clip, "c t h w -> 1 t c h w")) for clip in padded_clips]
     folder.vae = vae = VideoVAE(CHANNELS, width=8, linear_encoder=True).eval()
@@ -182,9 +185,11 @@ def is_step_full(tokens: int, more: int) -> bool:
 class Runner:
     """A loader with a model of its own, which trains in turns and counts."""
 
-    def __init__(self, name: str, plan: Callable[[int], Plan], folder: Folder, texts: Sequence[Tensor]) -> None:
+    def __init__(
+        self, name: str, plan: Callable[[int], Plan], folder: Folder, texts: Sequence[Tensor], num_layers: int
+    ) -> None:
         self.name, self.plan, self.folder, self.texts = name, plan, folder, texts
-        self.model = new_model(texts[0].shape[1])
+        self.model = new_model(texts[0].shape[1], num_layers)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=LR, betas=(0.9, 0.99), fused=True)
         self.batches = self.stream()
         self.step, self.num_batches, self.in_gradient, self.seconds = 0, 0, 0, 0.0
@@ -245,18 +250,18 @@ class Runner:
         return sum(loss.item() * weight for loss, weight in zip(losses, weights, strict=True)) / sum(weights)
 
 
-def new_model(text_dim: int) -> VideoDiT:
-    """Build four blocks as wide as the default checkpoint's, with the same first weights each time."""
+def new_model(text_dim: int, num_layers: int) -> VideoDiT:
+    """Build blocks as wide as the default checkpoint's, with the same first weights each time."""
     torch.manual_seed(0)
     model = VideoDiT(
         num_attention_heads=4, attention_head_dim=64, in_channels=CHANNELS, out_channels=CHANNELS,
-        text_dim=text_dim, ffn_dim=1024, num_layers=4, prediction="clean",
+        text_dim=text_dim, ffn_dim=1024, num_layers=num_layers, prediction="clean",
     )  # fmt: skip
     model.init_weights()
     return model
 
 
-def race(folder: Folder, num_held: int, minutes: float, turn_seconds: float = 6.0) -> dict[str, object]:
+def race(folder: Folder, num_held: int, minutes: float, turn_seconds: float, num_layers: int) -> dict[str, object]:
     """Give each loader its share of the minutes, a turn at a time, and measure it."""
     tokenizer, encoder = load_tokenizer_and_encoder(ROOT / "assets" / "mini")
     captions = [caption(folder.scene(i), folder.seeds[i]) for i in range(len(folder.sources))]
@@ -272,7 +277,7 @@ def race(folder: Folder, num_held: int, minutes: float, turn_seconds: float = 6.
         "padded": lambda seed: plan_padded(shapes[:num_train], seed=seed, **options),
         "buckets": lambda seed: plan_buckets(sources, buckets, seed=seed, **options),
     }
-    runners = [Runner(name, plan, folder, texts) for name, plan in plans.items()]
+    runners = [Runner(name, plan, folder, texts, num_layers) for name, plan in plans.items()]
     in_buckets = [buckets.shape_of(source) or shape for source, shape in zip(folder.sources, shapes, strict=True)]
     for i, pair in enumerate(zip(shapes, in_buckets, strict=True)):
         folder.encode(i, set(pair))
@@ -329,13 +334,14 @@ def compare_rates(runners: Sequence[Runner]) -> dict[str, float]:
 def check_padding(runner: Runner, plan: Plan) -> None:
     """Check that the padded batch has the pack's loss."""
     model = runner.model
+    first_weights = {name: weight.clone() for name, weight in model.state_dict().items()}
     with torch.no_grad():
         for weight in model.parameters():
             weight.add_(0.02 * torch.randn(weight.shape, generator=step_generator(0, weight.numel())))
         task = runner.task(plan, plan.batches[0], 0)
         packed_loss, padded_loss = (task_loss(model, task, padded=padded).item() for padded in (False, True))
     assert abs(packed_loss - padded_loss) < 1e-4 * packed_loss, f"padded {padded_loss}, packed {packed_loss}"
-    model.load_state_dict(new_model(runner.texts[0].shape[1]).state_dict())
+    model.load_state_dict(first_weights)
 
 
 ROWS = ("fill", "padding", "dropped", "pixels_lost", "useful_tokens_per_second", "source_pixels_per_second")
@@ -359,16 +365,21 @@ def format_table(race: Facts, attention_ratios: Facts, simulated: Sequence[Facts
     return "\n".join(lines)
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Measure everything and write assets/bench/packing.json."""
-    parser = argparse.ArgumentParser(prog="videogen bench packing", description=__doc__.split("\n")[0])
+    parser = make_parser("packing", __doc__)
     parser.add_argument("--minutes", type=float, default=3.0, help="of training in all, for the three loaders together")
-    parser.add_argument("--clips", type=int, default=1200, help="in the folder, 60 of them held out")
-    args = parser.parse_args()
+    parser.add_argument("--turn", type=float, default=6.0, help="seconds that a loader trains before the next one")
+    parser.add_argument("--clips", type=int, default=1200, help="in the folder, a twentieth of them held out")
+    parser.add_argument("--layers", type=int, default=4, help="blocks of the network")
+    parser.add_argument("--rounds", type=int, default=100, help="of measuring attention alone")
+    parser.add_argument("--simulated", type=int, default=8000, help="clips of each simulated data set")
+    small = {"minutes": 0.0, "turn": 0.1, "clips": 100, "layers": 1, "rounds": 4, "simulated": 200}
+    args = parse_flags(parser, argv, small)
     torch.set_num_threads(1)
     threads = f"{torch.get_num_threads()} thread{'s' if torch.get_num_threads() > 1 else ''}"
-    attention_ratios, simulated = measure_attention(BUDGET, MAX_TOKENS), simulate()
-    race_result = race(draw_folder(args.clips), 60, args.minutes)
+    attention_ratios, simulated = measure_attention(BUDGET, MAX_TOKENS, args.rounds), simulate(args.simulated)
+    race_result = race(draw_folder(args.clips), args.clips // 20, args.minutes, args.turn, args.layers)
     print(format_table(race_result, attention_ratios, simulated))
     result = {
         "machine": f"{platform.machine()}, {threads}, torch {torch.__version__}",
@@ -377,7 +388,7 @@ def main() -> None:
         "race": race_result,
         "simulated": simulated,
     }
-    (ROOT / "assets" / "bench" / "packing.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    write_json(args.out, result)
 
 
 if __name__ == "__main__":

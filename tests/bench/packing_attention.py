@@ -19,7 +19,7 @@ from tests.bench.packing_plans import mixed_sources, native_shape, plan_packed
 from videogen.models.attention import attend
 
 
-def measure_attention(budget: int, max_tokens: int, rounds: int = 100) -> dict[str, float]:
+def measure_attention(budget: int, max_tokens: int, rounds: int) -> dict[str, float]:
     """Time attend, forward and backward, on packs against one equal-length batch of the same work."""
     rng = random.Random(0)
     shapes = [native_shape(source, max_tokens // (1 + (source.frames - 1) // 4)) for source in mixed_sources(300)]

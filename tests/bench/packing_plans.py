@@ -223,7 +223,7 @@ def rank_balance(plan: Plan, ranks: int, cost: Callable[[int], float]) -> float:
     return sum(map(sum, steps)) / (ranks * sum(map(max, steps))) if steps else math.nan
 
 
-def simulate(num: int = 8_000) -> list[dict[str, object]]:
+def simulate(num: int) -> list[dict[str, object]]:
     """Simulate fill, balance and losses of three loaders on three data sets, at three budgets and numbers of ranks."""
     rows = []
     for mix in MIXES:

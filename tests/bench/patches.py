@@ -9,7 +9,6 @@ the median over the packs of the base's seconds over its own.
 
 from __future__ import annotations
 
-import argparse
 import math
 import statistics
 from collections.abc import Sequence
@@ -20,8 +19,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from tests.bench.flags import make_parser, parse_flags
 from tests.bench.judged import (
-    BENCH,
     BenchClip,
     Scores,
     draw_cases,
@@ -136,30 +135,37 @@ def plot(rows: Sequence[Row], default: str, path: Path) -> None:
         figure.savefig(path, dpi=120)
 
 
-def measure(pipeline: VideoPipeline, schedules: Sequence[str], *, num_clips: int, num_seeds: int) -> list[Row]:
+def measure(
+    pipeline: VideoPipeline,
+    schedules: Sequence[str],
+    *,
+    num_clips: int,
+    num_seeds: int,
+    shares: Sequence[float] = SHARES,
+) -> list[Row]:
     """Measure the base patch alone, and every schedule: a row each."""
     patch_sizes = pipeline.transformer.patches
     base = last_patch(pipeline.defaults, patch_sizes)
     coarser = [patch for patch in patch_sizes if math.prod(patch) > math.prod(base)]
     if not coarser:
         raise ValueError(f"this model has no patches coarser than {patch_name(base)}; train it with dit.patches first")
-    default = [f"{patch_name(patch)}:{share},{patch_name(base)}" for patch in coarser for share in SHARES]
+    default = [f"{patch_name(patch)}:{share},{patch_name(base)}" for patch in coarser for share in shares]
     listed = list(dict.fromkeys([patch_name(base), *(schedules or default)]))
     return make_rows(sample_schedules(pipeline, listed, num_clips=num_clips, num_seeds=num_seeds), pipeline)
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Measure everything and write assets/bench/patches.json and .png."""
-    parser = argparse.ArgumentParser(prog="videogen bench patches", description=str(__doc__).split("\n")[0])
+    parser = make_parser("patches", __doc__)
     parser.add_argument("--model", type=Path, default=MINI, help="checkpoint folder")
-    parser.add_argument("--schedules", nargs="*", default=[], help="such as 1x4x4:0.3,1x2x2; default several shares")
+    parser.add_argument("--schedules", nargs="*", default=[], help="such as 1x4x4:0.3,1x2x2; default --shares of each")
+    parser.add_argument("--shares", type=float, nargs="*", default=SHARES, help="of the steps in a coarser patch")
     parser.add_argument("--clips", type=int, default=128, help="captions")
     parser.add_argument("--seeds", type=int, default=2, help="clips a caption")
-    parser.add_argument("--out", type=Path, default=BENCH / "patches.json")
-    args = parser.parse_args()
+    args = parse_flags(parser, argv, {"clips": 1, "seeds": 1, "shares": SHARES[:1]})
     model = find_checkpoint(args.model)
     pipeline = VideoPipeline.load(model)
-    rows = measure(pipeline, args.schedules, num_clips=args.clips, num_seeds=args.seeds)
+    rows = measure(pipeline, args.schedules, num_clips=args.clips, num_seeds=args.seeds, shares=args.shares)
     choice = choose_schedule(rows)
     for row in rows:
         print(f"{row.schedule:24} {row.speed:5.2f}x  {row.all_clauses:6.1%}  {row.psnr_db:5.1f} dB")
@@ -167,7 +173,8 @@ def main() -> None:
     summary = {"rule": RULE, "chosen": choice, "rows": [row._asdict() for row in rows]}
     fronts = {quality: pareto_front(rows, quality) for quality in ("all_clauses", "psnr_db")}
     write_result(args.out, {"checkpoint": checkpoint_id(model), **summary, "undominated": fronts})
-    plot(rows, pipeline.defaults.patch, args.out.with_suffix(".png"))
+    if args.out is not None:
+        plot(rows, pipeline.defaults.patch, args.out.with_suffix(".png"))
 
 
 if __name__ == "__main__":

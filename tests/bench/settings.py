@@ -3,15 +3,20 @@
     torchrun --nproc-per-node 2 -- sample.py --prompts assets/toybox/prompts.txt --sweep steps=12,24 guidance=3,5 \
         shift=2,3 sampler=dpmpp_2m,dpmpp_2m_sde --reference 0 --score videogen.toybox.judge:score --out sweeps/default
     videogen bench settings sweeps/default  ->  assets/bench/settings.json
+
+With --small and no folder it first makes a sweep of two clips itself.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
+import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
-from tests.bench.judged import BENCH, write_result
+from tests.bench.flags import make_parser, parse_flags
+from tests.bench.judged import write_result
+from videogen.cli.main import sample
 from videogen.config.parsing import load_toml, to_mapping
 from videogen.config.sample import SampleConfig
 from videogen.sweep.results import read_rows
@@ -21,18 +26,21 @@ CLAUSES = ("clauses", "present", "class", "colour", "motion", "all")
 MEASURES = ("total_seconds", *(f"score_{name}" for name in CLAUSES))
 
 
-def main() -> None:
-    """Read a finished sweep and write its means."""
-    parser = argparse.ArgumentParser(prog="videogen bench settings", description=str(__doc__).split("\n")[0])
-    parser.add_argument("sweep", type=Path, help="folder of a sweep with --score videogen.toybox.judge:score")
-    parser.add_argument("--out", type=Path, default=BENCH / "settings.json")
-    args = parser.parse_args()
-    rows = list(read_rows(args.sweep).values())
+def make_small_sweep(folder: Path) -> None:
+    """Sweep two settings of one clip, scored by the judge."""
+    words = ["a large red circle moves right on a black background", "--sweep", "steps=1,2", "--reference", "0"]
+    if sample([*words, "--score", "videogen.toybox.judge:score", "--out", str(folder)]):
+        raise RuntimeError("the small sweep failed")
+
+
+def summarise_sweep(folder: Path) -> dict[str, object]:
+    """Read a finished sweep, and compute the means of its settings."""
+    rows = list(read_rows(folder).values())
     if not rows:
-        parser.error(f"{args.sweep} has no rows; give the folder of a sweep")
+        raise ValueError(f"{folder} has no rows; give the folder of a sweep")
     axes = [name for name in to_mapping(SampleConfig()) if len({str(row[name]) for row in rows}) > 1]
     settings = summarise(rows, axes)
-    path = args.sweep / "best.toml"
+    path = folder / "best.toml"
     best = to_mapping(load_toml(SampleConfig, path))
     rule = next(line for line in path.read_text(encoding="utf-8").splitlines() if "The rule" in line)
     means = [
@@ -44,17 +52,33 @@ def main() -> None:
         for setting in settings
     ]
     result_rows = [{name: row[name] for name in (*axes, *MEASURES) if name in row} for row in means]
-    manifest = json.loads((args.sweep / "sweep.json").read_text(encoding="utf-8"))
-    about = {
+    manifest = json.loads((folder / "sweep.json").read_text(encoding="utf-8"))
+    return {
         "checkpoint": manifest.get("checkpoint"),
         "prompts": len({row["prompt"] for row in rows}),
         "seeds": len({row["seed"] for row in rows}),
+        "axes": axes,
+        "rule": rule.removeprefix("# "),
+        "chosen": {name: best[name] for name in axes},
+        "rows": result_rows,
     }
-    chosen = {name: best[name] for name in axes}
-    write_result(
-        args.out, {**about, "axes": axes, "rule": rule.removeprefix("# "), "chosen": chosen, "rows": result_rows}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Read a finished sweep and write its means."""
+    parser = make_parser("settings", __doc__)
+    parser.add_argument(
+        "sweep", type=Path, nargs="?", help="folder of a sweep with --score videogen.toybox.judge:score"
     )
-    print(f"{args.out}: {len(result_rows)} settings, chosen {chosen}")
+    args = parse_flags(parser, argv)
+    if args.sweep is None and not args.small:
+        parser.error("give the folder of a sweep, made with --score videogen.toybox.judge:score")
+    with tempfile.TemporaryDirectory() as own:
+        if args.sweep is None:
+            make_small_sweep(Path(own) / "sweep")
+        result = summarise_sweep(args.sweep or Path(own) / "sweep")
+    write_result(args.out, result)
+    print(f"{len(result['rows'])} settings, chosen {result['chosen']}")  # type: ignore[arg-type]
 
 
 if __name__ == "__main__":

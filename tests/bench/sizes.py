@@ -8,7 +8,6 @@ the world's own clips of the same sizes, which show what the judge itself can se
 
 from __future__ import annotations
 
-import argparse
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -18,8 +17,8 @@ from typing import NamedTuple
 
 import torch
 
+from tests.bench.flags import make_parser, parse_flags
 from tests.bench.judged import (
-    BENCH,
     BenchClip,
     Scores,
     draw_cases,
@@ -35,6 +34,7 @@ from videogen.models.hub import checkpoint_id, find_checkpoint
 from videogen.sampling.pipeline import VideoPipeline
 
 SCALES = ((1.0, 1.0), (1.5, 1.0), (2.0, 1.0), (1.0, 1.5), (1.0, 2.0), (2.0, 2.0))  # of the trained area and duration
+SMALL_SCALES = ((1.0, 1.0), (1.0, 1.5))
 
 
 class Row(NamedTuple):
@@ -97,18 +97,18 @@ def measure(
     return rows
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Measure everything and write assets/bench/sizes.json."""
-    parser = argparse.ArgumentParser(prog="videogen bench sizes", description=str(__doc__).split("\n")[0])
+    parser = make_parser("sizes", __doc__)
     parser.add_argument("--model", type=Path, default=MINI, help="checkpoint folder")
     parser.add_argument("--clips", type=int, default=64, help="captions at each size")
     parser.add_argument("--seeds", type=int, default=2, help="clips a caption")
-    parser.add_argument("--out", type=Path, default=BENCH / "sizes.json")
-    args = parser.parse_args()
+    args = parse_flags(parser, argv, {"clips": 1, "seeds": 1})
     model = find_checkpoint(args.model)
     pipeline = VideoPipeline.load(model)
     pipeline.set_progress_bar_config(disable=True)
-    rows = measure(pipeline, num_clips=args.clips, num_seeds=args.seeds)
+    scales = SMALL_SCALES if args.small else SCALES
+    rows = measure(pipeline, num_clips=args.clips, num_seeds=args.seeds, scales=scales)
     write_result(args.out, {"checkpoint": checkpoint_id(model), "rows": [row._asdict() for row in rows]})
 
 

@@ -9,7 +9,6 @@ its clips, and the ratio is of their mean seconds to the sweep's.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import statistics
@@ -17,13 +16,15 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import date
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
-from tests.bench.machine import processor_name
+from tests.bench.flags import make_parser, parse_flags
+from tests.bench.machine import processor_name, write_json
 from videogen.config.parsing import to_mapping
 from videogen.data.video_io import write_video
 from videogen.sampling.pipeline import VideoPipeline
@@ -33,9 +34,18 @@ from videogen.sweep.runner import Worker
 
 ROOT = Path(__file__).parents[2]
 PROMPT = "a large red circle moves right on a black background"
-AXES = ("steps=4,8,16", "guidance=1,3,5", "sampler=euler,dpmpp_2m")
-NUM_SEEDS, ROUNDS = 2, 3
-NUM_PROCESSES = 3
+
+
+class Extent(NamedTuple):
+    """What is swept, and how often everything is measured."""
+
+    axes: tuple[str, ...] = ("steps=4,8,16", "guidance=1,3,5", "sampler=euler,dpmpp_2m")
+    seeds: int = 2
+    rounds: int = 3
+    processes: int = 3
+
+
+SMALL = Extent(("steps=1,2", "guidance=1,3"), seeds=1, rounds=1, processes=1)
 
 
 def time_call(call: Callable[[], object]) -> float:
@@ -72,23 +82,24 @@ def time_processes(plan: Plan, runs: list[Run], out: Path) -> list[float]:
     return process_seconds
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Measure and write assets/bench/sweep.json."""
-    argparse.ArgumentParser(prog="videogen bench sweep", description=str(__doc__).split("\n")[0]).parse_args()
+    args = parse_flags(make_parser("sweep", __doc__), argv)
+    extent = SMALL if args.small else Extent()
     pipeline = VideoPipeline.load(ROOT / "assets" / "mini")
-    bases = tuple(Run(PROMPT, seed, pipeline.defaults) for seed in range(NUM_SEEDS))
-    plan = Plan(bases=bases, axes=read_axes(AXES), defaults=pipeline.defaults)
+    bases = tuple(Run(PROMPT, seed, pipeline.defaults) for seed in range(extent.seeds))
+    plan = Plan(bases=bases, axes=read_axes(extent.axes), defaults=pipeline.defaults)
     runs = plan.runs()
     times: dict[str, list[float]] = {"warm_loop": [], "sweep": []}
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder)
         (out / "loop").mkdir()
         run_warm_loop(pipeline, runs[:1], out / "loop")
-        for _ in range(ROUNDS):
+        for _ in range(extent.rounds):
             times["warm_loop"].append(time_call(lambda: run_warm_loop(pipeline, runs, out / "loop")))
             times["sweep"].append(time_call(lambda: run_sweep(pipeline, plan, out / "sweep")))
             print({name: round(values[-1], 2) for name, values in times.items()}, flush=True)
-        some_runs = runs[:: len(runs) // NUM_PROCESSES][:NUM_PROCESSES]
+        some_runs = runs[:: len(runs) // extent.processes][: extent.processes]
         process_seconds = time_processes(plan, some_runs, out)
     loop_seconds, sweep_seconds = (statistics.median(values) for values in times.values())
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout
@@ -97,10 +108,10 @@ def main() -> None:
         "machine": f"{processor_name()}, {torch.get_num_threads()} threads on {cores} cores, torch {torch.__version__}",
         "date": date.today().isoformat(),
         "commit": commit.strip(),
-        "axes": list(AXES),
-        "seeds": NUM_SEEDS,
+        "axes": list(extent.axes),
+        "seeds": extent.seeds,
         "clips": len(runs),
-        "rounds": ROUNDS,
+        "rounds": extent.rounds,
         "warm_loop_seconds": round(loop_seconds, 2),
         "sweep_seconds": round(sweep_seconds, 2),
         "over_warm_loop": round(loop_seconds / sweep_seconds, 2),
@@ -108,9 +119,8 @@ def main() -> None:
         "sweep_seconds_per_clip": round(sweep_seconds / len(runs), 3),
         "over_processes": round(statistics.mean(process_seconds) / (sweep_seconds / len(runs)), 1),
     }
-    text = json.dumps(result, indent=2)
-    print(text)
-    (ROOT / "assets" / "bench" / "sweep.json").write_text(text + "\n", encoding="utf-8")
+    print(json.dumps(result, indent=2))
+    write_json(args.out, result)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ videogen bench teaser [--model FOLDER]  ->  assets/teaser.webp
 
 from __future__ import annotations
 
-import argparse
 import io
 import textwrap
 from collections.abc import Sequence
@@ -16,10 +15,10 @@ import torch
 from einops import rearrange, repeat
 from PIL import Image, ImageDraw, ImageFont
 
+from tests.bench.flags import ROOT, make_parser, parse_flags
 from videogen.config.sample import MINI
 from videogen.sampling.pipeline import VideoPipeline
 
-ROOT = Path(__file__).parents[2]
 PROMPTS = (
     "a large red circle moves right on a black background",
     "a small blue star sits still on a white background",
@@ -68,19 +67,21 @@ def encode_webp(frames: np.ndarray, fps: float) -> bytes:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Make the clips and write them side by side."""
-    parser = argparse.ArgumentParser(prog="videogen bench teaser", description=str(__doc__).split("\n")[0])
+    parser = make_parser("teaser", __doc__, out=ROOT / "assets" / "teaser.webp")
     parser.add_argument("--model", type=Path, default=MINI, help="checkpoint folder")
-    parser.add_argument("--out", type=Path, default=ROOT / "assets" / "teaser.webp")
-    args = parser.parse_args(argv)
+    args = parse_flags(parser, argv)
     pipeline = VideoPipeline.load(args.model)
-    clips: list[torch.Tensor] = pipeline(PROMPTS, pipeline.defaults, seeds=range(len(PROMPTS)))
-    picture = encode_webp(lay_out([clip.numpy() for clip in clips], PROMPTS), pipeline.defaults.fps)
+    prompts = PROMPTS[:ROWS] if args.small else PROMPTS
+    clips: list[torch.Tensor] = pipeline(prompts, pipeline.defaults, seeds=range(len(prompts)))
+    picture = encode_webp(lay_out([clip.numpy() for clip in clips], prompts), pipeline.defaults.fps)
     if len(picture) > MAX_BYTES:
         raise ValueError(f"the teaser may have {MAX_BYTES:,} bytes, got {len(picture):,}; lower SCALE in {__file__}")
-    part = args.out.with_name(args.out.name + ".part")
-    part.write_bytes(picture)
-    part.replace(args.out)
-    print(f"{args.out}  ({len(picture):,} bytes)")
+    if args.out is not None:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        part = args.out.with_name(args.out.name + ".part")
+        part.write_bytes(picture)
+        part.replace(args.out)
+    print(f"{args.out or 'not written'}  ({len(picture):,} bytes)")
 
 
 if __name__ == "__main__":

@@ -8,13 +8,12 @@ off alone, prompt to MP4 with the real VAE, and memory, in a new process each. I
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -25,11 +24,12 @@ from diffusers import AutoencoderKLWan, WanPipeline, WanTransformer3DModel
 from diffusers.utils import export_to_video
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
-from torch.utils.flop_counter import FlopCounterMode
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
+from tests.bench.flags import make_parser, parse_flags  # noqa: E402
+from tests.bench.flop import count_gflop  # noqa: E402
 from tests.bench.machine import publish, set_num_threads  # noqa: E402
 from tests.bench.wan_tricks import NEGATIVE, PROMPT, Ways, compare_ways, further_tricks, tricks_off  # noqa: E402
 from tests.wan_folders import make_pipeline  # noqa: E402
@@ -66,7 +66,37 @@ CASES = {
     "width 768 x 8, 80 tokens": Case(768, 8, 12, "64x64", 17, 2, 5),
     "width 768 x 8, 320 tokens": Case(768, 8, 12, "128x128", 17, 2, 3),
 }
-SMALL = CASES["width 256 x 12, 80 tokens"]
+
+
+class Extent(NamedTuple):
+    """What is measured: the first of the cases with every trick, too."""
+
+    cases: Mapping[str, Case] = CASES
+    memory: tuple[str, ...] = ("width 256 x 12, 80 tokens", "width 256 x 12, 3,960 tokens")
+    clip_steps: int = 10  # from prompt to MP4
+    clip_rounds: int = 3
+    real_vae: bool = True
+    cache_prompts: int = 4
+    cache_steps: int = 50
+    cache_rounds: int = 3
+
+    @property
+    def first(self) -> Case:
+        """The case at which little but the tricks counts."""
+        return next(iter(self.cases.values()))
+
+
+TINY = "width 24 x 2, 8 tokens"
+SMALL = Extent(
+    {TINY: Case(24, 2, 2, "32x32", 5, 1, 1)},
+    (TINY,),
+    clip_steps=1,
+    clip_rounds=1,
+    real_vae=False,
+    cache_prompts=1,
+    cache_steps=2,
+    cache_rounds=1,
+)
 
 
 def make_pair(case: Case, *, real_vae: bool = False) -> tuple[WanPipeline, VideoPipeline]:
@@ -156,10 +186,8 @@ def measure_step(case: Case) -> dict[str, float]:
     for _ in range(case.rounds + 1):
         a = time_call(lambda: sample_with_diffusers(theirs, case.config)) / case.steps
         times.append((a, time_call(lambda: sample_with_videogen(ours, case.config)) / case.steps, time_call(bare_step)))
-    with FlopCounterMode(display=False) as theirs_flop:
-        their_latent = sample_with_diffusers(theirs, case.config)
-    with FlopCounterMode(display=False) as ours_flop:
-        our_latent = sample_with_videogen(ours, case.config)
+    their_gflop, their_latent = count_gflop(lambda: sample_with_diffusers(theirs, case.config))
+    our_gflop, our_latent = count_gflop(lambda: sample_with_videogen(ours, case.config))
     return {
         "tokens": tokens,
         "diffusers_ms": round(1000 * statistics.median(a for a, _, _ in times[1:]), 1),
@@ -167,17 +195,17 @@ def measure_step(case: Case) -> dict[str, float]:
         "times_faster": round(statistics.median(a / b for a, b, _ in times[1:]), 2),
         "floor_ms": round(1000 * statistics.median(c for _, _, c in times[1:]), 1),
         "floor_share": round(statistics.median(c / b for _, b, c in times[1:]), 3),
-        "diffusers_gflop": round(theirs_flop.get_total_flops() / case.steps / 1e9, 2),
-        "videogen_gflop": round(ours_flop.get_total_flops() / case.steps / 1e9, 2),
+        "diffusers_gflop": round(their_gflop / case.steps, 2),
+        "videogen_gflop": round(our_gflop / case.steps, 2),
         "max_difference": float(f"{(their_latent - our_latent).abs().max().item():.1e}"),
     }
 
 
-def measure_tricks(ways: Callable[[VideoPipeline], Ways]) -> dict[str, dict[str, float]]:
-    """Measure the effect of ways of computing a step, at the size where little else counts."""
-    _, ours = make_pair(SMALL)
+def measure_tricks(ways: Callable[[VideoPipeline], Ways], case: Case) -> dict[str, dict[str, float]]:
+    """Measure the effect of ways of computing a step."""
+    _, ours = make_pair(case)
     return compare_ways(
-        ways(ours), lambda: sample_with_videogen(ours, SMALL.config), rounds=SMALL.rounds, steps=SMALL.steps
+        ways(ours), lambda: sample_with_videogen(ours, case.config), rounds=case.rounds, steps=case.steps
     )
 
 
@@ -192,11 +220,11 @@ PROMPTS = (
 REUSE = [{"first_block_cache": x} for x in (0.05, 0.1, 0.2)] + [{"mag_cache": x} for x in (0.03, 0.1, 0.3)]
 
 
-def measure_block_caches(rounds: int) -> dict[str, dict[str, float]]:
+def measure_block_caches(prompts: Sequence[str], steps: int, rounds: int) -> dict[str, dict[str, float]]:
     """Measure each cache against none: share of the blocks that ran, time, alternating, and PSNR of frames in dB."""
     ours = VideoPipeline.load(MINI)
-    plain = replace(ours.defaults, steps=50)
-    requests = [ClipRequest(prompt, seed) for seed, prompt in enumerate(PROMPTS)]
+    plain = replace(ours.defaults, steps=steps)
+    requests = [ClipRequest(prompt, seed) for seed, prompt in enumerate(prompts)]
     configs = {"none": plain} | {f"{k} {v}": replace(plain, **changes) for changes in REUSE for k, v in changes.items()}
     times, clips, shares = dict[str, list[float]](), dict[str, Tensor](), dict[str, float]()
     for _ in range(rounds + 1):
@@ -229,9 +257,9 @@ def measure_block_caches(rounds: int) -> dict[str, dict[str, float]]:
 # --- prompt to MP4, and memory
 
 
-def measure_prompt_to_mp4(case: Case) -> dict[str, float]:
-    """Time prompt to MP4 with Wan 2.1's VAE at its real width, alternating."""
-    theirs, ours = make_pair(case, real_vae=True)
+def measure_prompt_to_mp4(case: Case, *, real_vae: bool) -> dict[str, float]:
+    """Time prompt to MP4, with Wan 2.1's VAE at its real width or with a tiny one, alternating."""
+    theirs, ours = make_pair(case, real_vae=real_vae)
     times: list[tuple[float, float]] = []
     with tempfile.TemporaryDirectory() as out:
 
@@ -255,9 +283,9 @@ PEAK = """
 import sys
 sys.path[:0] = [{root!r}]
 import torch
-from tests.bench.wan import CASES, make_pair, sample_with_diffusers, sample_with_videogen
+from tests.bench.wan import Case, make_pair, sample_with_diffusers, sample_with_videogen
 from videogen.sweep.resource_usage import peak_memory_gb, reset_peak_memory
-case = CASES[{name!r}]
+case = {case!r}
 theirs, ours = make_pair(case)
 cpu = torch.device("cpu")
 reset_peak_memory(cpu)
@@ -267,7 +295,7 @@ print(1000 * (peak_memory_gb(cpu) - before))
 """
 
 
-def measure_memory(name: str) -> dict[str, float]:
+def measure_memory(case: Case) -> dict[str, float]:
     """Measure how far a run of each raises the peak memory of a new process, in MB."""
     calls = {
         "diffusers_mb": "sample_with_diffusers(theirs, case.config)",
@@ -275,28 +303,29 @@ def measure_memory(name: str) -> dict[str, float]:
     }
     peaks = {}
     for key, call in calls.items():
-        code = PEAK.format(root=str(ROOT), name=name, call=call)
+        code = PEAK.format(root=str(ROOT), case=case, call=call)
         process = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
         peaks[key] = round(float(process.stdout.split()[-1]), 1)
     return peaks
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Measure everything, print it and write assets/bench/wan.json."""
-    argparse.ArgumentParser(prog="videogen bench wan", description=str(__doc__).split("\n")[0]).parse_args()
+    args = parse_flags(make_parser("wan", __doc__), argv)
+    extent = SMALL if args.small else Extent()
     set_num_threads()
+    clip = extent.first._replace(steps=extent.clip_steps, rounds=extent.clip_rounds)
+    clip_name = f"{clip.frames} frames of {clip.size}, {clip.steps} steps"
     sections = {
-        "guided_step": {name: measure_step(case) for name, case in CASES.items()},
-        "where_ours_goes": {name: measure_time_shares(case) for name, case in CASES.items()},
-        "without": measure_tricks(tricks_off),
-        "with": measure_tricks(further_tricks),
-        "approximate": measure_block_caches(3),
-        "prompt_to_mp4": {"17 frames of 64x64, 10 steps": measure_prompt_to_mp4(SMALL._replace(steps=10, rounds=3))},
-        "memory": {
-            name: measure_memory(name) for name in ("width 256 x 12, 80 tokens", "width 256 x 12, 3,960 tokens")
-        },
+        "guided_step": {name: measure_step(case) for name, case in extent.cases.items()},
+        "where_ours_goes": {name: measure_time_shares(case) for name, case in extent.cases.items()},
+        "without": measure_tricks(tricks_off, extent.first),
+        "with": measure_tricks(further_tricks, extent.first),
+        "approximate": measure_block_caches(PROMPTS[: extent.cache_prompts], extent.cache_steps, extent.cache_rounds),
+        "prompt_to_mp4": {clip_name: measure_prompt_to_mp4(clip, real_vae=extent.real_vae)},
+        "memory": {name: measure_memory(extent.cases[name]) for name in extent.memory},
     }
-    publish("wan", sections)
+    publish(args.out, sections)
 
 
 if __name__ == "__main__":

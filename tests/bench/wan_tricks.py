@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
-from torch.utils.flop_counter import FlopCounterMode
 
+from tests.bench.flop import count_gflop
 from videogen.models import attention, dit_blocks, rope
 from videogen.models.dit_network import TextContext
 from videogen.packing.packs import PackedText, PackLayout
@@ -136,10 +136,8 @@ def compare_ways(ways: Ways, sample: Callable[[], Tensor], *, rounds: int, steps
                 latents[name] = sample()
                 times[name].append(time.perf_counter() - began)
                 if turn == 0:
-                    with FlopCounterMode(display=False) as counter:
-                        sample()
-                    flop = counter.get_total_flops() / steps / 1e9
-                    rows[name] = {"gflop": round(flop, 2), "allocated_mb": round(measure_allocation(sample) / steps, 1)}
+                    gflop, allocated = count_gflop(sample)[0], measure_allocation(sample)
+                    rows[name] = {"gflop": round(gflop / steps, 2), "allocated_mb": round(allocated / steps, 1)}
     for name, row in rows.items():
         ratios = [b / a for a, b in zip(times["nothing"][1:], times[name][1:], strict=True)]
         row["time"] = round(statistics.median(ratios), 3)

@@ -76,15 +76,23 @@ class BenchArgs:
         ]
     ]
     """Which measurement."""
+    busy: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Measure although more than one core is busy with something else."""
 
 
 def run_bench(argv: Sequence[str]) -> int:
-    """Run a measurement of tests/bench as a script."""
-    args = parse(BenchArgs, argv[:1], prog="videogen bench", description=BenchArgs.__doc__)
+    """Run a measurement of tests/bench as a script, where the machine is free for it."""
+    words = [word for word in argv if word != "--busy"]  # the others after the name are the script's
+    own = [*words[:1], *(["--busy"] if "--busy" in argv else [])]
+    args = parse(BenchArgs, own, prog="videogen bench", description=BenchArgs.__doc__)
     script = ROOT / "tests" / "bench" / f"{args.name}.py"
     if not script.is_file():
         raise ValueError(f"the measurements are run from a checkout of the source: there is no {script}")
-    sys.argv, sys.path = [str(script), *argv[1:]], [str(ROOT), *sys.path]
+    sys.argv, sys.path = [str(script), *words[1:]], [str(ROOT), *sys.path]
+    if not {"-h", "--help"} & {*words[1:]}:
+        from tests.bench.load import check_load, measure_load
+
+        check_load(measure_load(), anyway=args.busy)
     runpy.run_path(str(script), run_name="__main__")
     return 0
 
