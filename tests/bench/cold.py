@@ -19,8 +19,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from tests.bench.flags import make_parser, parse_flags
-from tests.bench.machine import ROOT, Rows, publish
+from tests.bench.flags import ROOT, make_parser, parse_flags
+from tests.bench.machine import Rows, publish
 
 PROMPT = "a red circle moves right"
 IN_THIS_PROCESS = """
