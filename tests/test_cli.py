@@ -263,7 +263,7 @@ def test_a_dry_run_of_training_prints_clips_packs_and_memory_and_writes_nothing(
     clips_folder: Path, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = ["--data", str(clips_folder), "--data.toybox", "0", "--data.val-clips", "2", "--data.token-budget", "160"]
-    words = build_dit_command(checkpoint, tmp_path, *data)
+    words = build_dit_command(checkpoint, tmp_path, *data, "--dit.patches", "1x1x1", "0.7")
     assert train([*words, "--dry-run"]) == 0
     table = capsys.readouterr().out
     assert train([*words, "--dry-run", "--json"]) == 0
@@ -296,7 +296,7 @@ def test_a_dry_run_counts_only_the_clips_that_divide_into_a_patch_size(
     data = ["--data", str(clips_folder), "--data.toybox", "0", "--data.val-clips", "2"]
     text = (ROOT / "configs" / "toybox-dit.toml").read_text(encoding="utf-8")
     for share in (0.0, 0.1):
-        recipe.write_text(text.replace("[dit.patches]", f"[dit.patches]\n1x4x4 = {share} #"), encoding="utf-8")
+        recipe.write_text(f"{text}\n[dit.patches]\n1x4x4 = {share}\n", encoding="utf-8")
         status = train([str(recipe), *build_dit_command(checkpoint, tmp_path, *data)[1:], "--dry-run", "--json"])
         if share:
             refused(capsys, status, "1x4x4 have 10% of the steps, and no clip here is trained in them")
@@ -341,8 +341,8 @@ def test_a_token_budget_below_the_longest_clip_is_refused_before_training_with_o
     dry_run: list[str], checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = build_dit_command(checkpoint, tmp_path, "--data.toybox", "50", "--data.token-budget", "60", *dry_run)
-    message = "longest clip, of 320 tokens in patches of 1x1x1, and is 60"
-    refused(capsys, train(words), message, "--data.token-budget 320 or more")
+    message = "longest clip, of 80 tokens in patches of 1x2x2, and is 60"
+    refused(capsys, train(words), message, "--data.token-budget 80 or more")
     assert not (tmp_path / "run").exists()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,8 +25,12 @@ from videogen.cli.main import sample
 from videogen.config.parsing import to_mapping
 from videogen.config.sample import SampleConfig
 from videogen.models.checkpoint_config import NO_IMAGE, SAMPLER_OF, read_checkpoint_info
+from videogen.models.dit import VideoDiT
+from videogen.models.dit_network import LevelContext
 from videogen.models.text_encoder import clean_wan_prompt, embed_prompts, load_tokenizer_and_encoder
+from videogen.packing.noise import NoiseLevels
 from videogen.packing.packs import pad_texts
+from videogen.packing.patch_schedule import Patch
 from videogen.sampling.image_prompts import Images, open_images
 from videogen.sampling.pipeline import ClipRequest, VideoPipeline
 from videogen.sampling.solvers import DIFFUSERS_SAMPLERS
@@ -179,16 +184,25 @@ def test_a_checkpoint_with_an_euler_scheduler_is_sampled_by_flow_euler(tmp_path:
     assert_same_latents(ours, latents_of(theirs, config))
 
 
+def record_timesteps(dit: VideoDiT, record: Callable[[float], object]) -> None:
+    """Record the timesteps that a network is asked to answer at, each once."""
+    project_levels = dit.project_levels
+
+    def recorded(levels: NoiseLevels, patch: Patch) -> LevelContext:
+        for value in (1000 * levels.values).tolist():
+            record(value)
+        return project_levels(levels, patch)
+
+    dit.project_levels = recorded  # type: ignore[method-assign]
+
+
 def test_the_network_sees_the_schedulers_timesteps_which_are_not_its_noise_levels(
     folders: dict[str, tuple[Path, DiffusionPipeline]],
 ) -> None:
     ours = VideoPipeline.from_pretrained(folders["T2V 2.1"][0])
     timesteps: list[float] = []
-    hook = ours.transformer.register_forward_pre_hook(
-        lambda _, args: timesteps.extend((1000 * args[1].values).tolist())
-    )
+    record_timesteps(ours.transformer, timesteps.append)
     ours.sample([ClipRequest(PROMPT, 5)], SETTINGS)
-    hook.remove()
     theirs = folders["T2V 2.1"][1].scheduler
     scheduler = type(theirs).from_config(theirs.config, flow_shift=SETTINGS.shift)
     scheduler.set_timesteps(SETTINGS.steps)
@@ -200,9 +214,7 @@ def test_each_expert_answers_on_its_side_of_the_boundary(folders: dict[str, tupl
     ours = VideoPipeline.from_pretrained(folders["T2V A14B"][0])
     evaluations: list[tuple[int, float]] = []
     for i, expert in enumerate(ours.experts):
-        expert.register_forward_pre_hook(
-            lambda _, args, i=i: evaluations.append((i, 1000 * args[1].values.max().item()))
-        )
+        record_timesteps(expert, lambda timestep, i=i: evaluations.append((i, timestep)))
     ours.sample([ClipRequest(PROMPT, 5)], replace(SETTINGS, steps=9))
     assert {i for i, _ in evaluations} == {0, 1}
     assert all((timestep >= 875) == (i == 0) for i, timestep in evaluations)

@@ -164,9 +164,13 @@ class GeluLinear(nn.Module):
         """(n, d) -> (n, hidden)."""
         hidden = self.proj(x)
         needs_torch = torch.is_grad_enabled() or torch.compiler.is_compiling() or hidden.device.type != "cpu"
-        if needs_torch or self.approximate == "none" or hidden.dtype != torch.float32:
-            return F.gelu(hidden, approximate=self.approximate)
-        return gelu_in_place(hidden)
+        if not needs_torch and self.approximate == "tanh" and hidden.dtype == torch.float32:
+            return gelu_in_place(hidden)
+        if not needs_torch and hidden.dtype == torch.bfloat16:
+            # The form by erf differs by 5e-4 at most, and takes a quarter of the tanh form's time. A velocity computed
+            # in bfloat16 is 0.56% off by either.
+            return F.gelu(hidden)
+        return F.gelu(hidden, approximate=self.approximate)
 
 
 class FeedForward(nn.Module):
@@ -181,13 +185,19 @@ class FeedForward(nn.Module):
         return self.net[2](self.net[0](x))
 
 
+def as_layer_norm_takes(x: Tensor) -> Tensor:
+    """Cast to float32, except bfloat16 on a CPU in inference: there the kernel itself computes in float32."""
+    computes_in_float32 = x.dtype == torch.bfloat16 and x.device.type == "cpu" and not torch.is_grad_enabled()
+    return x if computes_in_float32 else x.float()
+
+
 class FP32LayerNorm(nn.LayerNorm):
     """LayerNorm in float32, whatever the input's precision."""
 
     def forward(self, input: Tensor) -> Tensor:
         """(n, d) -> (n, d)."""
         weight, bias = (None if p is None else p.float() for p in (self.weight, self.bias))
-        return F.layer_norm(input.float(), self.normalized_shape, weight, bias, self.eps).to(input.dtype)
+        return F.layer_norm(as_layer_norm_takes(input), self.normalized_shape, weight, bias, self.eps).to(input.dtype)
 
 
 class Modulation(NamedTuple):
@@ -209,7 +219,7 @@ def gather_by_level(rows: Tensor, index: Tensor) -> Tensor:
 def modulate(norm: FP32LayerNorm, x: Tensor, factor: Tensor, shift: Tensor, index: Tensor) -> Tensor:
     """Normalise tokens (n, d), then scale and shift them by their noise level (u, d); a single level takes one pass."""
     if len(factor) == 1 and factor.dtype == torch.float32:
-        return F.layer_norm(x.float(), norm.normalized_shape, factor[0], shift[0], norm.eps)
+        return F.layer_norm(as_layer_norm_takes(x), norm.normalized_shape, factor[0], shift[0], norm.eps)
     return norm(x.float()) * gather_by_level(factor, index) + gather_by_level(shift, index)
 
 
@@ -278,7 +288,7 @@ class Block(nn.Module):
         dtype = x.dtype
         hidden = modulate(self.norm1, x, own.factor, own.shift, index).to(dtype)
         x = add_gated(x, self.attn1(hidden, table, layout), own.gate, index)
-        x = x + self.attn2.cross_attend(self.norm2(x.float()).to(dtype), inputs, layout)
+        x = x + self.attn2.cross_attend(self.norm2(as_layer_norm_takes(x)).to(dtype), inputs, layout)
         hidden = modulate(self.norm3, x, own.factor_ffn, own.shift_ffn, index).to(dtype)
         update = self.ffn(hidden if self.nearby is None else hidden + self.nearby(hidden, layout))
         return add_gated(x, update.float(), own.gate_ffn, index)
