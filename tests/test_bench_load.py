@@ -29,7 +29,7 @@ def write_proc(proc: Path, core_ticks: str, processes: dict[int, tuple[int, int]
         (proc / str(pid)).mkdir(exist_ok=True)
         fields = f"S 1 1 1 0 -1 0 0 0 0 0 {user} {kernel} 0 0"
         (proc / str(pid) / "stat").write_text(f"{pid} (a ) name) {fields}\n", encoding="ascii")
-        (proc / str(pid) / "cmdline").write_bytes(b"python\0train.py\0" + b"x" * 100)
+        (proc / str(pid) / "cmdline").write_bytes(b"python\0train.py\0\n" + b"x" * 100)
 
 
 def test_load_is_the_time_that_cores_and_processes_took(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

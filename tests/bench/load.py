@@ -63,10 +63,10 @@ def read_process_ticks(proc: Path) -> dict[Path, int]:
 def process_name(folder: Path) -> str:
     """Read a process's command, shortened."""
     try:
-        words = (folder / "cmdline").read_bytes().decode(errors="replace").split("\0")
+        words = (folder / "cmdline").read_bytes().decode(errors="replace").replace("\0", " ").split()
     except OSError:
         words = []
-    return f"{' '.join(words).strip()[:NAME_LENGTH]} ({folder.name})"
+    return f"{' '.join(words)[:NAME_LENGTH]} ({folder.name})"
 
 
 def measure_load(seconds: float = 0.5, proc: Path = PROC) -> Load:
