@@ -68,6 +68,7 @@ class BenchArgs:
             "patches",
             "precision",
             "settings",
+            "short",
             "sizes",
             "sweep",
             "teaser",

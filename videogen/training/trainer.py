@@ -29,6 +29,7 @@ from videogen.data.folder_lock import lock_run
 from videogen.data.manifest import find_fault
 from videogen.interruption import StopRequest
 from videogen.models.dit import VideoDiT
+from videogen.models.precision import lacks_bf16_instructions
 from videogen.training.ema import PowerEMA
 from videogen.training.optimizers import make_optimizer
 from videogen.training.progress import Meter, RunLog, cut_log, is_validation, progress_bar, read_log
@@ -104,14 +105,6 @@ def is_out_of_memory(error: BaseException) -> bool:
     """True if memory ran out: torch raises a class of its own on CUDA, and errors with these messages elsewhere."""
     messages = ("out of memory", "not enough memory", "can't allocate memory", "Cannot allocate memory")
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(text in str(error) for text in messages)
-
-
-def lacks_bf16_instructions(device: torch.device) -> bool:
-    """True if the device is an x86 CPU on which bfloat16 products take 40 times as long as float32, or longer."""
-    if device.type != "cpu" or not hasattr(torch.cpu, "get_capabilities"):  # some versions of torch 2.1x lack it
-        return False
-    cpu = torch.cpu.get_capabilities()
-    return cpu.get("architecture") == "x86_64" and not (cpu["avx512_bf16"] or cpu["amx_bf16"])
 
 
 class Trainer(Generic[Batch, MicroBatch]):
