@@ -196,6 +196,14 @@ def test_each_encoder_has_its_own_embeddings_in_a_shared_folder(
     assert cache.read(["a red circle"])[0].shape[1] != other.read(["a red circle"])[0].shape[1]
 
 
+def test_embeddings_in_bf16_lie_near_those_in_float32_and_have_names_of_their_own(
+    mini: tuple[PreTrainedTokenizerBase, PreTrainedModel], tmp_path: Path
+) -> None:
+    exact, rounded = TextCache(*mini, tmp_path), TextCache(*mini, tmp_path, bf16=True)
+    for one, other in zip(exact.read(PROMPTS), rounded.read(PROMPTS), strict=True):
+        assert 0 < (one.float() - other.float()).norm() < 0.02 * one.float().norm()  # bf16 has 8 bits of mantissa
+
+
 def test_embeddings_leave_memory_and_are_read_from_disk_again(
     mini: tuple[PreTrainedTokenizerBase, PreTrainedModel], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

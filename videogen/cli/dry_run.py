@@ -42,7 +42,7 @@ def describe(job: SampleJob, args: SampleArgs, info: CheckpointInfo, weights: in
         "evaluations": num_evaluations(config),
         "gflop": round(cost.gflop),
         "memory_gb": round(cost.memory_gb, 2),
-        "seconds": round(cost.seconds(), 1) if args.device == "cpu" else None,
+        "seconds": float(f"{cost.seconds():.2g}") if args.device == "cpu" else None,
     }
     return (
         json.dumps(row) if args.json else "  ".join(f"{key} {value}" for key, value in row.items() if value is not None)

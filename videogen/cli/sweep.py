@@ -117,7 +117,7 @@ def estimate_sweep(plan: Plan, args: SampleArgs, info: CheckpointInfo) -> str:
         "settings": num_settings,
         "references": round(share * len(references)),
         "evaluations": round(share * sum(num_evaluations(run.config) for run in runs)),
-        **({"seconds": round(clip_seconds(flop), 1)} if args.device == "cpu" else {}),
+        **({"seconds": float(f"{clip_seconds(flop):.2g}")} if args.device == "cpu" else {}),
     }
     return json.dumps(row) if args.json else "  ".join(f"{key} {value}" for key, value in row.items())
 

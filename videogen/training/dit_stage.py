@@ -87,7 +87,8 @@ class DitStage:
         self.batch_builder = BatchBuilder(dit, base, self.seed)
         light_encoder = self.vae.linear_encoder_copy() if isinstance(self.vae, VideoVAE) else None
         self.reader = BatchReader(self.folder, self.cache, self.batch_builder, light_encoder)
-        self.texts = TextCache(self.tokenizer, self.text_encoder, config.run.dir / "texts")
+        use_bf16 = config.run.mixed_precision == "bf16"
+        self.texts = TextCache(self.tokenizer, self.text_encoder, config.run.dir / "texts", bf16=use_bf16)
         if self.model.data_variance is not None and dit.init is None and not saved_steps(config.run.dir):
             self.model.data_variance.data = self._data_variance()
         if dit.gradient_checkpointing:

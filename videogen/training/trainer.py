@@ -215,7 +215,7 @@ class Trainer(Generic[Batch, MicroBatch]):
         sums: dict[str, float] = {}
         use_bf16 = self.run.mixed_precision == "bf16"
         try:
-            # Only the forward pass is autocast: `split` embeds captions, which are cached in the encoder's precision.
+            # Only the forward pass is autocast: what `split` draws and embeds has precisions of its own.
             for micro_batch in self.stage.split(batch, self.max_tokens_per_pass):
                 with torch.autocast(self.accelerator.device.type, torch.bfloat16, enabled=use_bf16):
                     losses = self.stage.loss(self.model, micro_batch, batch_number)
