@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain, groupby
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from videogen.cli.arguments import check_device, parse, peek
 from videogen.cli.dry_run import count_bytes, describe
@@ -32,6 +32,7 @@ from videogen.data.saved_latents import check_latent, latent_settings, read_late
 from videogen.data.video_io import write_video
 from videogen.models.checkpoint_config import CheckpointInfo, read_checkpoint_info
 from videogen.models.hub import find_checkpoint
+from videogen.models.precision import bf16_instructions
 from videogen.packing.bin_packing import group_by_budget
 from videogen.sampling.cost import num_evaluations
 
@@ -90,7 +91,15 @@ def parse_args(argv: Sequence[str]) -> tuple[SampleArgs, CheckpointInfo]:
         info = read_checkpoint_info(args.model)
     if path is not None and recorded is not None:
         check_recorded_files(Path(path), recorded, args, argv)
-    return args, info
+    return replace(args, dtype=resolve_dtype(args, info)), info
+
+
+def resolve_dtype(args: SampleArgs, info: CheckpointInfo) -> Literal["float32", "bfloat16"]:
+    """Choose the precision that "auto" stands for: bfloat16 where it is faster and the judge sees no difference."""
+    if args.dtype != "auto":
+        return args.dtype
+    is_faster = args.device == "cpu" and bf16_instructions() is True
+    return "bfloat16" if is_faster and info.is_plain and not args.needs_diffusers else "float32"
 
 
 def find_latents(jobs: Sequence[SampleJob], args: SampleArgs) -> dict[SampleJob, Path]:

@@ -55,8 +55,9 @@ class SampleArgs:
     """Settings."""
     device: Literal["cpu", "cuda", "mps"] = "cpu"
     """Where to compute."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Precision of the weights; bfloat16 is for GPUs."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Precision of the weights. auto: bfloat16 for checkpoints trained here, on a CPU that has instructions for it, and
+    float32 otherwise. A clip records the precision that it was made in."""
     offload: Literal["none", "model", "group"] = "none"
     """Keep what does not compute on the CPU: whole parts (model), or layer by layer (group), slower and smaller."""
     quantise: Literal["none", "fp8", "int8", "nf4"] = "none"

@@ -238,8 +238,9 @@ class RunConfig:
     """Decides every random draw of the run."""
     steps: int = 1000
     """Optimiser steps in all."""
-    mixed_precision: Literal["no", "bf16"] = "no"
-    """bf16 computes matrix products in half the bits, on CUDA and CPUs with avx512_bf16; weights stay float32."""
+    mixed_precision: Literal["auto", "no", "bf16"] = "auto"
+    """bf16 computes matrix products in half the bits; weights stay float32. auto: bf16 on GPUs and CPUs that have
+    instructions for it, no elsewhere; config.json keeps what was chosen."""
     compile: bool = False
     """Compile the DiT's blocks with torch.compile, which pays after a minute on a GPU."""
     minutes: float | None = None

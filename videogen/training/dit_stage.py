@@ -27,6 +27,7 @@ from videogen.data.prefetch import count_workers, prefetch
 from videogen.data.video_io import write_video
 from videogen.models.checkpoint import disable_library_progress_bars
 from videogen.models.dit import VideoDiT
+from videogen.models.precision import resolve_mixed_precision
 from videogen.models.text_encoder import num_text_rows
 from videogen.models.vae import VideoVAE
 from videogen.packing.bin_packing import balance_ranks, plan_packs
@@ -87,7 +88,7 @@ class DitStage:
         self.batch_builder = BatchBuilder(dit, base, self.seed)
         light_encoder = self.vae.linear_encoder_copy() if isinstance(self.vae, VideoVAE) else None
         self.reader = BatchReader(self.folder, self.cache, self.batch_builder, light_encoder)
-        use_bf16 = config.run.mixed_precision == "bf16"
+        use_bf16 = resolve_mixed_precision(config.run).mixed_precision == "bf16"
         self.texts = TextCache(self.tokenizer, self.text_encoder, config.run.dir / "texts", bf16=use_bf16)
         if self.model.data_variance is not None and dit.init is None and not saved_steps(config.run.dir):
             self.model.data_variance.data = self._data_variance()

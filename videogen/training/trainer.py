@@ -15,6 +15,7 @@ import signal
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Generic, Protocol, TypeVar
@@ -29,7 +30,7 @@ from videogen.data.folder_lock import lock_run
 from videogen.data.manifest import find_fault
 from videogen.interruption import StopRequest
 from videogen.models.dit import VideoDiT
-from videogen.models.precision import lacks_bf16_instructions
+from videogen.models.precision import lacks_bf16_instructions, resolve_mixed_precision
 from videogen.training.ema import PowerEMA
 from videogen.training.optimizers import make_optimizer
 from videogen.training.progress import Meter, RunLog, cut_log, is_validation, progress_bar, read_log
@@ -114,6 +115,7 @@ class Trainer(Generic[Batch, MicroBatch]):
         from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
         from accelerate.utils import GradientAccumulationPlugin
 
+        config = replace(config, run=resolve_mixed_precision(config.run))
         self.stage, self.config, self.run = stage, config, config.run
         # A step trains one patch size, of the recipe or of dit.init, and not always the head for the facts.
         dit = config.dit
