@@ -9,11 +9,10 @@ from safetensors.torch import load_file
 
 from tests.conftest import CHANNELS, STAGES, assert_same_state, draw_texts, elsewhere, fit, seeded, tiny_dit
 from videogen.config.train import TrainConfig
-from videogen.models import attention
+from videogen.models import attention, precision
 from videogen.models.attention import attend, attend_text, text_keys
 from videogen.packing.noise import levels_per_clip
 from videogen.packing.packs import pack
-from videogen.training import trainer
 from videogen.training.stages import make_stage
 from videogen.training.trainer import Trainer
 
@@ -104,7 +103,6 @@ def test_bf16_on_a_cpu_without_its_instructions_is_warned_of(
 ) -> None:
     recipe = with_bf16(finished["dit"], tmp_path / "run")
     for has_bf16, num_warnings in ((True, 0), (False, 1)):
-        capabilities = {"architecture": "x86_64", "avx512_bf16": has_bf16, "amx_bf16": False}
-        monkeypatch.setattr(trainer.torch.cpu, "get_capabilities", lambda capabilities=capabilities: capabilities)
+        monkeypatch.setattr(precision, "bf16_instructions", lambda has_bf16=has_bf16: has_bf16)
         Trainer(make_stage(recipe), recipe)  # type: ignore[arg-type]
         assert caplog.text.count("no bf16 instructions") == num_warnings

@@ -26,6 +26,7 @@ from videogen.packing.patch_schedule import patch_schedule
 from videogen.sampling.clip_sampler import ClipRequest, ClipSampler
 from videogen.sampling.denoiser import Denoiser, with_guidance
 from videogen.sampling.guidance import prompts_and_negatives
+from videogen.sampling.solvers import known_levels
 from videogen.sweep.plan import Run
 from videogen.sweep.resource_usage import peak_memory_gb, reset_peak_memory, synchronise
 
@@ -190,7 +191,8 @@ class PackRun:
     ) -> None:
         self.batch, self.noise, self.on_evaluation = batch, noise, on_evaluation
         self.texts = [*(run.prompt for run in runs), *(run.config.negative for run in runs)]
-        self.patch_at = patch_schedule(runs[0].config, batch.pipeline.transformer.patches)
+        shared = runs[0].config  # schedule_of says what of it holds for all runs
+        self.patch_at = patch_schedule(shared, batch.pipeline.transformer.patches)
         self.denoiser = Denoiser(
             batch.pipeline.experts,
             batch.pipeline.boundary,
@@ -198,6 +200,7 @@ class PackRun:
             text=batch.take_texts(self.texts),
             patch_at=self.patch_at,
             tokens_per_call=batch.tokens_per_pack,
+            sigmas=known_levels(shared.sampler, shared.steps, shift=shared.shift),
         )
         self.num_requested, self.num_reused, self.num_computed = [0] * len(runs), [0] * len(runs), 0
 
