@@ -76,7 +76,9 @@ def judge_clip(
 ) -> tuple[Judgement, tuple[str, ...], ClipShape | None]:
     """Judge a file of a folder with its captions; the clip that training makes of it is None where it is unusable."""
     texts, about_captions = caption_of(path, captions)
-    judgement = judge(path).with_findings(*([about_captions] if about_captions else []))
+    judgement = judge(path)
+    if about_captions is not None:
+        judgement = judgement._replace(findings=(about_captions,)).with_findings(*judgement.findings)
     if judgement.info is None or judgement.fault is not None:
         return judgement, texts, None
     try:

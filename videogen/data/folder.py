@@ -24,6 +24,7 @@ from videogen.config.sizes import TIME_STRIDE
 from videogen.config.train import DataConfig
 from videogen.data.clip_plan import judge_clip
 from videogen.data.findings import KINDS, Finding, printable
+from videogen.data.judgement_cache import open_judgements
 from videogen.data.listing import list_folder
 from videogen.data.video_io import VideoInfo, read_video
 from videogen.packing.noise import step_generator
@@ -81,8 +82,10 @@ class VideoFolder:
         listing.check_tables()
         self.problems += [(path, finding.words) for path, finding in listing.findings if finding.level == "unusable"]
         noticed = defaultdict[str, list[tuple[Path, Finding]]](list)
-        with ThreadPoolExecutor() as pool:
-            judged = pool.map(lambda path: judge_clip(path, listing.captions, config, patch), listing.clips)
+        with open_judgements() as known, ThreadPoolExecutor() as pool:
+            judged = pool.map(
+                lambda path: judge_clip(path, listing.captions, config, patch, known.judge), listing.clips
+            )
             for path, (judgement, captions, shape) in zip(listing.clips, judged, strict=True):
                 for finding in judgement.findings:
                     noticed[finding.kind].append((path, finding))

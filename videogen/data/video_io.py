@@ -1,4 +1,4 @@
-"""Read and write videos and images; only this file and video_decode.py import decord, PyAV and imageio.
+"""Read and write videos and images; decord, PyAV and imageio are used here and where files are judged.
 
 any file FFmpeg or Pillow can read  ->  frames (t, h, w, 3) uint8  ->  .mp4, .webm, .gif or .png
 """
