@@ -39,7 +39,7 @@ def examined(bad_files: Path) -> Examination:
 def kinds_by_name(found: Examination) -> dict[str, set[str]]:
     kinds: dict[str, set[str]] = {}
     for path, finding in found.located_findings():
-        kinds.setdefault(os.path.relpath(path, found.listing.folder), set()).add(finding.kind)
+        kinds.setdefault(os.path.relpath(path, found.folder), set()).add(finding.kind)
     return kinds
 
 
@@ -215,7 +215,7 @@ def test_a_caption_that_is_not_utf8_is_named(clips: Path) -> None:
 def test_training_refuses_the_row_that_the_doctor_names(clips: Path) -> None:
     write_table(clips, "file_name,text\na.mp4,red\nb.mp4\n")
     found = examine(DataConfig(folder=clips), PATCH)
-    ((path, finding),) = [(path, f) for path, f in found.listing.findings if f.kind == "bad_row"]
+    ((path, finding),) = [(path, f) for path, f in found.others if f.kind == "bad_row"]
     with pytest.raises(ValueError, match=r"metadata\.csv row 3: every row needs file_name and text") as error:
         open_folder(clips)
     assert str(error.value) == f"{path} {finding.words}"

@@ -18,7 +18,7 @@ from videogen.data.findings import LEVELS, Finding, Level
 from videogen.data.frame_findings import judge_frames
 from videogen.data.judgement import Judgement
 from videogen.data.judgement_cache import open_judgements
-from videogen.data.listing import Listing, LocatedFinding, list_folder
+from videogen.data.listing import LocatedFinding, list_folder
 from videogen.doctor.duplicates import group_duplicates
 from videogen.packing.bin_packing import plan_packs
 from videogen.packing.patch_schedule import Patch
@@ -53,14 +53,15 @@ class Prospects(NamedTuple):
 class Examination:
     """All that was found in a folder."""
 
-    listing: Listing
+    folder: Path
     clips: list[ExaminedClip]
+    others: list[LocatedFinding]  # about folders, links, tables and rows: what is no clip
     prospects: Prospects
 
     def located_findings(self) -> list[LocatedFinding]:
         """List every finding with its file, the worst kinds first."""
         of_clips = [(clip.path, finding) for clip in self.clips for finding in clip.judgement.findings]
-        return sorted([*self.listing.findings, *of_clips], key=lambda located: LEVELS.index(located[1].level))
+        return sorted([*self.others, *of_clips], key=lambda located: LEVELS.index(located[1].level))
 
     @property
     def is_clean(self) -> bool:
@@ -92,11 +93,16 @@ def examine(
         except KeyboardInterrupt:
             pool.shutdown(cancel_futures=True)
             raise
+    places = {clip.path: number for number, clip in enumerate(clips)}
+    others = [located for located in listing.findings if located[0] not in places]
+    for path, finding in listing.findings:
+        if (number := places.get(path)) is not None:
+            clips[number] = add_findings(clips[number], finding)
     clips = mark_duplicates(clips)
     if judge_captions is not None:
         about = judge_captions({clip.path: clip.captions for clip in clips})
         clips = [add_findings(clip, about.get(clip.path)) for clip in clips]
-    return Examination(listing, clips, plan_epoch(clips, config))
+    return Examination(config.folder, clips, others, plan_epoch(clips, config))
 
 
 def add_findings(clip: ExaminedClip, finding: Finding | None) -> ExaminedClip:

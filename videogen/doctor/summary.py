@@ -34,7 +34,7 @@ def group_by_kind(found: Examination) -> dict[str, list[LocatedFinding]]:
 
 def print_examination(found: Examination, console: Console, tokens_per_second: float | None) -> None:
     """Print the findings by kind, and what training makes of the folder."""
-    num_used, folder = found.prospects.clips, found.listing.folder
+    num_used, folder = found.prospects.clips, found.folder
     used = sum(clip.shape is not None for clip in found.clips)
     console.print(Text(f"{printable(folder)}: {len(found.clips)} files, {used} can be used"))
     kinds = group_by_kind(found)
@@ -86,7 +86,7 @@ def measured_speed(run_dir: Path) -> float | None:
 
 def to_mapping(found: Examination, tokens_per_second: float | None) -> dict[str, object]:
     """Collect everything found for JSON."""
-    folder, prospects = found.listing.folder, found.prospects
+    folder, prospects = found.folder, found.prospects
     return {
         "folder": str(folder),
         "clean": found.is_clean,
@@ -94,7 +94,7 @@ def to_mapping(found: Examination, tokens_per_second: float | None) -> dict[str,
         "files": [describe_clip(clip, folder) for clip in found.clips],
         "findings": [
             {"path": relative_name(path, folder), "level": finding.level, **finding._asdict()}
-            for path, finding in found.listing.findings
+            for path, finding in found.others
         ],
         "epoch": prospects._asdict()
         | {"fill": None if math.isnan(prospects.fill) else prospects.fill}
