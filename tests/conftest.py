@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import shutil
 from collections.abc import Iterator
@@ -62,6 +63,12 @@ def float32_on_every_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in ("cli.sample", "models.precision"):
         monkeypatch.setattr(f"videogen.{module}.bf16_instructions", lambda: False)
     monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda **_: False)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def own_caches(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Keep what is known of files apart from what the user's own runs know."""
+    os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("caches"))
 
 
 def seeded(seed: int = 0) -> torch.Generator:

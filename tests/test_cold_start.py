@@ -99,7 +99,7 @@ def test_a_command_that_computes_nothing_imports_no_torch(flags: Sequence[str]) 
     assert packages_of(imported_modules("sample.py", *flags)) & {"torch", "transformers", "diffusers"} == set()
 
 
-@pytest.mark.parametrize("command", ["judge", "train", "toybox", "bench"])
+@pytest.mark.parametrize("command", ["judge", "train", "toybox", "doctor", "bench"])
 def test_the_help_of_every_command_imports_no_torch(command: str, tmp_path: Path) -> None:
     (tmp_path / "command.py").write_text(
         f"from videogen.cli.main import main; main(['{command}', '--help'])", encoding="utf-8"

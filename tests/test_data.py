@@ -13,8 +13,8 @@ from torch import Tensor
 
 from tests.conftest import seeded
 from videogen.config.train import DataConfig
-from videogen.data.captions import read_captions
-from videogen.data.folder import VideoFolder, epoch_order, fit_size, scale_and_crop
+from videogen.data.clip_plan import fit_size
+from videogen.data.folder import VideoFolder, epoch_order, scale_and_crop
 from videogen.data.video_io import write_video
 from videogen.models.vae import VideoVAE
 from videogen.packing.packs import pack
@@ -272,7 +272,7 @@ VALID_ROW = '{"file_name": "a.mp4", "text": "x"}'
 def test_an_invalid_row_is_named_by_its_number(tmp_path: Path, name: str, content: str, message: str) -> None:
     (tmp_path / name).write_text(content, encoding="utf-8", errors="surrogateescape")
     with pytest.raises(ValueError, match=rf"{name} {message}"):
-        read_captions(tmp_path)
+        open_folder(tmp_path)
 
 
 def test_a_file_beside_a_caption_is_a_clip_unless_a_video_has_that_caption(tmp_path: Path) -> None:
@@ -289,7 +289,7 @@ def test_a_file_beside_a_caption_is_a_clip_unless_a_video_has_that_caption(tmp_p
     (tmp_path / "sub").mkdir()
     (tmp_path / "sub" / "link").symlink_to(linked, target_is_directory=True)
     folder = open_folder(tmp_path, messages)
-    assert {entry.caption for entry in folder.entries} == {"red", "blue"}
+    assert {entry.captions for entry in folder.entries} == {("red",), ("blue",)}
     assert [path.name for path, _ in folder.problems] == ["photo.heic"]
 
 

@@ -268,17 +268,19 @@ def reconstruct(frames: np.ndarray, vae: VideoVAE | WanVAE) -> np.ndarray:
 
 def captioned_files(folder: Path, num: int) -> list[tuple[Path, Case]]:
     """List the files of a folder whose captions are in the world's words, and report how many others there are."""
-    from videogen.data.captions import read_captions
+    from videogen.data.listing import list_folder
 
-    captions = read_captions(folder)
+    listing = list_folder(folder)
+    listing.check_tables()
+    captions = listing.captions
     if not captions:
         raise ValueError(f"{folder} has no captions: a metadata.csv with file_name and text says what its clips show")
     if num < len(captions):
         logger.warning("the first %d of %d clips are judged; --clips says how many", num, len(captions))
     files, errors = list[tuple[Path, Case]](), list[str]()
-    for name, text in islice(captions.items(), num):
+    for path, (text, *_) in islice(captions.items(), num):
         try:
-            files.append((folder / name, Case(text, read_caption(text))))
+            files.append((path, Case(text, read_caption(text))))
         except ValueError as error:
             errors.append(str(error))
     if errors:

@@ -1,6 +1,7 @@
 """videogen: text to video of any length, size and aspect ratio, on spacetime patches.
 
-Exit status: 0 done; 1 failure; 2 wrong input, one sentence on stderr; 130 after Ctrl-C, with nothing half-written.
+Exit status: 0 done; 1 failure; 2 wrong input, one sentence on stderr; 3 a finding of the doctor; 130 after Ctrl-C,
+with nothing half-written.
 Imports that cost time (torch, diffusers) stand where they are used, so that --help answers at once.
 """
 
@@ -17,6 +18,7 @@ import tyro
 
 from videogen import __version__
 from videogen.cli.arguments import guard, parse, set_offline, silence_quantisers
+from videogen.cli.doctor import DoctorArgs, run_doctor
 from videogen.cli.toybox import ToyboxArgs, run_toybox
 from videogen.cli.train import run_train
 from videogen.config.parsing import nearest
@@ -103,6 +105,7 @@ COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "train": (run_train, "train a VAE or a transformer from a recipe"),
     "toybox": (run_toybox, "write a folder of captioned clips from a world whose truth is known"),
     "judge": (run_judge, "score clips or a checkpoint by what their captions say"),
+    "doctor": (run_doctor, "say what is wrong with a folder of videos, and what training makes of it"),
     "bench": (run_bench, "run a measurement behind the README's numbers"),
 }
 HELP = f"""{(__doc__ or "").splitlines()[0]}
@@ -139,7 +142,7 @@ def print_completion(words: Sequence[str]) -> int:
     def of(kind: type, name: str) -> object:
         return Annotated[kind, tyro.conf.subcommand(name, description=COMMANDS[name][1])]
 
-    kinds = (SampleArgs, TrainConfig, ToyboxArgs, JudgeArgs, BenchArgs)
+    kinds = (SampleArgs, TrainConfig, ToyboxArgs, JudgeArgs, DoctorArgs, BenchArgs)
     commands = [of(kind, name) for kind, name in zip(kinds, COMMANDS, strict=True)]
     union = commands[0]
     for command in commands[1:]:

@@ -22,6 +22,8 @@ class DataConfig:
 
     folder: Path = Path("data")
     """A folder of videos: metadata.csv / .jsonl / .parquet with file_name and text, or a clip.txt beside clip.mp4."""
+    follow_links: bool = False
+    """Read what links in the folder lead to where that lies outside of it."""
     toybox: int = 0
     """Render this many clips of the toybox instead of reading a folder."""
     toybox_sizes: tuple[str, ...] = ()

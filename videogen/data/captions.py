@@ -1,31 +1,53 @@
 """Read the captions of a folder of videos, and the rows of any table file.
 
-metadata.csv / .jsonl / .parquet, clip.txt beside clip.mp4  ->  {video path: caption}
+metadata.csv / .jsonl / .parquet  ->  CaptionTable: rows, and what is wrong with them
 """
 
 from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
-from videogen.data.files import walk_files
+from videogen.data.files import error_reason
+from videogen.data.findings import Finding
+
+TAB = "\t"
 
 
-def read_captions(folder: Path) -> dict[str, str]:
-    """Read all metadata files of a folder and its sub-folders into {file name relative to the folder: caption}.
+class CaptionTable(NamedTuple):
+    """The rows of metadata files, and what is wrong with these files."""
 
-    Raises a ValueError that names the row where file_name or text is missing or no string.
-    """
-    captions: dict[str, str] = {}
-    for path in sorted(path for path in walk_files(folder) if path.name in METADATA):
-        for number, row in ROW_READERS[path.suffix](path):
-            if not isinstance(row, dict) or not all(isinstance(row.get(key), str) for key in ("file_name", "text")):
-                raise ValueError(f"{path} row {number}: every row needs file_name and text, got {row}")
-            name = path.parent.relative_to(folder) / row["file_name"].replace("\\", "/")
-            captions[name.as_posix()] = row["text"]
-    return captions
+    texts: dict[tuple[Path, str], list[str]]  # folder of the metadata and file_name in it: its captions in order
+    findings: list[tuple[Path, Finding]]
+
+
+def read_caption_tables(paths: Iterable[Path]) -> CaptionTable:
+    """Read metadata files; a row that cannot be read ends its file, and is named."""
+    table = CaptionTable({}, [])
+    for path in paths:
+        try:
+            for number, row in ROW_READERS[path.suffix](path):
+                if not isinstance(row, dict) or not all(isinstance(row.get(key), str) for key in ("file_name", "text")):
+                    raise ValueError(f"{path} row {number}: every row needs file_name and text, got {row}")
+                table.texts.setdefault((path.parent, row["file_name"]), []).append(row["text"].strip())
+            if path.suffix == ".csv" and (delimiter := find_delimiter(path)) != ",":
+                marks = "tabs" if delimiter == TAB else "semicolons"
+                words = f"its cells are separated by {marks}; it is read all the same"
+                table.findings.append((path, Finding("separator", words)))
+        except (ValueError, OSError) as error:
+            words = error_reason(error) if isinstance(error, OSError) else str(error).removeprefix(f"{path} ")
+            table.findings.append((path, Finding("bad_row", words)))
+    return table
+
+
+def find_delimiter(path: Path) -> str:
+    """Return what separates the cells of a .csv: where its first line has no comma, semicolons or tabs, as of Excel."""
+    with path.open(encoding="utf-8-sig", errors="replace") as file:
+        header = file.readline()
+    return next((mark for mark in (",", ";", TAB) if mark in header), ",")
 
 
 def read_utf8(path: Path) -> str:
@@ -39,7 +61,7 @@ def read_utf8(path: Path) -> str:
 def read_csv_rows(path: Path) -> Iterator[tuple[int, object]]:
     """Yield (number, {column: cell}) of each row; the number is that of the row's last line in the file."""
     with path.open(newline="", encoding="utf-8-sig") as file:  # Excel begins a file with a byte order mark
-        reader = csv.DictReader(file)
+        reader = csv.DictReader(file, delimiter=find_delimiter(path))
         try:
             for row in reader:
                 if None in row:  # DictReader files the surplus cells under None

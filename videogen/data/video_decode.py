@@ -12,11 +12,13 @@ from contextlib import contextmanager
 from functools import lru_cache
 from itertools import chain, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar, cast
 
 from einops import rearrange, repeat
 
+from videogen.data.file_format import explain_failure, explain_picture
 from videogen.data.files import error_reason
+from videogen.data.findings import UnreadableFile
 
 if TYPE_CHECKING:
     import av
@@ -46,12 +48,16 @@ class VideoHeader(NamedTuple):
     has_square_pixels: bool = True
     tick_seconds: float = 0.0  # one step of the file's clock
     first_seconds: float = 0.0  # the time of the first frame
+    coded_size: tuple[int, int] = (0, 0)  # width and height as decoded
 
 
 def inspect_header(path: Path) -> VideoHeader:
     """Decode one frame for its size and time, once for each state of the file."""
+    if not path.exists():
+        raise UnreadableFile(path, "missing", "it does not exist; give a file")
     if not path.is_file():
-        raise ValueError(f"cannot read {path}: it {'is a folder' if path.is_dir() else 'does not exist'}; give a file")
+        words = "is a folder" if path.is_dir() else "is no regular file"  # Opening a pipe would wait for ever.
+        raise UnreadableFile(path, "no_file", f"it {words}; give a file")
     return cached_header(path, path.stat().st_mtime_ns)
 
 
@@ -61,27 +67,37 @@ def cached_header(path: Path, _mtime_ns: int) -> VideoHeader:
     if path.suffix.lower() in IMAGE_SUFFIXES:
         return VideoHeader(*read_image_file(path).shape[2:0:-1])
     with open_video(path) as (container, stream):
-        frame = next(container.decode(stream), None)
+        frame = next(decode_frames(path, container, stream), None)
         if frame is None or frame.time is None:
-            raise ValueError(f"cannot read {path}: it has no {'times' if frame else 'frames'}; ffmpeg can rewrite it")
+            lack = "times" if frame else "frames"
+            raise UnreadableFile(path, f"no_{lack}", f"it has no {lack}; ffmpeg can rewrite it")
         a, b, c, d = display_matrix(frame)
         ratio = float(stream.sample_aspect_ratio or 1)  # of a pixel's sides: DVDs and camcorders have oblong ones
         size = (round(frame.width * ratio), frame.height) if a else (frame.height, round(frame.width * ratio))
-        return VideoHeader(*size, a * d < b * c, ratio == 1, float(stream.time_base or 0), frame.time)
+        is_mirrored, coded_size = a * d < b * c, (frame.width, frame.height)
+        return VideoHeader(*size, is_mirrored, ratio == 1, float(stream.time_base or 0), frame.time, coded_size)
 
 
 @lru_cache(maxsize=1 << 16)
 def decord_seeks(path: Path, _mtime_ns: int) -> bool:
-    """True if decord's seeking finds the right frames, judged from all packets of the file, which decord reads too.
+    """True if decord shows the right frames, judged from all packets of the file, which decord reads too.
 
-    It counts from a keyframe on, in the order of the file: frames that follow a keyframe and are shown before it, as
-    in an open group of pictures, are lost on the way; and in a transport stream it seeks to a later keyframe.
+    Its seeking counts from a keyframe on, in the order of the file: frames that follow a keyframe and are shown before
+    it, as in an open group of pictures, are lost on the way; and in a transport stream it seeks to a later keyframe.
+    Frames of another size, which begin with a keyframe, it would stretch.
     """
     with open_video(path) as (container, stream):
         if stream.codec_context.codec.canonical_name not in DECORD_CODECS or container.format.name == "mpegts":
             return False
-        keyframe_time = -math.inf
+        keyframe_time, coded_size = -math.inf, None
+        stream.codec_context.skip_frame = "NONKEY"
         for packet in container.demux(stream):
+            if packet.is_corrupt:
+                return False
+            for frame in packet.decode() if packet.is_keyframe or packet.pts is None else ():
+                coded_size = coded_size or (frame.width, frame.height)
+                if coded_size != (frame.width, frame.height):
+                    return False
             if packet.pts is not None:
                 keyframe_time = packet.pts if packet.is_keyframe else keyframe_time
                 if packet.pts < keyframe_time:
@@ -94,13 +110,40 @@ def open_video(path: Path) -> Iterator[tuple[InputContainer, av.VideoStream]]:
     """Open a file with PyAV and yield it with its first video stream; errors of FFmpeg inside name the file."""
     import av.error
 
-    try:
-        with av.open(path, metadata_errors="replace") as container:  # Titles may be in Latin-1.
+    try:  # FFmpeg takes what stands before a colon for a protocol, but not behind a slash.
+        with av.open(path.absolute(), metadata_errors="replace") as container:  # Titles may be in Latin-1.
             if not container.streams.video:
-                raise ValueError(f"cannot read {path}: there is no picture in it")
+                raise UnreadableFile(path, "no_picture", "there is no picture in it")
             yield container, container.streams.video[0]
     except av.error.FFmpegError as error:
-        raise ValueError(f"cannot read {path}: {error_reason(error)}") from error
+        raise explain_failure(path, error) from error
+
+
+def decode_frames(path: Path, container: InputContainer, stream: av.VideoStream) -> Iterator[av.VideoFrame]:
+    """Decode a file from where it stands; one that is cut off ends before the picture that is not whole.
+
+    A ValueError where a frame has another size than the first.
+    """
+    file_size, first_size = path.stat().st_size, None
+    for packet in container.demux(stream):
+        if packet.is_corrupt and (packet.pos or 0) + packet.size >= file_size:
+            break
+        for frame in packet.decode():
+            first_size = first_size or (frame.width, frame.height)
+            check_size_stays(path, first_size, frame)
+            yield cast("av.VideoFrame", frame)
+    else:
+        return
+    for frame in stream.decode(None):
+        yield cast("av.VideoFrame", frame)
+
+
+def check_size_stays(path: Path, first_size: tuple[int, int], frame: av.VideoFrame) -> None:
+    """Raise an UnreadableFile where a frame's size differs from that of the first: scaling would stretch it."""
+    if (size := (frame.width, frame.height)) != first_size:
+        (w, h), (new_w, new_h) = first_size, size
+        words = f"its frames change size, from {w}x{h} to {new_w}x{new_h}; split it there"
+        raise UnreadableFile(path, "size_change", words)
 
 
 def decode_decord(path: Path, request: FrameRequest) -> Iterator[ndarray]:
@@ -112,7 +155,7 @@ def decode_decord(path: Path, request: FrameRequest) -> Iterator[ndarray]:
     if not decord_seeks(path, path.stat().st_mtime_ns):
         raise OSError(f"decord would return the wrong frames of {path}")
     try:
-        video = decord.VideoReader(str(path), num_threads=1)
+        video = decord.VideoReader(str(path.absolute()), num_threads=1)
         times = video.get_frame_timestamp(range(len(video))).astype(np.float64)
         starts, end = times[:, 0], times[-1, 1]
         # AVI has no times; frames that an edit list hides have negative ones, and decord counts but does not give them.
@@ -129,22 +172,24 @@ def decode_decord(path: Path, request: FrameRequest) -> Iterator[ndarray]:
 
 def decode_pyav(path: Path, request: FrameRequest) -> Iterator[ndarray]:
     """Yield chunks of frames (t, h, w, 3) with PyAV itself, as imageio's plugin gives neither times nor rotation."""
-    first_seconds = inspect_header(path).first_seconds
+    header = inspect_header(path)
+    first_seconds = header.first_seconds
     with open_video(path) as (container, stream):
         # With FFmpeg's frame threads, Theora decodes to other pixels at every reading.
         stream.thread_type = "SLICE" if stream.codec_context.codec.canonical_name == "theora" else "AUTO"
-        frames, seek_seconds = container.decode(stream), first_seconds + request.start_seconds
+        frames, seek_seconds = decode_frames(path, container, stream), first_seconds + request.start_seconds
         if request.start_seconds > 0.1:  # Decoding from the beginning is as fast below.
             container.seek(int(seek_seconds / float(stream.time_base or 1)), stream=stream)
             frame = next(frames, None)
             if frame is None or (frame.time or 0) > seek_seconds:  # A transport stream can land behind the time.
                 container.seek(0)
-                frames = container.decode(stream)
+                frames = decode_frames(path, container, stream)
             else:
                 frames = chain([frame], frames)
         timed_frames = with_end_times(frames, first_seconds, 1 / float(stream.guessed_rate or 25))
         selected = select_frames(timed_frames, request)
         while chunk := list(islice(selected, CHUNK_FRAMES)):
+            check_size_stays(path, header.coded_size, chunk[0])
             yield to_rgb(chunk)
 
 
@@ -214,11 +259,17 @@ def read_image_file(path: Path) -> ndarray:
         with Image.open(path) as image:  # The further images of a JPEG, such as previews, are no frames.
             is_animated = path.suffix.lower() in (".png", ".webp") and getattr(image, "n_frames", 1) > 1
         if is_animated:
-            raise ValueError("it is an animation; ffmpeg can make an .mp4 of it")
+            raise UnreadableFile(path, "animation", "it is an animation; ffmpeg can make an .mp4 of it")
         if iio.improps(path, index=0, plugin="pillow").dtype == "uint16":  # Pillow would clip it to white
             gray = iio.imread(path, index=0, plugin="pillow", rotate=True)
             return repeat((gray // 257).astype("uint8"), "h w -> 1 h w rgb", rgb=3)
         pixels = iio.imread(path, index=0, plugin="pillow", mode="RGB", rotate=True)
+    except UnreadableFile:
+        raise
+    except Image.DecompressionBombError as error:
+        million = 2 * (Image.MAX_IMAGE_PIXELS or 0) / 1e6
+        words = f"the picture has more than the {million:.0f} million pixels that are opened; scale it down"
+        raise UnreadableFile(path, "huge_picture", words) from error
     except (OSError, SyntaxError, ValueError) as error:
-        raise ValueError(f"cannot read {path}: Pillow finds no whole picture in it ({error_reason(error)})") from error
+        raise explain_picture(path, error) from error
     return rearrange(pixels, "h w rgb -> 1 h w rgb")

@@ -1,4 +1,4 @@
-"""Read and write videos and images; only this file and video_decode.py import decord, PyAV and imageio.
+"""Read and write videos and images; decord, PyAV and imageio are used here and where files are judged.
 
 any file FFmpeg or Pillow can read  ->  frames (t, h, w, 3) uint8  ->  .mp4, .webm, .gif or .png
 """
@@ -28,6 +28,7 @@ from videogen.data.video_decode import (
 )
 
 if TYPE_CHECKING:
+    from av import VideoStream
     from numpy import ndarray
     from torch import Tensor
 
@@ -53,6 +54,9 @@ def probe(path: Path) -> VideoInfo:
     with open_video(path) as (container, stream):
         tick_seconds, fps = float(stream.time_base or 1), float(stream.guessed_rate or 25)
         num_frames, seconds = stream.frames, (stream.duration or 0) * tick_seconds
+        whole, num_listed = count_whole_frames(stream, path.stat().st_size)
+        if whole < num_listed:  # The file is cut off.
+            num_frames, seconds = num_frames * whole // num_listed, seconds * whole / num_listed
         # Matroska, WebM and TS do not say how many frames they hold; MP4 also counts those that an edit list hides.
         if not num_frames or not seconds or any(entry.is_discard for entry in stream.index_entries):
             packets = (p for p in container.demux(stream) if p.pts is not None and not p.is_discard)
@@ -60,6 +64,12 @@ def probe(path: Path) -> VideoInfo:
             num_frames, seconds = len(spans), sum(max(spans)) - min(spans)[0]
     is_constant = abs(num_frames / fps - seconds) <= max(0.002, tick_seconds)  # A variable rate has only a mean.
     return VideoInfo(width, height, num_frames, fps if is_constant else num_frames / seconds, seconds)
+
+
+def count_whole_frames(stream: VideoStream, file_size: int) -> tuple[int, int]:
+    """Count the frames in a file's index that lie before its end, and all of them; no index gives (0, 0)."""
+    ends = [entry.pos + entry.size for entry in stream.index_entries]
+    return sum(end <= file_size for end in ends), len(ends)
 
 
 def read_video(
