@@ -58,7 +58,10 @@ def fit(config: TrainConfig, *, as_json: bool) -> int:
     from videogen.training.trainer import Trainer
 
     # A union of stages is not a stage of a union; each fits on its own.
-    trainer = Trainer(make_stage(config), config)  # pyright: ignore[reportArgumentType]
+    stage = make_stage(config)
+    trainer = Trainer(stage, config)  # pyright: ignore[reportArgumentType]
+    if trainer.accelerator.is_main_process:
+        print(stage.clip_split.describe(), file=sys.stderr)
     if trainer.step:
         print(f"resuming {config.run.dir} at step {trainer.step} of {config.run.steps}", file=sys.stderr)
     complete = trainer.fit()

@@ -57,6 +57,7 @@ from videogen.training.pack_plan import (
     num_facts,
     open_clips,
     plan_lengths,
+    split_folder,
 )
 from videogen.training.run_checkpoints import saved_steps
 from videogen.training.widen import widen_model
@@ -78,7 +79,8 @@ class DitStage:
         self.folder = open_clips(config.data, base, self.seed)
         if dit.facts and not isinstance(self.folder, ToyboxClips):
             raise ValueError("dit.facts needs clips whose truth is known; set data.toybox, or leave dit.facts at 0")
-        self.train_indices, self.val_indices = self.folder.split()
+        self.clip_split = split_folder(self.folder, config)
+        self.train_indices, self.val_indices = self.clip_split.train, self.clip_split.val
         self.lengths, self.trained_lengths = plan_lengths(
             self.folder.entries, self.train_indices, self.model.patches, config
         )

@@ -27,6 +27,7 @@ from videogen.config.train import OptimConfig, TrainConfig
 from videogen.data.files import save_text
 from videogen.data.folder_lock import lock_run
 from videogen.data.manifest import find_fault
+from videogen.data.splits import Split
 from videogen.interruption import StopRequest
 from videogen.models.dit import VideoDiT
 from videogen.models.precision import lacks_bf16_instructions
@@ -56,7 +57,7 @@ class Stage(Protocol[Batch, MicroBatch]):
     """The model, batches and loss of one kind of training."""
 
     model: nn.Module
-    val_indices: Sequence[int]  # the held-out clips
+    clip_split: Split  # the clips that are trained on, and those held out
 
     def to_device(self, device: torch.device) -> None:
         """Move the frozen models to the trained model's device."""
@@ -249,6 +250,7 @@ class Trainer(Generic[Batch, MicroBatch]):
         """Leave the run folder as it would be had the run just taken its step, whatever has happened since."""
         set_later_steps_aside(self.run.dir, self.step)
         write_config(self.config, self.run.dir)
+        self.stage.clip_split.keep(self.run.dir)
         cut_log(self.run.dir, self.step, validates=self.is_validation_due)
         self.meter.log = RunLog(self.run.dir, self.step)
         if self.lacks_checkpoint():
@@ -320,7 +322,7 @@ class Trainer(Generic[Batch, MicroBatch]):
         return (
             self.step > 0
             and self.is_validation_due
-            and bool(self.stage.val_indices)
+            and bool(self.stage.clip_split.val)
             and not any(map(is_validation, rows))
         )
 

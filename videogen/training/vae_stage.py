@@ -27,7 +27,7 @@ from videogen.models.vae import VideoVAE
 from videogen.models.vae_network import frames_to_patches
 from videogen.packing.noise import step_generator
 from videogen.toybox.dataset import ToyboxClips
-from videogen.training.pack_plan import open_clips
+from videogen.training.pack_plan import open_clips, split_folder
 from videogen.training.run_checkpoints import saved_steps
 from videogen.training.vae_loss import busyness, psnr, vae_loss
 
@@ -82,7 +82,8 @@ class VaeStage:
     def __init__(self, config: TrainConfig) -> None:
         self.config = config
         self.folder = open_clips(config.data, config.dit.patch_size, config.run.seed)  # sized as for the DiT
-        self.train_indices, self.val_indices = self.folder.split()
+        self.clip_split = split_folder(self.folder, config)
+        self.train_indices, self.val_indices = self.clip_split.train, self.clip_split.val
         self.crop_loader = CropLoader(config, self.folder, self.train_indices)
         torch.manual_seed(config.run.seed)  # for the first weights; everything later samples from its own generators
         self.model = VideoVAE(config.vae.channels, config.vae.width, linear_encoder=config.vae.linear_encoder)
