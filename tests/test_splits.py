@@ -68,7 +68,7 @@ def test_a_resumed_run_keeps_its_clips_where_they_were_and_says_what_came_and_we
     assert fit(recipe)
     before = held_out_names(recipe)
     assert len(before) == 1
-    (gone,) = {"clips/000009.mp4"} - before or {"clips/000008.mp4"}
+    gone = max({f"clips/{index:06}.mp4" for index in range(10)} - before)
     for index in range(30):
         shutil.copy(own_clips / "clips" / "000001.mp4", copy := own_clips / "clips" / f"0000001{index:02}.mp4")
         copy.with_suffix(".txt").write_text("a red circle", encoding="utf-8")
@@ -94,9 +94,7 @@ def test_another_seed_or_number_of_held_out_clips_splits_anew(tmp_path: Path) ->
         assert split_clips(names, most, seed, tmp_path)[:2] == split_clips(names, most, seed, tmp_path / "none")[:2]
 
 
-def test_a_damaged_list_of_clips_is_named(
-    finished: dict[str, TrainConfig], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_damaged_list_of_clips_is_named(finished: dict[str, TrainConfig], tmp_path: Path) -> None:
     recipe = elsewhere(finished["dit"], tmp_path / "run")
     recipe.run.dir.mkdir()
     for text in ('{"seed": 0', "[]", '{"seed": 0, "val_clips": 2, "train": 3, "held_out": []}'):
