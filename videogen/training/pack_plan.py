@@ -17,6 +17,7 @@ from videogen.packing.bin_packing import plan_packs
 from videogen.packing.patch_schedule import Patch, patch_name
 from videogen.toybox.dataset import ToyboxClips, ToyboxEntry
 from videogen.toybox.token_labels import FACTS
+from videogen.training.run_checkpoints import is_of_earlier_version
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +29,9 @@ def open_clips(config: DataConfig, patch: Patch, seed: int) -> VideoFolder | Toy
 
 def split_folder(folder: VideoFolder | ToyboxClips, config: TrainConfig) -> Split:
     """Split the clips of a recipe's folder as the run in its run folder began with them."""
-    return split_clips(folder.names(), config.data.val_clips, config.run.seed, config.run.dir)
+    run_dir = config.run.dir
+    by_order = is_of_earlier_version(run_dir)
+    return split_clips(folder.names(), config.data.val_clips, config.run.seed, run_dir, by_order=by_order)
 
 
 def num_entry_tokens(entry: ClipEntry | ToyboxEntry, patch: Patch) -> int:

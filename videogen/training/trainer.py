@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from videogen.config.parsing import dotted, to_mapping
-from videogen.config.train import OptimConfig, TrainConfig
+from videogen.config.train import TrainConfig
 from videogen.data.files import save_text
 from videogen.data.folder_lock import lock_run
 from videogen.data.manifest import find_fault
@@ -32,10 +32,13 @@ from videogen.interruption import StopRequest
 from videogen.models.dit import VideoDiT
 from videogen.models.precision import lacks_bf16_instructions
 from videogen.training.ema import PowerEMA
-from videogen.training.optimizers import make_optimizer
+from videogen.training.optimizers import learning_rate, make_optimizer
 from videogen.training.progress import Meter, RunLog, cut_log, is_validation, progress_bar, read_log
 from videogen.training.run_checkpoints import (
     RunProgress,
+    Stretch,
+    count_packs,
+    count_steps,
     load_progress,
     load_step,
     newest_whole_step,
@@ -63,8 +66,11 @@ class Stage(Protocol[Batch, MicroBatch]):
         """Move the frozen models to the trained model's device."""
         ...
 
-    def batches(self, start: int, every: int = 1) -> Iterator[Batch]:
-        """Yield the batches start, start + every, ...; each depends on its number alone, in a resumed run too."""
+    def batches(self, start: int, every: int = 1, earlier: Sequence[Stretch] = ()) -> Iterator[Batch]:
+        """Yield the batches start, start + every, ... after those of earlier stretches with other numbers of processes.
+
+        Each depends on its number and on the stretches alone, in a resumed run too.
+        """
         ...
 
     def split(self, batch: Batch, max_tokens: int) -> Iterator[MicroBatch]:
@@ -93,13 +99,6 @@ class Stage(Protocol[Batch, MicroBatch]):
     def export(self, out_dir: Path) -> None:
         """Write the model with its current weights as a checkpoint folder."""
         ...
-
-
-def learning_rate(step: int, total: int, config: OptimConfig) -> float:
-    """Return a step's learning rate: linear warmup, constant, then linear decay to zero in the run's last share."""
-    warmup = min(1.0, (step + 1) / max(1, config.warmup_steps))
-    decay_steps = max(1, round(total * config.decay_share))
-    return config.lr * warmup * min(1.0, (total - step) / decay_steps)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -145,11 +144,11 @@ class Trainer(Generic[Batch, MicroBatch]):
             logger.warning("this CPU has no bf16 instructions: run.mixed_precision = 'no' would be many times as fast")
         self.run.dir.mkdir(parents=True, exist_ok=True)
         self.step = newest_whole_step(self.run.dir)
-        window: Sequence[dict[str, float]] = ()
+        progress = load_progress(self.run.dir, self.step)
         if self.step:
             load_step(self.run.dir, self.step, self.ema, self.optimizer)
-            window = load_progress(self.run.dir, self.step).window
-        self.meter = Meter(None, self.accelerator.num_processes, window)
+        self.earlier = self.stretches_before(progress)
+        self.meter = Meter(None, self.accelerator.num_processes, progress.window)
         self.check_ranks_agree()
         self.optimizer = self.accelerator.prepare(self.optimizer)
 
@@ -159,10 +158,25 @@ class Trainer(Generic[Batch, MicroBatch]):
         if len(steps := sorted(set(torch.as_tensor(gathered).tolist()))) > 1:
             raise ValueError(f"the processes found {self.run.dir} at steps {steps}; give all of them the same folder")
 
+    def stretches_before(self, progress: RunProgress) -> list[Stretch]:
+        """Return the stretches of a run before the one that it goes on with, with this number of processes."""
+        now = self.accelerator.num_processes
+        *earlier, last = progress.stretches or [Stretch(now, self.step)]  # earlier versions did not save them
+        if last.processes == now:
+            return earlier
+        if self.accelerator.is_main_process:
+            logger.warning("unlike before, a step trains %d packs, one a process, was %d", now, last.processes)
+        return [*earlier, last]
+
+    def batch_number(self, step: int) -> int:
+        """Count the packs of the run before this process's pack of a step: no two of a run have the same number."""
+        num_processes, rank = self.accelerator.num_processes, self.accelerator.process_index
+        return count_packs(self.earlier) + (step - count_steps(self.earlier)) * num_processes + rank
+
     def batches(self) -> Iterator[Batch]:
         """Yield this process's batches from the next step on: one of the num_processes batches of each step."""
-        num_processes, rank = self.accelerator.num_processes, self.accelerator.process_index
-        return self.stage.batches(self.step * num_processes + rank, num_processes)
+        start = self.batch_number(self.step) - count_packs(self.earlier)
+        return self.stage.batches(start, self.accelerator.num_processes, self.earlier)
 
     def any_process(self, flag: bool) -> bool:
         """True if the flag is set in any process: all of them must leave the loop at the same step."""
@@ -176,7 +190,7 @@ class Trainer(Generic[Batch, MicroBatch]):
         lr = learning_rate(step, self.run.steps, self.config.optim)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        values = self.compute_gradient(batch, step * self.accelerator.num_processes + self.accelerator.process_index)
+        values = self.compute_gradient(batch, self.batch_number(step))
         norm = torch.as_tensor(self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.optim.grad_clip))
         values |= {"grad_norm": norm.item(), "lr": lr}
         if not math.isfinite(values["loss"]) or not math.isfinite(values["grad_norm"]):
@@ -353,7 +367,8 @@ class Trainer(Generic[Batch, MicroBatch]):
         """Write the checkpoint folder and the state to resume from."""
         self.export()
         # The step folder is written last: where it exists, so does the checkpoint of its step.
-        progress = RunProgress(window=self.meter.window)
+        stretch = Stretch(self.accelerator.num_processes, self.step - count_steps(self.earlier))
+        progress = RunProgress(window=self.meter.window, stretches=[*self.earlier, stretch])
         save_step(self.run.dir, self.step, self.ema, self.optimizer, progress)
 
     @contextmanager

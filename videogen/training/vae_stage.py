@@ -5,7 +5,7 @@ TrainConfig  ->  VaeStage: model, batches, loss, validation, reconstructions, ch
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import count
 from pathlib import Path
 from typing import NamedTuple
@@ -28,7 +28,7 @@ from videogen.models.vae_network import frames_to_patches
 from videogen.packing.noise import step_generator
 from videogen.toybox.dataset import ToyboxClips
 from videogen.training.pack_plan import open_clips, split_folder
-from videogen.training.run_checkpoints import saved_steps
+from videogen.training.run_checkpoints import Stretch, count_packs, saved_steps
 from videogen.training.vae_loss import busyness, psnr, vae_loss
 
 
@@ -109,10 +109,11 @@ class VaeStage:
                 patches, keys = (values[keys.argsort()[:num_patches]] for values in (patches, keys))
         return patches[keys.argsort()[:num_patches]]
 
-    def batches(self, start: int, every: int = 1) -> Iterator[list[Tensor]]:
-        """Yield the batches start, start + every, ...; report and skip clips that fail to decode."""
+    def batches(self, start: int, every: int = 1, earlier: Sequence[Stretch] = ()) -> Iterator[list[Tensor]]:
+        """Yield the batches start, start + every, ... after earlier ones; report and skip clips that fail to decode."""
         num_workers = count_workers(self.config.data.workers, next(self.model.parameters()).device)
-        for loaded in prefetch(self.crop_loader.load, count(start, every), num_workers):
+        numbers = count(count_packs(earlier) + start, every)
+        for loaded in prefetch(self.crop_loader.load, numbers, num_workers):
             for index, reason in loaded.failures:
                 self.folder.report(index, reason)
             if not loaded.crops:
