@@ -25,8 +25,9 @@ from videogen.training.ema import PowerEMA
 from videogen.training.frozen_models import load_part
 from videogen.training.optimizers import learning_rate, make_optimizer
 from videogen.training.run_checkpoints import Stretch, load_step, save_step, saved_steps
+from videogen.training.run_config import write_config
 from videogen.training.stages import make_stage
-from videogen.training.trainer import Trainer, write_config
+from videogen.training.trainer import Trainer
 from videogen.training.vae_stage import VaeStage
 
 ROOT = Path(__file__).parent.parent

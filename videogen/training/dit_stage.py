@@ -124,9 +124,13 @@ class DitStage:
     def _data_variance(self, num_clips: int = 200) -> Tensor:
         """Return the mean square of each latent channel (c,) over num_clips training clips."""
         order = epoch_order(self.train_indices, self.seed, 0)[:num_clips]
-        if not (latents := self.load_clips(order).latents):
+        latents = {index: latent.float() for index in order for latent in self.load_clips([index]).latents}
+        if not latents:
             raise ValueError(f"none of {len(order)} clips of {self.config.data.folder} can be read")
-        values = torch.cat([latent.float().flatten(1) for latent in latents], dim=1)
+        names = self.folder.names()
+        if bad := [names[index] for index, latent in latents.items() if not latent.isfinite().all()]:
+            raise FloatingPointError(f"latents of {', '.join(bad)} are not finite; leave them out, or check the VAE")
+        values = torch.cat([latent.flatten(1) for latent in latents.values()], dim=1)
         return values.square().mean(1).clamp(min=1e-6)
 
     def patch_of_step(self, step: int) -> Patch:
@@ -253,6 +257,11 @@ class DitStage:
     def longest_clip(self, batch: TrainingBatch) -> int:
         """Return the number of tokens of a batch's longest clip."""
         return max(map(math.prod, batch.grids))
+
+    def clip_names(self, batch: TrainingBatch, batch_number: int) -> list[str]:
+        """Name the clips of a batch."""
+        names = self.folder.names()
+        return [names[index] for index in batch.clips]
 
     def loss(self, model: nn.Module, task: FlowTask, batch_number: int) -> dict[str, Tensor]:
         """Return the flow loss of a micro-batch, with its weight and its counts."""

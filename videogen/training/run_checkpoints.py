@@ -36,6 +36,8 @@ class RunProgress(NamedTuple):
 
     window: Sequence[dict[str, float]] = ()  # the metrics of the steps since the last row of the log
     stretches: Sequence[Stretch] = ()  # all steps of the run, by which the packs consumed are counted
+    optimizer: str = ""  # whose state was saved
+    skipped: int = 0  # steps whose loss or gradient was not finite
 
 
 def save_step(
@@ -138,8 +140,8 @@ def count_steps(stretches: Sequence[Stretch]) -> int:
 
 
 @torch.no_grad()
-def load_step(run_dir: Path, step: int, ema: PowerEMA, optimizer: torch.optim.Optimizer) -> None:
-    """Restore the weights, their averages and the optimiser; raises a ValueError if another model was saved."""
+def load_step(run_dir: Path, step: int, ema: PowerEMA, optimizer: torch.optim.Optimizer | None) -> None:
+    """Restore the weights, their averages and an optimiser's state; raises a ValueError if another model was saved."""
     folder = step_folder(run_dir, step)
     files = {"model": ema.live} | {f"ema_{i}": copy for i, copy in enumerate(ema.copies)}
     for name, params in files.items():
@@ -149,6 +151,8 @@ def load_step(run_dir: Path, step: int, ema: PowerEMA, optimizer: torch.optim.Op
             raise ValueError(f"{folder} was written by another model; choose another --run folder, or its own config")
         for key, param in zip(ema.names, params, strict=True):
             param.data.copy_(saved[key])
+    if optimizer is None:
+        return
     trained = [param for group in optimizer.param_groups for param in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in load_file(folder / "optimizer.safetensors").items():

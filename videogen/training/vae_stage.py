@@ -6,7 +6,7 @@ TrainConfig  ->  VaeStage: model, batches, loss, validation, reconstructions, ch
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import count
+from itertools import count, islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -134,13 +134,19 @@ class VaeStage:
         if max_tokens < self.config.data.token_budget:  # the trainer lowers it when memory runs out
             settings = f"vae.batch_clips = {vae.batch_clips} and vae.crops = {vae.crops}"
             raise ValueError(
-                f"out of memory with {settings}; the last checkpoint is whole: lower one of them to resume"
+                f"out of memory with {settings}; the last checkpoint is whole: lower one of them and "
+                "resume with --accept-changes"
             )
         yield batch
 
     def longest_clip(self, batch: list[Tensor]) -> int:
         """Return 0: `split` does not divide a batch of crops."""
         return 0
+
+    def clip_names(self, batch: list[Tensor], batch_number: int) -> list[str]:
+        """Name the clips of a batch, of which some may have been cropped more than once."""
+        names, clips = self.folder.names(), self.crop_loader.clips_from(batch_number)
+        return [names[index] for _, index in islice(clips, self.config.vae.batch_clips)]
 
     def loss(self, model: nn.Module, micro_batch: list[Tensor], batch_number: int) -> dict[str, Tensor]:
         """Return the VAE's loss terms: the means over groups of equally shaped clips, weighted by their pixels."""
