@@ -144,19 +144,6 @@ def test_an_epoch_order_holds_every_index_and_changes_with_epoch_and_seed() -> N
     assert epoch_order(indices, 1, 2) != orders[2]
 
 
-def test_validation_clips_are_not_training_clips(clips_folder: Path) -> None:
-    folder = open_folder(clips_folder, val_clips=3)
-    train, val = folder.split()
-    assert len(val) == 3
-    assert sorted(train + val) == list(range(10))
-    assert folder.split() == (train, val)
-
-
-def test_at_most_half_of_the_clips_are_for_validation(clips_folder: Path) -> None:
-    train, val = open_folder(clips_folder, val_clips=64).split()
-    assert len(train) == len(val) == 5
-
-
 def test_every_video_of_a_mixed_folder_is_used_or_reported(tmp_path: Path, clips_folder: Path) -> None:
     """The folder mixes sizes, rates, lengths and formats, images, sub-folders, and files that are no video."""
     messages: list[str] = []

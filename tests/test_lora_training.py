@@ -165,6 +165,11 @@ def test_the_memory_estimate_counts_four_bytes_per_frozen_weight() -> None:
         ("T2V A14B", {}, "has two transformers; training takes models of one"),
         ("TI2V 5B", {}, "has cells of 16 pixels; training takes models of 8"),
         ("I2V 2.1", {}, "begins with an image, and training has none beside a clip; give a T2V model"),
+        (
+            "T2V 2.1",
+            {"lora_layers": ("to_q", "to_kk")},
+            "got to_kk; did you mean 'to_k'.*; it has .*to_q, to_k, to_v",
+        ),
         ("T2V 2.1", {"lora_layers": ("to_x",)}, "lora_layers must be names of the transformer's layers, got to_x"),
     ],
 )

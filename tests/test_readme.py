@@ -20,6 +20,7 @@ from videogen.cli.judge import JudgeArgs
 from videogen.cli.main import COMMANDS, BenchArgs, main
 from videogen.cli.sample_arguments import SampleArgs
 from videogen.cli.toybox import ToyboxArgs
+from videogen.cli.train import FLAGS
 from videogen.config.parsing import load_toml, to_mapping
 from videogen.config.sample import MINI, SampleConfig
 from videogen.config.train import TrainConfig
@@ -57,7 +58,7 @@ def test_every_flag_in_readme_and_guide_exists() -> None:
                 num_flags += 1
     assert num_flags > 10
     inline = {flag for text in TEXTS.values() for flag in re.findall(r"`(--[a-z][a-z.-]+)[` ]", text)}
-    assert inline <= set().union(*flags.values()) | {"--help", "--nproc-per-node"}
+    assert inline <= set().union(*flags.values()) | {"--help", "--nproc-per-node", *FLAGS}
 
 
 def test_every_file_named_in_readme_and_guide_exists() -> None:

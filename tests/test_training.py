@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import islice, takewhile
 from pathlib import Path
@@ -23,10 +23,11 @@ from videogen.training.batches import TrainingBatch
 from videogen.training.dit_stage import DitStage
 from videogen.training.ema import PowerEMA
 from videogen.training.frozen_models import load_part
-from videogen.training.optimizers import make_optimizer
-from videogen.training.run_checkpoints import load_step, save_step, saved_steps
+from videogen.training.optimizers import learning_rate, make_optimizer
+from videogen.training.run_checkpoints import Stretch, load_step, save_step, saved_steps
+from videogen.training.run_config import write_config
 from videogen.training.stages import make_stage
-from videogen.training.trainer import Trainer, learning_rate, write_config
+from videogen.training.trainer import Trainer
 from videogen.training.vae_stage import VaeStage
 
 ROOT = Path(__file__).parent.parent
@@ -36,7 +37,7 @@ def send_sigterm_at(stage: VaeStage | DitStage, num: int) -> None:
     """Make the stage send this process a SIGTERM before it yields its num-th batch."""
     original = stage.batches
 
-    def batches(start: int, every: int = 1) -> Iterator[object]:
+    def batches(start: int, every: int = 1, earlier: Sequence[Stretch] = ()) -> Iterator[object]:
         for number, batch in enumerate(original(start), start=1):
             if number == num:
                 os.kill(os.getpid(), signal.SIGTERM)
@@ -58,7 +59,7 @@ class RepeatedBatch:
     def __getattr__(self, name: str) -> object:
         return getattr(self.stage, name)
 
-    def batches(self, start: int, every: int = 1) -> Iterator[object]:
+    def batches(self, start: int, every: int = 1, earlier: Sequence[Stretch] = ()) -> Iterator[object]:
         while True:
             yield self.batch
 

@@ -16,8 +16,10 @@ from videogen.config.train import TrainConfig
 
 DESCRIPTION = (
     "Train from a recipe. The same command again resumes; SIGTERM and Ctrl-C save first. --dry-run says what the "
-    "clips become: sizes, tokens, packs, steps an epoch, memory and time; --json says it for a program."
+    "clips become: sizes, tokens, packs, steps an epoch, memory and time; --json says it for a program. "
+    "--accept-changes goes on with a run though its data, model or optimizer have other settings now."
 )
+FLAGS = ("--json", "--dry-run", "--accept-changes")
 
 
 def train(argv: Sequence[str] | None = None) -> int:
@@ -29,8 +31,8 @@ def run_train(argv: Sequence[str]) -> int:
     """Train from a recipe, or with --dry-run describe what would be trained."""
     short = {"--data": "--data.folder", "--run": "--run.dir"}
     words = [short.get(flag, flag) + equals + rest for flag, equals, rest in (word.partition("=") for word in argv)]
-    as_json, dry_run = ("--json" in words), ("--dry-run" in words)
-    words = [word for word in words if word not in ("--json", "--dry-run")]
+    as_json, dry_run, accept_changes = (flag in words for flag in FLAGS)
+    words = [word for word in words if word not in FLAGS]
     if not words or words[0].startswith("-"):
         if "--help" in words or "-h" in words:
             words = [word for word in words if word not in ("--help", "-h")]
@@ -47,8 +49,11 @@ def run_train(argv: Sequence[str]) -> int:
         print(json.dumps(asdict(plan)) if as_json else format_plan(plan, config))
         return 0
     from videogen.data.folder_lock import lock_run
+    from videogen.training.run_config import check_config
 
     with lock_run(config.run.dir):
+        if not accept_changes:
+            check_config(config, config.run.dir)
         return fit(config, as_json=as_json)
 
 
@@ -58,7 +63,10 @@ def fit(config: TrainConfig, *, as_json: bool) -> int:
     from videogen.training.trainer import Trainer
 
     # A union of stages is not a stage of a union; each fits on its own.
-    trainer = Trainer(make_stage(config), config)  # pyright: ignore[reportArgumentType]
+    stage = make_stage(config)
+    trainer = Trainer(stage, config)  # pyright: ignore[reportArgumentType]
+    if trainer.accelerator.is_main_process:
+        print(stage.clip_split.describe(), file=sys.stderr)
     if trainer.step:
         print(f"resuming {config.run.dir} at step {trainer.step} of {config.run.steps}", file=sys.stderr)
     complete = trainer.fit()

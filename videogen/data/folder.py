@@ -110,9 +110,9 @@ class VideoFolder:
                 more = f", and {len(found) - 1} more: videogen doctor names them" if len(found) > 1 else ""
                 self.log(f"used, but {KINDS[kind].title}: {printable(path)}: {finding.words}{more}")
 
-    def split(self) -> tuple[list[int], list[int]]:
-        """Return the training and the validation indices, drawn by the seed."""
-        return hold_out(len(self.entries), self.config.val_clips, self.seed)
+    def names(self) -> list[str]:
+        """Return the clips' names, relative to the folder."""
+        return [entry.path.relative_to(self.config.folder).as_posix() for entry in self.entries]
 
     def caption(self, index: int, epoch: int) -> str:
         """Return the caption of a clip; the epochs read several in turn."""
@@ -155,13 +155,6 @@ class VideoFolder:
         )
         num_frames = 1 + (len(frames) - 1) // TIME_STRIDE * TIME_STRIDE  # A file may end before its header says.
         return Clip(rearrange(frames[:num_frames], "t c h w -> c t h w"), self.caption(index, epoch))
-
-
-def hold_out(num: int, num_held: int, seed: int) -> tuple[list[int], list[int]]:
-    """Split num clips into training and validation indices by the seed; at least one of each where there are two."""
-    order = torch.randperm(num, generator=torch.Generator().manual_seed(seed)).tolist()
-    num_held = min(num_held, len(order) // 2)
-    return sorted(order[num_held:]), sorted(order[:num_held])
 
 
 def epoch_order(indices: Sequence[int], seed: int, epoch: int) -> list[int]:

@@ -9,9 +9,17 @@ import random
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import accumulate, chain, count, islice
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 Item = TypeVar("Item")
+
+
+class Dealt(NamedTuple):
+    """Packs that a run has consumed: dealt to how many ranks, reordered over how many steps, and how many."""
+
+    ranks: int
+    steps: int
+    num: int
 
 
 def plan_packs(
@@ -74,6 +82,24 @@ def balance_ranks(packs: Iterable[Item], work: Callable[[Item], float], ranks: i
         random.Random(number).shuffle(groups)
         yield from chain.from_iterable(groups + incomplete)
     yield from stream
+
+
+def deal_packs(
+    packs: Iterable[Item], work: Callable[[Item], float], ranks: int, steps: int, *, dealt: Sequence[Dealt] = ()
+) -> Iterator[Item]:
+    """Reorder packs by balance_ranks for a run of which packs were dealt to other numbers of ranks before.
+
+    Every pack is dealt once: what was reordered and not reached by the ranks before is the first for those after.
+    """
+    stream = iter(packs)
+    for ranks_before, steps_before, num in dealt:
+        if ranks_before == 1:  # in their own order
+            deque(islice(stream, num), maxlen=0)
+            continue
+        balanced = balance_ranks(stream, work, ranks_before, steps=steps_before)
+        deque(islice(balanced, num), maxlen=0)
+        stream = chain(list(islice(balanced, -num % (ranks_before * steps_before))), stream)
+    return balance_ranks(stream, work, ranks, steps=steps)
 
 
 def fullest_subset(lengths: Sequence[int], room: int) -> set[int]:

@@ -20,7 +20,7 @@ from transformers import BaseImageProcessor, PreTrainedModel, PreTrainedTokenize
 
 from videogen.config.parsing import from_mapping, to_mapping
 from videogen.config.sample import SampleConfig, resolve_frames
-from videogen.data.files import MANIFEST, error_reason
+from videogen.data.files import MANIFEST
 from videogen.models.checkpoint import check_checkpoint, copy_weights_into_memory, disable_library_progress_bars
 from videogen.models.checkpoint_config import NO_IMAGE, TEXT_ONLY, convert_to_diffusers, with_videogen_classes
 from videogen.models.dit import VideoDiT
@@ -38,6 +38,7 @@ from videogen.sampling.image_prompts import (
     extra_channels_condition,
 )
 from videogen.sampling.lora_files import check_experts, read_lora
+from videogen.sampling.lora_loading import load_lora
 from videogen.sampling.solvers import Scheduler, make_scheduler
 
 
@@ -135,13 +136,7 @@ class VideoPipeline(DiffusionPipeline, WanLoraLoaderMixin, ClipSampler):
         scales: dict[str, dict[str, float]] = {}
         for number, (path, scale, expert) in enumerate(loras):
             part, adapter = "transformer_2" if expert == "low" else "transformer", f"lora_{number}"
-            where = {"load_into_transformer_2": True} if expert == "low" else {}
-            try:
-                self.load_lora_weights(str(path), adapter_name=adapter, local_files_only=True, **where)
-            except (KeyError, ValueError, RuntimeError, AttributeError, TypeError) as error:
-                raise ValueError(f"{path} is no LoRA for this model: {error_reason(error)}") from error
-            if adapter not in self.get_list_adapters().get(part, ()):
-                raise ValueError(f"{path} is no LoRA for this model: it names none of its layers as diffusers does")
+            load_lora(self, path, adapter, part)
             scales.setdefault(part, {})[adapter] = scale
         for part, of_part in scales.items():
             getattr(self, part).set_adapters(list(of_part), list(of_part.values()))

@@ -15,7 +15,7 @@ from einops import rearrange
 
 from videogen.config.sizes import SPACE_STRIDE, TIME_STRIDE, parse_size
 from videogen.config.train import DataConfig
-from videogen.data.folder import Clip, hold_out, scale_and_crop
+from videogen.data.folder import Clip, scale_and_crop
 from videogen.packing.patch_schedule import Patch
 from videogen.toybox import caption, draw_scene, render
 from videogen.toybox.folder import WORLD_VERSION, clip_seed
@@ -56,9 +56,9 @@ class ToyboxClips:
         """Draw the scene of a clip."""
         return draw_cached_scene(self.entries[index].seed, sizes=self.sizes, lengths=self.lengths)
 
-    def split(self) -> tuple[list[int], list[int]]:
-        """Split the clips into the indices to train on and those to validate on."""
-        return hold_out(len(self.entries), self.config.val_clips, self.seed)
+    def names(self) -> list[str]:
+        """Return the clips' names: the seeds of their scenes."""
+        return [str(entry.seed) for entry in self.entries]
 
     def caption(self, index: int, epoch: int = 0) -> str:
         """Caption a clip; the epochs read its captions in turn."""

@@ -59,6 +59,7 @@ class TrainingBatch(NamedTuple):
     level_index: np.ndarray  # (n,) int64, each token's index into sigmas
     facts: np.ndarray | None  # (n, k) float16 in 0 ... 1, the labels of each token
     seed: int
+    clips: Sequence[int] = ()  # which they are
 
 
 class PartialBatch(NamedTuple):
@@ -100,7 +101,8 @@ class BatchBuilder:
         """Build the batch of a training step, with a share of the captions dropped."""
         generator = step_generator(self.seed, request.number)
         captions = drop_captions(clips.captions, self.dit.caption_dropout, generator)
-        return self.build_batch(clips._replace(captions=captions), request.patch, generator)
+        batch = self.build_batch(clips._replace(captions=captions), request.patch, generator)
+        return batch._replace(clips=request.indices)
 
     def build_batch(self, clips: CachedClips, patch: Patch, generator: Generator) -> TrainingBatch:
         """Pack the clips; sample their noise levels and the seed of their noise."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import count, islice
 from operator import mul
@@ -30,7 +30,7 @@ from videogen.models.dit import VideoDiT
 from videogen.models.precision import resolve_mixed_precision
 from videogen.models.text_encoder import num_text_rows
 from videogen.models.vae import VideoVAE
-from videogen.packing.bin_packing import balance_ranks, plan_packs
+from videogen.packing.bin_packing import Dealt, deal_packs, plan_packs
 from videogen.packing.noise import NoiseLevels, step_generator
 from videogen.packing.packs import PackedText, PackedVideo, pad_texts
 from videogen.packing.patch_schedule import Patch, patch_name, patch_schedule
@@ -58,8 +58,9 @@ from videogen.training.pack_plan import (
     num_facts,
     open_clips,
     plan_lengths,
+    split_folder,
 )
-from videogen.training.run_checkpoints import saved_steps
+from videogen.training.run_checkpoints import Stretch, count_packs, count_steps, saved_steps
 from videogen.training.widen import widen_model
 
 GOLDEN = (math.sqrt(5) - 1) / 2
@@ -79,7 +80,8 @@ class DitStage:
         self.folder = open_clips(config.data, base, self.seed)
         if dit.facts and not isinstance(self.folder, ToyboxClips):
             raise ValueError("dit.facts needs clips whose truth is known; set data.toybox, or leave dit.facts at 0")
-        self.train_indices, self.val_indices = self.folder.split()
+        self.clip_split = split_folder(self.folder, config)
+        self.train_indices, self.val_indices = self.clip_split.train, self.clip_split.val
         self.lengths, self.trained_lengths = plan_lengths(
             self.folder.entries, self.train_indices, self.model.patches, config
         )
@@ -124,9 +126,13 @@ class DitStage:
     def _data_variance(self, num_clips: int = 200) -> Tensor:
         """Return the mean square of each latent channel (c,) over num_clips training clips."""
         order = epoch_order(self.train_indices, self.seed, 0)[:num_clips]
-        if not (latents := self.load_clips(order).latents):
+        latents = {index: latent.float() for index in order for latent in self.load_clips([index]).latents}
+        if not latents:
             raise ValueError(f"none of {len(order)} clips of {self.config.data.folder} can be read")
-        values = torch.cat([latent.float().flatten(1) for latent in latents], dim=1)
+        names = self.folder.names()
+        if bad := [names[index] for index, latent in latents.items() if not latent.isfinite().all()]:
+            raise FloatingPointError(f"latents of {', '.join(bad)} are not finite; leave them out, or check the VAE")
+        values = torch.cat([latent.flatten(1) for latent in latents.values()], dim=1)
         return values.square().mean(1).clamp(min=1e-6)
 
     def patch_of_step(self, step: int) -> Patch:
@@ -144,39 +150,49 @@ class DitStage:
         for epoch in count():
             yield from ((epoch, pack) for pack in epoch_packs(lengths, self.train_indices, data, self.seed, epoch))
 
-    def balanced_packs(self, patch: Patch, num_ranks: int) -> Iterator[tuple[int, list[int]]]:
-        """Yield the same packs, reordered so that the num_ranks packs of a step take about as much work."""
+    def balanced_packs(
+        self, patch: Patch, num_ranks: int, earlier: Sequence[Stretch] = ()
+    ) -> Iterator[tuple[int, list[int]]]:
+        """Yield the packs that earlier stretches left; the num_ranks packs of a step take about as much work."""
         lengths, data = self.lengths[patch], self.config.data
 
         def work(pack: tuple[int, list[int]]) -> int:
             return sum(lengths[index] ** 2 for index in pack[1])
 
-        epoch_tokens = sum(lengths[index] for index in self.train_indices) * data.repeats
-        epoch_steps = epoch_tokens // (data.token_budget * num_ranks)
-        # Packs are reordered over eight steps, or over an epoch if it is shorter: a small folder's epochs must not mix.
-        return balance_ranks(self.packs(patch), work, num_ranks, steps=max(1, min(8, epoch_steps)))
+        def window(ranks: int) -> int:
+            # Packs are reordered over eight steps, or over an epoch if it is shorter: its packs must not mix with those
+            # of the next where a folder is small.
+            epoch_tokens = sum(lengths[index] for index in self.train_indices) * data.repeats
+            return max(1, min(8, epoch_tokens // (data.token_budget * ranks)))
 
-    def batches(self, start: int, every: int = 1) -> Iterator[TrainingBatch]:
-        """Yield the batches start, start + every, ..., which workers read ahead."""
+        dealt, first = list[Dealt](), 0
+        for ranks, steps in earlier:
+            num_steps = sum(self.patch_of_step(step) == patch for step in range(first, first + steps))
+            dealt.append(Dealt(ranks, window(ranks), ranks * num_steps))
+            first += steps
+        return deal_packs(self.packs(patch), work, num_ranks, window(num_ranks), dealt=dealt)
+
+    def batches(self, start: int, every: int = 1, earlier: Sequence[Stretch] = ()) -> Iterator[TrainingBatch]:
+        """Yield the batches start, start + every, ... after those of earlier stretches, which workers read ahead."""
         num_workers = count_workers(self.config.data.workers, self.model.device)
-        yield from map(
-            self.finish_batch, prefetch(self.reader.read_batch, self.batch_requests(start, every), num_workers)
-        )
+        requests = self.batch_requests(start, every, earlier)
+        yield from map(self.finish_batch, prefetch(self.reader.read_batch, requests, num_workers))
 
-    def batch_requests(self, start: int, every: int) -> Iterator[BatchRequest]:
+    def batch_requests(self, start: int, every: int, earlier: Sequence[Stretch] = ()) -> Iterator[BatchRequest]:
         """Yield requests start, start + every, ...; a step's ranks share a patch size, whose epochs are its own."""
-        first_step, rank = divmod(start, every)
-        num_earlier = Counter(map(self.patch_of_step, range(first_step)))
+        steps_before, (steps_here, rank) = count_steps(earlier), divmod(start, every)
+        first_step = steps_before + steps_here
+        num_here = Counter(map(self.patch_of_step, range(steps_before, first_step)))
         streams = {
-            patch: islice(self.balanced_packs(patch, every), every * num_earlier[patch] + rank, None, every)
+            patch: islice(self.balanced_packs(patch, every, earlier), every * num_here[patch] + rank, None, every)
             for patch in self.model.patches
         }
         dit = self.config.dit
-        for step in count(first_step):
+        for step, number in zip(count(first_step), count(count_packs(earlier) + start, every)):  # endless
             patch = self.patch_of_step(step)
             epoch, indices = next(streams[patch])
             trains_facts = dit.facts > 0 and step < dit.facts_until * self.config.run.steps
-            yield BatchRequest(indices, epoch, patch, step * every + rank, trains_facts)
+            yield BatchRequest(indices, epoch, patch, number, trains_facts)
 
     def load_clips(self, indices: list[int], patch: Patch = (1, 1, 1), *, facts: bool = False) -> CachedClips:
         """Load latents and captions of clips of the first epoch in this process; report and skip those that fail."""
@@ -243,6 +259,11 @@ class DitStage:
     def longest_clip(self, batch: TrainingBatch) -> int:
         """Return the number of tokens of a batch's longest clip."""
         return max(map(math.prod, batch.grids))
+
+    def clip_names(self, batch: TrainingBatch, batch_number: int) -> list[str]:
+        """Name the clips of a batch."""
+        names = self.folder.names()
+        return [names[index] for index in batch.clips]
 
     def loss(self, model: nn.Module, task: FlowTask, batch_number: int) -> dict[str, Tensor]:
         """Return the flow loss of a micro-batch, with its weight and its counts."""

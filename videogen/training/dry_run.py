@@ -17,6 +17,7 @@ import torch
 
 from videogen.config.sizes import parse_patch
 from videogen.config.train import DitConfig, TrainConfig
+from videogen.data.splits import list_changes
 from videogen.models.dit import VideoDiT
 from videogen.models.hub import look_up_checkpoint
 from videogen.packing.patch_schedule import Patch
@@ -30,6 +31,7 @@ from videogen.training.pack_plan import (
     open_clips,
     packed_lengths,
     plan_lengths,
+    split_folder,
 )
 
 MAX_ROWS = 16  # of the table; all further sizes share one row
@@ -68,6 +70,8 @@ class FolderPlan:
     clips: list[dict[str, int]]  # for each size and length: width, height, frames, tokens, and how many clips have it
     unusable: int  # files that cannot be read; each was reported by name
     held_out: int  # clips kept for the validation loss
+    came: Sequence[str]  # clips of the folder that the run did not begin with
+    went: Sequence[str]  # clips that it began with and that are not there any more
     tokens: int  # video tokens of all training clips
     fill: float | None = None  # share of the token budget that the packs of an epoch use; the VAE has no packs
     steps_per_epoch: int = 0  # optimiser steps in which every clip is seen data.repeats times
@@ -86,13 +90,15 @@ def plan_folder(config: TrainConfig) -> FolderPlan:
     pt, ph, pw = network["patch_size"] if network else config.dit.patch_size  # type: ignore[misc]
     base: Patch = (pt, ph, pw)
     folder = open_clips(data, base, seed)
-    train, val = folder.split()
+    split = split_folder(folder, config)
+    train, val = split.train, split.val
     lengths = packed_lengths(folder.entries, base, base)
     sizes = Counter((e.width, e.height, e.frames, n) for e, n in zip(folder.entries, lengths, strict=True))
     names = ("width", "height", "frames", "tokens")
     clips = [dict(zip(names, size, strict=True)) | {"clips": num_clips} for size, num_clips in sorted(sizes.items())]
     tokens, unusable = sum(lengths[index] for index in train), len(getattr(folder, "problems", ()))
-    plan = FolderPlan(clips=clips, unusable=unusable, held_out=len(val), tokens=tokens)
+    changes = {"came": split.came, "went": split.went}
+    plan = FolderPlan(clips=clips, unusable=unusable, held_out=len(val), tokens=tokens, **changes)
     if config.stage == "vae":
         return replace(plan, steps_per_epoch=math.ceil(len(train) / config.vae.batch_clips))
     extra = {name: parse_patch(name) for name in config.dit.patches}
@@ -139,6 +145,8 @@ def format_plan(plan: FolderPlan, config: TrainConfig) -> str:
         lines.append(f"{len(rest):>3} more".rjust(9) + f"  {'':>6}  {span:>6}  {num_clips:>7,}")
     num_clips = sum(row["clips"] for row in plan.clips)
     lines.append(f"{num_clips:,} clips, {plan.held_out} of them held out, {plan.unusable} files not usable")
+    if changes := list_changes(plan.came, plan.went):
+        lines.append(changes)
     if plan.fill is None:
         return "\n".join([*lines, f"{plan.steps_per_epoch:,} steps an epoch of {config.vae.batch_clips} clips each"])
     packs = f"{plan.steps_per_epoch:,} packs of at most {config.data.token_budget:,} tokens, {plan.fill:.1%} full"

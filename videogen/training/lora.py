@@ -6,12 +6,16 @@ adapter  ->  pytorch_lora_weights.safetensors, which WanPipeline.load_lora_weigh
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
+from torch import nn
 
+from videogen.config.parsing import nearest
 from videogen.config.train import DitConfig
 from videogen.models.checkpoint import copy_weights_into_memory
 from videogen.models.dit import VideoDiT
@@ -26,6 +30,7 @@ def add_lora(model: VideoDiT, config: DitConfig, seed: int) -> VideoDiT:
     # One matrix of a LoRA begins at zero, the other is random; everything later draws from its own generators.
     torch.manual_seed(seed)
     # With alpha = rank a file's scale is 1 unless whoever loads it chooses another (--lora FILE=SCALE).
+    check_layers(model, config.lora_layers)
     options = {"r": config.lora_rank, "lora_alpha": config.lora_rank, "target_modules": list(config.lora_layers)}
     try:
         model.add_adapter(LoraConfig(**options))
@@ -34,6 +39,18 @@ def add_lora(model: VideoDiT, config: DitConfig, seed: int) -> VideoDiT:
         raise ValueError(f"lora_layers must be names of the transformer's layers, got {layers}: {error}") from None
     copy_weights_into_memory(model)
     return model
+
+
+def check_layers(model: VideoDiT, layers: Sequence[str]) -> None:
+    """Raise a ValueError for a name that is the end of no linear layer's name, with the names that there are."""
+    linear = [name for name, layer in model.named_modules() if isinstance(layer, nn.Linear)]
+    missing = [layer for layer in layers if not any(f".{name}".endswith(f".{layer}") for name in linear)]
+    if missing:
+        ends = dict.fromkeys(re.sub(r"^blocks\.\d+\.(attn\d\.)?", "", name) for name in linear)
+        raise ValueError(
+            f"lora_layers must be names of the transformer's layers, got {', '.join(missing)}"
+            f"{nearest(missing[0], ends)}; it has {', '.join(ends)}"
+        )
 
 
 def save_lora(model: VideoDiT, folder: Path) -> None:

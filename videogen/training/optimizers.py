@@ -1,6 +1,6 @@
 """Make the optimizer of a run: AdamW, or Muon on the matrices of the blocks and AdamW on everything else.
 
-nn.Module, OptimConfig  ->  torch.optim.Optimizer
+nn.Module, OptimConfig  ->  torch.optim.Optimizer;  step, OptimConfig  ->  learning rate
 """
 
 from __future__ import annotations
@@ -50,6 +50,13 @@ def make_optimizer(model: nn.Module, config: OptimConfig) -> Optimizer:
     if in_blocks:
         return MuonAdamW([{"params": in_blocks, "weight_decay": config.weight_decay}], groups, config)
     return AdamW(groups, lr=config.lr, betas=config.betas, eps=1e-8, fused=True)
+
+
+def learning_rate(step: int, total: int, config: OptimConfig) -> float:
+    """Return a step's learning rate: linear warmup, constant, then linear decay to zero in the run's last share."""
+    warmup = min(1.0, (step + 1) / max(1, config.warmup_steps))
+    decay_steps = max(1, round(total * config.decay_share))
+    return config.lr * warmup * min(1.0, (total - step) / decay_steps)
 
 
 def is_block_matrix(name: str, param: nn.Parameter) -> bool:

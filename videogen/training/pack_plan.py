@@ -12,10 +12,12 @@ from collections.abc import Mapping, Sequence
 from videogen.config.sizes import SPACE_STRIDE, TIME_STRIDE, parse_patch
 from videogen.config.train import DataConfig, DitConfig, TrainConfig
 from videogen.data.folder import ClipEntry, VideoFolder, epoch_order
+from videogen.data.splits import Split, split_clips
 from videogen.packing.bin_packing import plan_packs
 from videogen.packing.patch_schedule import Patch, patch_name
 from videogen.toybox.dataset import ToyboxClips, ToyboxEntry
 from videogen.toybox.token_labels import FACTS
+from videogen.training.run_checkpoints import is_of_earlier_version
 
 logger = logging.getLogger(__name__)
 
@@ -23,6 +25,13 @@ logger = logging.getLogger(__name__)
 def open_clips(config: DataConfig, patch: Patch, seed: int) -> VideoFolder | ToyboxClips:
     """Open the clips of a recipe: the files of a folder, or the toybox."""
     return ToyboxClips(config, patch, seed=seed) if config.toybox else VideoFolder(config, patch, seed=seed)
+
+
+def split_folder(folder: VideoFolder | ToyboxClips, config: TrainConfig) -> Split:
+    """Split the clips of a recipe's folder as the run in its run folder began with them."""
+    run_dir = config.run.dir
+    by_order = is_of_earlier_version(run_dir)
+    return split_clips(folder.names(), config.data.val_clips, config.run.seed, run_dir, by_order=by_order)
 
 
 def num_entry_tokens(entry: ClipEntry | ToyboxEntry, patch: Patch) -> int:

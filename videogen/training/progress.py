@@ -97,7 +97,8 @@ class Meter:
         if self.log is not None:
             self.log.write(step, means)
         self.window, self.num_earlier, self.clock = [], 0, time.monotonic()
-        message = f"loss {means['loss']:.4f} · {means['tokens_per_second']:,.0f} tokens/s"
+        loss = f"loss {means['loss']:.4f} · " if "loss" in means else ""  # of skipped steps it is not finite
+        message = f"{loss}{means['tokens_per_second']:,.0f} tokens/s"
         return message + (f" · fill {means['fill']:.1%}" if "fill" in means else "")
 
 

@@ -24,10 +24,20 @@ PROGRESS = "progress.json"
 NUM_KEPT = 2  # step folders; older ones are removed once a new one is complete
 
 
+class Stretch(NamedTuple):
+    """Steps of a run with one number of processes, each of which trains a pack in every step."""
+
+    processes: int
+    steps: int
+
+
 class RunProgress(NamedTuple):
     """What a run needs to go on besides its weights."""
 
     window: Sequence[dict[str, float]] = ()  # the metrics of the steps since the last row of the log
+    stretches: Sequence[Stretch] = ()  # all steps of the run, by which the packs consumed are counted
+    optimizer: str = ""  # whose state was saved
+    skipped: int = 0  # steps whose loss or gradient was not finite
 
 
 def save_step(
@@ -108,12 +118,30 @@ def set_later_steps_aside(run_dir: Path, step: int) -> None:
 def load_progress(run_dir: Path, step: int) -> RunProgress:
     """Read what a run needs to go on from a step besides its weights; earlier versions did not save it."""
     path = step_folder(run_dir, step) / PROGRESS
-    return RunProgress(**json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else RunProgress()
+    progress = RunProgress(**json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else RunProgress()
+    return progress._replace(stretches=[Stretch(*stretch) for stretch in progress.stretches])
+
+
+def is_of_earlier_version(run_dir: Path) -> bool:
+    """True if the saved steps are of a version that counted no packs, and held clips out by their order."""
+    paths = [step_folder(run_dir, step) / PROGRESS for step in saved_steps(run_dir)]
+    texts = [path.read_text(encoding="utf-8", errors="replace") for path in paths if path.is_file()]
+    return bool(paths) and not any("stretches" in text for text in texts)
+
+
+def count_packs(stretches: Sequence[Stretch]) -> int:
+    """Count the packs that stretches of a run have consumed."""
+    return sum(processes * steps for processes, steps in stretches)
+
+
+def count_steps(stretches: Sequence[Stretch]) -> int:
+    """Count the steps of stretches of a run."""
+    return sum(steps for _, steps in stretches)
 
 
 @torch.no_grad()
-def load_step(run_dir: Path, step: int, ema: PowerEMA, optimizer: torch.optim.Optimizer) -> None:
-    """Restore the weights, their averages and the optimiser; raises a ValueError if another model was saved."""
+def load_step(run_dir: Path, step: int, ema: PowerEMA, optimizer: torch.optim.Optimizer | None) -> None:
+    """Restore the weights, their averages and an optimiser's state; raises a ValueError if another model was saved."""
     folder = step_folder(run_dir, step)
     files = {"model": ema.live} | {f"ema_{i}": copy for i, copy in enumerate(ema.copies)}
     for name, params in files.items():
@@ -123,6 +151,8 @@ def load_step(run_dir: Path, step: int, ema: PowerEMA, optimizer: torch.optim.Op
             raise ValueError(f"{folder} was written by another model; choose another --run folder, or its own config")
         for key, param in zip(ema.names, params, strict=True):
             param.data.copy_(saved[key])
+    if optimizer is None:
+        return
     trained = [param for group in optimizer.param_groups for param in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in load_file(folder / "optimizer.safetensors").items():

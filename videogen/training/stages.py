@@ -1,15 +1,76 @@
 """Choose what is trained: the VAE on pixels, then the DiT on its latents.
 
-TrainConfig  ->  VaeStage or DitStage
+TrainConfig  ->  VaeStage or DitStage, each a Stage: what the trainer asks of them
 
 A stage's batches are a pure function of (config, step): the order of the data is never saved.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+import torch
+from torch import Tensor, nn
+
 from videogen.config.train import TrainConfig
+from videogen.data.splits import Split
 from videogen.training.dit_stage import DitStage
+from videogen.training.run_checkpoints import Stretch
 from videogen.training.vae_stage import VaeStage
+
+Batch = TypeVar("Batch")
+MicroBatch = TypeVar("MicroBatch")
+
+
+class Stage(Protocol[Batch, MicroBatch]):
+    """The model, batches and loss of one kind of training."""
+
+    model: nn.Module
+    clip_split: Split  # the clips that are trained on, and those held out
+
+    def to_device(self, device: torch.device) -> None:
+        """Move the frozen models to the trained model's device."""
+        ...
+
+    def batches(self, start: int, every: int = 1, earlier: Sequence[Stretch] = ()) -> Iterator[Batch]:
+        """Yield the batches start, start + every, ... after those of earlier stretches with other numbers of processes.
+
+        Each depends on its number and on the stretches alone, in a resumed run too.
+        """
+        ...
+
+    def split(self, batch: Batch, max_tokens: int) -> Iterator[MicroBatch]:
+        """Yield micro-batches of at most max_tokens tokens, or of one clip, whose losses add up to the batch's."""
+        ...
+
+    def longest_clip(self, batch: Batch) -> int:
+        """Return the number of tokens of a batch's longest clip: no micro-batch can be smaller."""
+        ...
+
+    def loss(self, model: nn.Module, micro_batch: MicroBatch, batch_number: int) -> dict[str, Tensor]:
+        """Return the loss as "loss", and further values to log; the progress bar shows "tokens" and "fill".
+
+        "weight", which is not logged, is how much the loss counts in the mean over processes.
+        """
+        ...
+
+    def clip_names(self, batch: Batch, batch_number: int) -> list[str]:
+        """Name the clips of a batch."""
+        ...
+
+    def validate(self) -> dict[str, float]:
+        """Return the metrics of the held-out clips."""
+        ...
+
+    def preview(self, step: int, out_dir: Path) -> None:
+        """Write samples of the averaged model."""
+        ...
+
+    def export(self, out_dir: Path) -> None:
+        """Write the model with its current weights as a checkpoint folder."""
+        ...
 
 
 def make_stage(config: TrainConfig) -> VaeStage | DitStage:

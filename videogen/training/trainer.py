@@ -8,98 +8,48 @@ for bit on CPU. Checkpoints are written under another name and renamed: a kill a
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
-from pathlib import Path
-from typing import Generic, Protocol, TypeVar
+from typing import Generic
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from videogen.config.parsing import dotted, to_mapping
-from videogen.config.train import OptimConfig, TrainConfig
-from videogen.data.files import save_text
+from videogen.config.train import TrainConfig
 from videogen.data.folder_lock import lock_run
 from videogen.data.manifest import find_fault
 from videogen.interruption import StopRequest
 from videogen.models.dit import VideoDiT
 from videogen.models.precision import lacks_bf16_instructions, resolve_mixed_precision
 from videogen.training.ema import PowerEMA
-from videogen.training.optimizers import make_optimizer
+from videogen.training.optimizers import learning_rate, make_optimizer
 from videogen.training.progress import Meter, RunLog, cut_log, is_validation, progress_bar, read_log
 from videogen.training.run_checkpoints import (
     RunProgress,
+    Stretch,
+    count_packs,
+    count_steps,
     load_progress,
     load_step,
     newest_whole_step,
     save_step,
     set_later_steps_aside,
 )
+from videogen.training.run_config import write_config
+from videogen.training.stages import Batch, MicroBatch, Stage
 
 logger = logging.getLogger(__name__)
-Batch = TypeVar("Batch")
-MicroBatch = TypeVar("MicroBatch")
 CPU_PASS_TOKENS = 1280
 """Tokens of a pass on a CPU: in twice as large a pass each token takes a tenth longer, because the activations no
 longer stay in the cache (assets/LOG.md)."""
 PROCESS_TIMEOUT = timedelta(days=1)
 """How long processes wait for the first, which validates, saves and samples; torch's default is ten minutes."""
-
-
-class Stage(Protocol[Batch, MicroBatch]):
-    """The model, batches and loss of one kind of training."""
-
-    model: nn.Module
-    val_indices: Sequence[int]  # the held-out clips
-
-    def to_device(self, device: torch.device) -> None:
-        """Move the frozen models to the trained model's device."""
-        ...
-
-    def batches(self, start: int, every: int = 1) -> Iterator[Batch]:
-        """Yield the batches start, start + every, ...; each depends on its number alone, in a resumed run too."""
-        ...
-
-    def split(self, batch: Batch, max_tokens: int) -> Iterator[MicroBatch]:
-        """Yield micro-batches of at most max_tokens tokens, or of one clip, whose losses add up to the batch's."""
-        ...
-
-    def longest_clip(self, batch: Batch) -> int:
-        """Return the number of tokens of a batch's longest clip: no micro-batch can be smaller."""
-        ...
-
-    def loss(self, model: nn.Module, micro_batch: MicroBatch, batch_number: int) -> dict[str, Tensor]:
-        """Return the loss as "loss", and further values to log; the progress bar shows "tokens" and "fill".
-
-        "weight", which is not logged, is how much the loss counts in the mean over processes.
-        """
-        ...
-
-    def validate(self) -> dict[str, float]:
-        """Return the metrics of the held-out clips."""
-        ...
-
-    def preview(self, step: int, out_dir: Path) -> None:
-        """Write samples of the averaged model."""
-        ...
-
-    def export(self, out_dir: Path) -> None:
-        """Write the model with its current weights as a checkpoint folder."""
-        ...
-
-
-def learning_rate(step: int, total: int, config: OptimConfig) -> float:
-    """Return a step's learning rate: linear warmup, constant, then linear decay to zero in the run's last share."""
-    warmup = min(1.0, (step + 1) / max(1, config.warmup_steps))
-    decay_steps = max(1, round(total * config.decay_share))
-    return config.lr * warmup * min(1.0, (total - step) / decay_steps)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -146,11 +96,16 @@ class Trainer(Generic[Batch, MicroBatch]):
             logger.warning("this CPU has no bf16 instructions: run.mixed_precision = 'no' would be many times as fast")
         self.run.dir.mkdir(parents=True, exist_ok=True)
         self.step = newest_whole_step(self.run.dir)
-        window: Sequence[dict[str, float]] = ()
+        progress = load_progress(self.run.dir, self.step)
         if self.step:
-            load_step(self.run.dir, self.step, self.ema, self.optimizer)
-            window = load_progress(self.run.dir, self.step).window
-        self.meter = Meter(None, self.accelerator.num_processes, window)
+            name = config.optim.optimizer
+            is_same = progress.optimizer in ("", name)
+            load_step(self.run.dir, self.step, self.ema, self.optimizer if is_same else None)
+            if not is_same:
+                logger.warning("the state of %s is left aside, and %s begins with none", progress.optimizer, name)
+        self.earlier = self.stretches_before(progress)
+        self.num_skipped = progress.skipped
+        self.meter = Meter(None, self.accelerator.num_processes, progress.window)
         self.check_ranks_agree()
         self.optimizer = self.accelerator.prepare(self.optimizer)
 
@@ -160,10 +115,25 @@ class Trainer(Generic[Batch, MicroBatch]):
         if len(steps := sorted(set(torch.as_tensor(gathered).tolist()))) > 1:
             raise ValueError(f"the processes found {self.run.dir} at steps {steps}; give all of them the same folder")
 
+    def stretches_before(self, progress: RunProgress) -> list[Stretch]:
+        """Return the stretches of a run before the one that it goes on with, with this number of processes."""
+        now = self.accelerator.num_processes
+        *earlier, last = progress.stretches or [Stretch(now, self.step)]  # earlier versions did not save them
+        if last.processes == now:
+            return earlier
+        if self.accelerator.is_main_process:
+            logger.warning("unlike before, a step trains %d packs, one a process, was %d", now, last.processes)
+        return [*earlier, last]
+
+    def batch_number(self, step: int) -> int:
+        """Count the packs of the run before this process's pack of a step: no two of a run have the same number."""
+        num_processes, rank = self.accelerator.num_processes, self.accelerator.process_index
+        return count_packs(self.earlier) + (step - count_steps(self.earlier)) * num_processes + rank
+
     def batches(self) -> Iterator[Batch]:
         """Yield this process's batches from the next step on: one of the num_processes batches of each step."""
-        num_processes, rank = self.accelerator.num_processes, self.accelerator.process_index
-        return self.stage.batches(self.step * num_processes + rank, num_processes)
+        start = self.batch_number(self.step) - count_packs(self.earlier)
+        return self.stage.batches(start, self.accelerator.num_processes, self.earlier)
 
     def any_process(self, flag: bool) -> bool:
         """True if the flag is set in any process: all of them must leave the loop at the same step."""
@@ -173,22 +143,34 @@ class Trainer(Generic[Batch, MicroBatch]):
         return torch.as_tensor(self.accelerator.reduce(value, reduction="sum")).item() > 0
 
     def train_step(self, batch: Batch, step: int) -> dict[str, float]:
-        """Take an optimizer step and return the values to log; FloatingPointError if loss or gradient is not finite."""
+        """Take an optimizer step and return the values to log; skip it if loss or gradient is not finite and may be."""
         lr = learning_rate(step, self.run.steps, self.config.optim)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        values = self.compute_gradient(batch, step * self.accelerator.num_processes + self.accelerator.process_index)
+        values = self.compute_gradient(batch, self.batch_number(step))
         norm = torch.as_tensor(self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.optim.grad_clip))
         values |= {"grad_norm": norm.item(), "lr": lr}
-        if not math.isfinite(values["loss"]) or not math.isfinite(values["grad_norm"]):
-            raise FloatingPointError(
-                f"the loss is {values['loss']:.4g} and the gradient norm is {values['grad_norm']:.4g} at step {step}; "
-                "what was saved is whole: lower optim.lr and run the same command again to resume"
-            )
-        self.optimizer.step()
+        if self.any_process(not (math.isfinite(values["loss"]) and math.isfinite(values["grad_norm"]))):
+            self.count_bad_step(batch, step, values)
+            values = {name: value for name, value in values.items() if math.isfinite(value)}
+        else:
+            self.optimizer.step()
         self.optimizer.zero_grad()
         self.ema.update(step + 1)
         return values
+
+    def count_bad_step(self, batch: Batch, step: int, values: Mapping[str, float]) -> None:
+        """Count a step whose loss or gradient is not finite; FloatingPointError if the run may skip no more of them."""
+        clips = ", ".join(self.stage.clip_names(batch, self.batch_number(step)))
+        numbers = f"the loss is {values['loss']:.4g} and the gradient norm is {values['grad_norm']:.4g}"
+        what = f"of the clips {clips} {numbers} at step {step}"
+        if self.num_skipped >= self.run.skip_bad_steps:
+            raise FloatingPointError(
+                f"{what}; what was saved is whole: lower optim.lr and run the same command again to resume, or let "
+                f"such steps be skipped (--run.skip-bad-steps {self.num_skipped + 1})"
+            )
+        self.num_skipped += 1
+        logger.warning("%s: it is skipped, the %d. of at most %d", what, self.num_skipped, self.run.skip_bad_steps)
 
     def compute_gradient(self, batch: Batch, batch_number: int) -> dict[str, float]:
         """Accumulate the gradient of a batch and return its losses; if memory runs out, start over in smaller passes.
@@ -201,11 +183,15 @@ class Trainer(Generic[Batch, MicroBatch]):
             torch.cuda.empty_cache()  # does nothing without CUDA
             if self.accelerator.num_processes > 1:  # the others wait for this one's gradient and cannot start over
                 raise RuntimeError(
-                    f"out of memory; the last checkpoint is whole: lower data.token_budget = {max_tokens}"
+                    f"out of memory; the last checkpoint is whole: lower data.token_budget = {max_tokens}, and resume "
+                    "with --accept-changes"
                 )
             longest = self.stage.longest_clip(batch)
             if self.max_tokens_per_pass <= longest:  # the longest clip already had a pass of its own
-                raise RuntimeError("no memory for one clip; lower data.max_tokens or set dit.gradient_checkpointing")
+                raise RuntimeError(
+                    "no memory for one clip; lower data.max_tokens or set dit.gradient_checkpointing, and resume with "
+                    "--accept-changes"
+                )
             self.max_tokens_per_pass = max(self.max_tokens_per_pass // 2, longest)
         if self.max_tokens_per_pass < max_tokens:
             text = "out of memory: from now on packs are computed %d tokens at a time, to the same result"
@@ -251,6 +237,7 @@ class Trainer(Generic[Batch, MicroBatch]):
         """Leave the run folder as it would be had the run just taken its step, whatever has happened since."""
         set_later_steps_aside(self.run.dir, self.step)
         write_config(self.config, self.run.dir)
+        self.stage.clip_split.keep(self.run.dir)
         cut_log(self.run.dir, self.step, validates=self.is_validation_due)
         self.meter.log = RunLog(self.run.dir, self.step)
         if self.lacks_checkpoint():
@@ -322,7 +309,7 @@ class Trainer(Generic[Batch, MicroBatch]):
         return (
             self.step > 0
             and self.is_validation_due
-            and bool(self.stage.val_indices)
+            and bool(self.stage.clip_split.val)
             and not any(map(is_validation, rows))
         )
 
@@ -350,10 +337,18 @@ class Trainer(Generic[Batch, MicroBatch]):
             self.stage.export(self.run.dir / "checkpoint")
 
     def save(self) -> None:
-        """Write the checkpoint folder and the state to resume from."""
+        """Write the checkpoint folder and the state to resume from; FloatingPointError if a weight is not finite."""
+        if not all(weight.isfinite().all() for weight in self.ema.live):
+            raise FloatingPointError(
+                f"weights are not finite after step {self.step} and were not saved; what was saved before is whole: "
+                "lower optim.lr and run the same command again to resume"
+            )
         self.export()
         # The step folder is written last: where it exists, so does the checkpoint of its step.
-        progress = RunProgress(window=self.meter.window)
+        stretch = Stretch(self.accelerator.num_processes, self.step - count_steps(self.earlier))
+        optimizer = self.config.optim.optimizer
+        stretches = [*self.earlier, stretch]
+        progress = RunProgress(self.meter.window, stretches, optimizer, self.num_skipped)
         save_step(self.run.dir, self.step, self.ema, self.optimizer, progress)
 
     @contextmanager
@@ -364,14 +359,3 @@ class Trainer(Generic[Batch, MicroBatch]):
             yield
         finally:
             self.ema.swap()
-
-
-def write_config(config: TrainConfig, run_dir: Path) -> None:
-    """Write the resolved config to the run folder, and warn of each setting that changed since the run was started."""
-    path, text = run_dir / "config.json", json.dumps(to_mapping(config), indent=2)
-    if path.is_file():
-        before, now = (dict(dotted(json.loads(file))) for file in (path.read_text(encoding="utf-8"), text))
-        for name in sorted(before.keys() | now.keys()):
-            if before.get(name) != now.get(name):
-                logger.warning("unlike before, %s is %s, was %s", name, now.get(name), before.get(name))
-    save_text(path, text + "\n")

@@ -5,8 +5,8 @@ TrainConfig  ->  VaeStage: model, batches, loss, validation, reconstructions, ch
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from itertools import count
+from collections.abc import Iterator, Sequence
+from itertools import count, islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,8 +27,8 @@ from videogen.models.vae import VideoVAE
 from videogen.models.vae_network import frames_to_patches
 from videogen.packing.noise import step_generator
 from videogen.toybox.dataset import ToyboxClips
-from videogen.training.pack_plan import open_clips
-from videogen.training.run_checkpoints import saved_steps
+from videogen.training.pack_plan import open_clips, split_folder
+from videogen.training.run_checkpoints import Stretch, count_packs, saved_steps
 from videogen.training.vae_loss import busyness, psnr, vae_loss
 
 
@@ -82,7 +82,8 @@ class VaeStage:
     def __init__(self, config: TrainConfig) -> None:
         self.config = config
         self.folder = open_clips(config.data, config.dit.patch_size, config.run.seed)  # sized as for the DiT
-        self.train_indices, self.val_indices = self.folder.split()
+        self.clip_split = split_folder(self.folder, config)
+        self.train_indices, self.val_indices = self.clip_split.train, self.clip_split.val
         self.crop_loader = CropLoader(config, self.folder, self.train_indices)
         torch.manual_seed(config.run.seed)  # for the first weights; everything later samples from its own generators
         self.model = VideoVAE(config.vae.channels, config.vae.width, linear_encoder=config.vae.linear_encoder)
@@ -108,10 +109,11 @@ class VaeStage:
                 patches, keys = (values[keys.argsort()[:num_patches]] for values in (patches, keys))
         return patches[keys.argsort()[:num_patches]]
 
-    def batches(self, start: int, every: int = 1) -> Iterator[list[Tensor]]:
-        """Yield the batches start, start + every, ...; report and skip clips that fail to decode."""
+    def batches(self, start: int, every: int = 1, earlier: Sequence[Stretch] = ()) -> Iterator[list[Tensor]]:
+        """Yield the batches start, start + every, ... after earlier ones; report and skip clips that fail to decode."""
         num_workers = count_workers(self.config.data.workers, next(self.model.parameters()).device)
-        for loaded in prefetch(self.crop_loader.load, count(start, every), num_workers):
+        numbers = count(count_packs(earlier) + start, every)
+        for loaded in prefetch(self.crop_loader.load, numbers, num_workers):
             for index, reason in loaded.failures:
                 self.folder.report(index, reason)
             if not loaded.crops:
@@ -132,13 +134,19 @@ class VaeStage:
         if max_tokens < self.config.data.token_budget:  # the trainer lowers it when memory runs out
             settings = f"vae.batch_clips = {vae.batch_clips} and vae.crops = {vae.crops}"
             raise ValueError(
-                f"out of memory with {settings}; the last checkpoint is whole: lower one of them to resume"
+                f"out of memory with {settings}; the last checkpoint is whole: lower one of them and "
+                "resume with --accept-changes"
             )
         yield batch
 
     def longest_clip(self, batch: list[Tensor]) -> int:
         """Return 0: `split` does not divide a batch of crops."""
         return 0
+
+    def clip_names(self, batch: list[Tensor], batch_number: int) -> list[str]:
+        """Name the clips of a batch, of which some may have been cropped more than once."""
+        names, clips = self.folder.names(), self.crop_loader.clips_from(batch_number)
+        return [names[index] for _, index in islice(clips, self.config.vae.batch_clips)]
 
     def loss(self, model: nn.Module, micro_batch: list[Tensor], batch_number: int) -> dict[str, Tensor]:
         """Return the VAE's loss terms: the means over groups of equally shaped clips, weighted by their pixels."""

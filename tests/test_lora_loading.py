@@ -1,0 +1,162 @@
+"""A LoRA file is applied whole or refused: none of its tensors is dropped in silence."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import WanPipeline
+from peft import LoraConfig
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from tests.conftest import seeded
+from tests.test_wan_lora import ATTENTION, add_random_adapter, save_lora
+from tests.test_wan_pipeline import PROMPT, SETTINGS, assert_same_latents, latents_of
+from tests.test_wan_pipeline import without_ftfy as without_ftfy
+from tests.wan_folders import save
+from videogen.cli.main import sample
+from videogen.data.manifest import write_manifest
+from videogen.sampling.pipeline import ClipRequest, VideoPipeline
+
+LAYERS = {"q": 36, "k": 36, "v": 36, "o": 36}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    save("T2V 2.1", path := tmp_path_factory.mktemp("wan") / "T2V 2.1")
+    return path
+
+
+@pytest.fixture
+def lora(folder: Path, tmp_path: Path) -> Path:
+    """Save a LoRA on the attention with diffusers; return its file."""
+    model = WanPipeline.from_pretrained(str(folder)).transformer
+    add_random_adapter(model, ATTENTION, 0)
+    return save_lora(WanPipeline, model, tmp_path / "lora") / "pytorch_lora_weights.safetensors"
+
+
+def random(*shape: int, seed: int = 0) -> Tensor:
+    return 0.2 * torch.randn(*shape, generator=seeded(seed))
+
+
+def other_trainer(num_blocks: int = 2) -> dict[str, Tensor]:
+    """Make the LoRA of a trainer in Wan's own names, with alphas, as most that are shared have them."""
+    tensors: dict[str, Tensor] = {}
+    for block in range(num_blocks):
+        for part in ("self_attn", "cross_attn"):
+            for number, (layer, width) in enumerate(LAYERS.items()):
+                name = f"diffusion_model.blocks.{block}.{part}.{layer}"
+                tensors[f"{name}.lora_down.weight"] = random(2, width, seed=number)
+                tensors[f"{name}.lora_up.weight"] = random(width, 2, seed=number + 9)
+                tensors[f"{name}.alpha"] = torch.tensor(1.0)
+    return tensors
+
+
+def write(path: Path, tensors: dict[str, Tensor]) -> Path:
+    save_file({name: tensor.contiguous().clone() for name, tensor in tensors.items()}, path)
+    return path
+
+
+def refusal(folder: Path, path: Path) -> str:
+    with pytest.raises(ValueError, match=r"is no LoRA|used in part") as error:
+        VideoPipeline.from_pretrained(folder).add_loras([str(path)])
+    return str(error.value)
+
+
+def sample_with(folder: Path, path: Path) -> Tensor:
+    pipeline = VideoPipeline.from_pretrained(folder)
+    pipeline.add_loras([str(path)])
+    return pipeline.sample([ClipRequest(PROMPT, 5)], SETTINGS)[0]
+
+
+def test_a_whole_lora_of_another_trainer_is_applied_as_in_diffusers(folder: Path, tmp_path: Path) -> None:
+    path = write(tmp_path / "whole.safetensors", other_trainer())
+    theirs = WanPipeline.from_pretrained(str(folder))
+    theirs.set_progress_bar_config(disable=True)
+    theirs.load_lora_weights(str(path))
+    assert_same_latents(sample_with(folder, path), latents_of(theirs, SETTINGS))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "diffusion_model.blocks.0.norm3.diff",
+        "diffusion_model.blocks.1.norm3.diff_b",
+        "diffusion_model.time_projection.1.diff_b",
+    ],
+)
+def test_what_diffusers_drops_of_another_trainer_s_lora_is_refused_unless_it_is_zero(
+    name: str, folder: Path, tmp_path: Path
+) -> None:
+    tensors = other_trainer()
+    path = write(tmp_path / "part.safetensors", tensors | {name: random(36)})
+    assert refusal(folder, path).startswith(f"{path} would be used in part: 1 of its 49 tensors have no place")
+    assert f"({name})" in refusal(folder, path)
+    zero = write(tmp_path / "zero.safetensors", tensors | {name: torch.zeros(36)})
+    assert torch.equal(sample_with(folder, zero), sample_with(folder, write(tmp_path / "a.safetensors", tensors)))
+
+
+def test_layers_that_the_model_lacks_are_refused(folder: Path, lora: Path, tmp_path: Path) -> None:
+    state = load_file(lora)
+    more = {name.replace("blocks.1.", "blocks.7."): value for name, value in state.items() if ".blocks.1." in name}
+    message = refusal(folder, write(tmp_path / "more.safetensors", state | more))
+    assert f"would be used in part: {len(more)} of its {len(state) + len(more)} tensors have no place" in message
+    assert "blocks.7.attn1.to_k.lora_A.weight, " in message
+    text = {"text_encoder.block.0.q.lora_A.weight": random(2, 4), "text_encoder.block.0.q.lora_B.weight": random(4, 2)}
+    assert "2 of its" in refusal(folder, write(tmp_path / "text.safetensors", state | text))
+    deeper = write(tmp_path / "deeper.safetensors", other_trainer(3))
+    assert "16 of its 72 tensors" in refusal(folder, deeper)  # two matrices of eight layers
+
+
+def test_dora_scales_of_other_programs_are_refused(folder: Path, lora: Path, tmp_path: Path) -> None:
+    scale = {"transformer.blocks.0.attn1.to_q.dora_scale": random(36)}
+    message = refusal(folder, write(tmp_path / "theirs.safetensors", load_file(lora) | scale))
+    assert f"1 of its {len(load_file(lora)) + 1} tensors have no place in this model ({next(iter(scale))})" in message
+    scale = {"diffusion_model.blocks.0.self_attn.q.dora_scale": random(36)}
+    path = write(tmp_path / "wan.safetensors", other_trainer() | scale)
+    message = refusal(folder, path)
+    assert message.startswith(f"{path} is no LoRA for this model: ")
+    assert "self_attn.q.dora_scale" in message
+
+
+def test_a_dora_of_peft_is_applied_whole(folder: Path, tmp_path: Path) -> None:
+    model = WanPipeline.from_pretrained(str(folder)).transformer
+    model.add_adapter(LoraConfig(r=2, lora_alpha=3, target_modules=ATTENTION, use_dora=True), adapter_name="default")
+    with torch.no_grad():
+        for key, weight in model.named_parameters():
+            if ".default" in key:
+                weight.add_(random(*weight.shape))
+    path = save_lora(WanPipeline, model, tmp_path / "dora")
+    assert any("magnitude" in name for name in load_file(path / "pytorch_lora_weights.safetensors"))
+    theirs = WanPipeline.from_pretrained(str(folder))
+    theirs.set_progress_bar_config(disable=True)
+    theirs.load_lora_weights(str(path))
+    assert_same_latents(sample_with(folder, path), latents_of(theirs, SETTINGS))
+
+
+def test_the_command_refuses_in_one_sentence_and_a_damaged_lora_is_named(
+    folder: Path, lora: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [PROMPT, "--model", str(folder), "--size", "32x64", "--frames", "9", "--out", str(tmp_path / "a.mp4")]
+    path = write(tmp_path / "part.safetensors", other_trainer() | {"diffusion_model.blocks.0.norm3.diff": random(36)})
+    assert sample([*words, "--lora", str(path)]) == 2
+    assert "used in part: 1 of its 49 tensors" in capsys.readouterr().err
+    write_manifest(lora.parent)
+    data = bytearray(lora.read_bytes())
+    data[-1] ^= 1
+    lora.write_bytes(data)
+    assert sample([*words, "--lora", str(lora.parent)]) == 2
+    assert f"{lora} is damaged: its content is not what was written" in capsys.readouterr().err
+    lora.write_bytes(data[: len(data) // 2])
+    assert sample([*words, "--lora", str(lora)]) == 2
+    assert f"{lora} is no LoRA for this model: the file is not whole" in capsys.readouterr().err
+    (tmp_path / "two").mkdir()
+    for name in "ab":
+        write(tmp_path / "two" / f"{name}.safetensors", other_trainer())
+    assert sample([*words, "--lora", str(tmp_path / "two")]) == 2
+    assert "holds 2 .safetensors files; name the one that is the LoRA" in capsys.readouterr().err
+    assert not (tmp_path / "a.mp4").exists()
+    assert json.loads((lora.parent / "manifest.json").read_text(encoding="utf-8"))
