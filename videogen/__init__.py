@@ -19,9 +19,10 @@ if TYPE_CHECKING:
     from videogen.models.dit import VideoDiT
     from videogen.models.vae import VideoVAE
     from videogen.sampling.pipeline import VideoPipeline
+    from videogen.training.folder_run import train
 
 __version__ = "0.1.0"
-__all__ = ["SampleConfig", "TrainConfig", "VideoDiT", "VideoPipeline", "VideoVAE"]
+__all__ = ["SampleConfig", "TrainConfig", "VideoDiT", "VideoPipeline", "VideoVAE", "train"]
 
 _HOMES = {
     "SampleConfig": "config.sample",
@@ -29,6 +30,7 @@ _HOMES = {
     "VideoDiT": "models.dit",
     "VideoPipeline": "sampling.pipeline",
     "VideoVAE": "models.vae",
+    "train": "training.folder_run",
 }
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import tyro
 
 from videogen.cli.arguments import guard, parse, set_offline, silence_quantisers
+from videogen.cli.train_folder import train_folder
 from videogen.config.parsing import load_toml
 from videogen.config.train import TrainConfig
 
@@ -37,7 +38,12 @@ def run_train(argv: Sequence[str]) -> int:
         if "--help" in words or "-h" in words:
             words = [word for word in words if word not in ("--help", "-h")]
             tyro.cli(TrainConfig, args=["--help"], prog="train.py RECIPE.toml", description=DESCRIPTION)
-        raise ValueError("train.py needs a recipe: python train.py configs/RECIPE.toml [--data FOLDER] [--run DIR]")
+        raise ValueError(
+            "train.py needs a folder of videos or a recipe: python train.py FOLDER [--minutes M] [--run DIR], or "
+            "python train.py configs/RECIPE.toml [--data FOLDER] [--run DIR]"
+        )
+    if Path(words[0]).is_dir():
+        return train_folder(argv)
     config = load_toml(TrainConfig, Path(words[0]))
     config = parse(TrainConfig, words[1:], default=config, prog=f"train.py {words[0]}", description=DESCRIPTION)
     set_offline()

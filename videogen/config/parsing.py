@@ -14,7 +14,7 @@ import tomllib
 import typing
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Literal, TypeVar, cast
 
 T = TypeVar("T")
 
@@ -100,6 +100,33 @@ def load_toml(cls: type[T], path: Path, *, over: T | None = None) -> T:
         return from_mapping(cls, values)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
+
+
+def format_toml(config: object) -> str:
+    """Write a config as TOML, without the values that are its defaults; load_toml reads it again."""
+    plain, default = to_mapping(config), to_mapping(type(config)())
+    lines = [f"{key} = {_toml_value(plain[key])}" for key in plain if _is_shown(plain[key], default[key])]
+    for name, table in plain.items():
+        if isinstance(table, dict) and table != default[name]:
+            lines += ["", f"[{name}]", *_toml_table(name, table, cast("dict[str, object]", default[name]))]
+    return "\n".join(lines).lstrip("\n") + "\n"
+
+
+def _toml_table(name: str, table: Mapping[str, object], default: Mapping[str, object]) -> Iterator[str]:
+    yield from (f"{key} = {_toml_value(table[key])}" for key in table if _is_shown(table[key], default[key]))
+    for key, inner in table.items():
+        if isinstance(inner, dict) and inner != default[key]:
+            yield from ("", f"[{name}.{key}]")
+            yield from (f"{json.dumps(word)} = {_toml_value(value)}" for word, value in inner.items())
+
+
+def _is_shown(value: object, default: object) -> bool:
+    return value != default and value is not None and not isinstance(value, dict)
+
+
+def _toml_value(value: object) -> str:
+    """Write one value; TOML takes JSON's strings, numbers, booleans and lists as they are."""
+    return json.dumps(value, ensure_ascii=False)
 
 
 def dotted(config: Mapping[str, object], where: str = "") -> Iterator[tuple[str, object]]:

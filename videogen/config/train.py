@@ -34,6 +34,10 @@ class DataConfig:
     """Captions of each of those clips; the epochs read them in turn."""
     toybox_free: float = 0.0
     """Share of those captions in free English, instead of the plain sentences that the judge reads."""
+    captions: Literal["needed", "optional"] = "needed"
+    """optional: a file without a caption is trained without words, instead of being left out."""
+    decoded: Path | None = None
+    """Folder that keeps every clip as it is trained, so that its file is decoded once; none decodes it each time."""
     fps: float = 8.0
     """Frame rate at which clips are read."""
     max_seconds: float = 4.2
@@ -255,6 +259,8 @@ class RunConfig:
     """Steps between sample grids; 0 makes none."""
     skip_bad_steps: int = 0
     """How many steps whose loss or gradient is not finite the run may skip; one more stops it, unsaved."""
+    sample_rarer: bool = False
+    """Make sample grids ever rarer: after sample_every steps, twice as many, four times as many, ..."""
     sample_prompts: tuple[str, ...] = ()
     """Prompts of the sample grids, with seeds 0, 1, 2, ..."""
 

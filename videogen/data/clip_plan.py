@@ -76,6 +76,8 @@ def judge_clip(
 ) -> tuple[Judgement, tuple[str, ...], ClipShape | None]:
     """Judge a file of a folder with its captions; the clip that training makes of it is None where it is unusable."""
     texts, about_captions = caption_of(path, captions)
+    if config.captions == "optional" and about_captions is not None and about_captions.kind == "no_caption":
+        texts, about_captions = ("",), None
     judgement = judge(path)
     if about_captions is not None:
         judgement = judgement._replace(findings=(about_captions,)).with_findings(*judgement.findings)

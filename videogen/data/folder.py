@@ -8,6 +8,8 @@ and text), or a clip.txt beside clip.mp4. Which window of a long file is read de
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -26,6 +28,7 @@ from videogen.data.clip_plan import judge_clip
 from videogen.data.findings import KINDS, Finding, printable
 from videogen.data.judgement_cache import open_judgements
 from videogen.data.listing import list_folder
+from videogen.data.manifest import load_hashed_tensors, save_hashed_tensors
 from videogen.data.video_io import VideoInfo, read_video
 from videogen.packing.noise import step_generator
 from videogen.packing.patch_schedule import Patch
@@ -144,17 +147,37 @@ class VideoFolder:
         return slack * torch.rand((), generator=step_generator(self.seed, window, index)).item()
 
     def read(self, index: int, epoch: int = 0) -> Clip:
-        """Decode the clip of an epoch at the config's frame rate, scaled and cropped to its entry's size."""
+        """Read the clip of an epoch: decoded from its file, or as an earlier reading kept it in data.decoded."""
+        if (folder := self.config.decoded) is None:
+            frames = self.decode(index, epoch)
+        else:
+            digest = hashlib.sha256("|".join(map(str, self.key(index, epoch))).encode()).hexdigest()
+            path = folder / digest[:2] / f"{digest[2:34]}.safetensors"
+            frames = load_kept(path, lambda: ((self.decode(index, epoch) + 1) * 127.5).round().to(torch.uint8))
+            frames = frames / 127.5 - 1
+        num_frames = 1 + (len(frames) - 1) // TIME_STRIDE * TIME_STRIDE  # A file may end before its header says.
+        return Clip(rearrange(frames[:num_frames], "t c h w -> c t h w"), self.caption(index, epoch))
+
+    def decode(self, index: int, epoch: int) -> Tensor:
+        """Decode the frames (t, 3, h, w) of an epoch at the config's frame rate, scaled and cropped to their entry."""
         entry = self.entries[index]
-        frames = read_video(
+        return read_video(
             entry.path,
             fps=self.config.fps,
             start_seconds=self.start_seconds(index, epoch),
             num_frames=entry.frames,
             transform=lambda chunk: scale_and_crop(chunk, entry.width, entry.height),
         )
-        num_frames = 1 + (len(frames) - 1) // TIME_STRIDE * TIME_STRIDE  # A file may end before its header says.
-        return Clip(rearrange(frames[:num_frames], "t c h w -> c t h w"), self.caption(index, epoch))
+
+
+def load_kept(path: Path, make: Callable[[], Tensor]) -> Tensor:
+    """Load a tensor from its file; make and write it where the file is missing or damaged."""
+    with contextlib.suppress(FileNotFoundError, ValueError):
+        return load_hashed_tensors(path)["frames"]
+    frames = make()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_hashed_tensors({"frames": frames}, path)
+    return frames
 
 
 def epoch_order(indices: Sequence[int], seed: int, epoch: int) -> list[int]:

@@ -292,7 +292,9 @@ class Trainer(Generic[Batch, MicroBatch]):
     def are_samples_due(self) -> bool:
         """True after the steps that are sampled in a run that nothing interrupts."""
         every = self.run.sample_every
-        return bool(every and self.step % every == 0) or self.step >= self.run.steps
+        num = self.step // every if every and self.step % every == 0 else 0
+        is_due = num > 0 and not (self.run.sample_rarer and num & (num - 1))  # or where num is a power of two
+        return is_due or self.step >= self.run.steps
 
     def lacks_something(self) -> bool:
         """True if a complete run was killed before it had written all that it leaves."""

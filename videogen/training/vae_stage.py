@@ -101,9 +101,7 @@ class VaeStage:
         generator = step_generator(self.config.run.seed, -2)
         patches, keys = torch.empty(0, 768), torch.empty(0)
         for clip in self.load_videos(epoch_order(self.train_indices, self.config.run.seed, 0)[:num_clips]):
-            video = rearrange(clip, "c t h w -> 1 t c h w")
-            padded = torch.cat([video[:, :1].expand(-1, 3, -1, -1, -1), video], dim=1)
-            rows = rearrange(frames_to_patches(padded), "1 t p h w -> (t h w) p")
+            rows = clip_patches(clip)
             patches, keys = torch.cat([patches, rows]), torch.cat([keys, torch.rand(len(rows), generator=generator)])
             if len(patches) > 2 * num_patches:  # those with the least keys stay: every patch has the same chance
                 patches, keys = (values[keys.argsort()[:num_patches]] for values in (patches, keys))
@@ -206,6 +204,13 @@ class VaeStage:
         with atomic_folder(out_dir / "vae") as part:
             self.model.save_pretrained(part)
             write_manifest(part)
+
+
+def clip_patches(clip: Tensor) -> Tensor:
+    """Cut a clip (3, t, h, w) into the patches (n, 768) of its latent cells, its first frame repeated as in the VAE."""
+    video = rearrange(clip, "c t h w -> 1 t c h w")
+    padded = torch.cat([video[:, :1].expand(-1, TIME_STRIDE - 1, -1, -1, -1), video], dim=1)
+    return rearrange(frames_to_patches(padded), "1 t p h w -> (t h w) p")
 
 
 def sample_crops(

@@ -1,0 +1,93 @@
+"""The train command for a folder: one plan said first, one run folder, a checkpoint at its end.
+
+argv  ->  RunPlan  ->  run/checkpoint, run/results
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import tyro
+
+from videogen.cli.arguments import parse, set_offline, silence_quantisers
+from videogen.config.parsing import format_toml
+from videogen.config.train import DataConfig
+
+DESCRIPTION = """Train on a folder of videos, from nothing to a checkpoint, by one plan that is said first.
+
+The same command again goes on; with --minutes, a run that is complete goes on from its result."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainFolderArgs:
+    """Which folder, for how long, and where to."""
+
+    folder: tyro.conf.Positional[Path]
+    """Folder of videos and pictures, with captions or without."""
+    minutes: float | None = None
+    """How long to train, 30 by default; of a run that is complete, how much longer."""
+    run: Path | None = None
+    """Folder of the run; default runs/ and the folder's name."""
+    data: DataConfig = field(default_factory=DataConfig)
+    """How clips are read."""
+    dry_run: bool = False
+    """Say the plan and train nothing."""
+    write_recipes: Path | None = None
+    """Write the plan as recipes into this folder, to go on by hand, and train nothing."""
+    json: bool = False
+    """Print the checkpoint as a JSON object."""
+
+    def __post_init__(self) -> None:
+        if self.minutes is not None and not 0 < self.minutes < 1e6:
+            raise ValueError(f"--minutes must be above 0, got {self.minutes:g}")
+        if self.data.toybox:
+            raise ValueError("--data.toybox draws clips, and a folder was given; leave it out")
+
+
+def train_folder(argv: Sequence[str]) -> int:
+    """Run train.py FOLDER."""
+    args = parse(TrainFolderArgs, argv, prog="train.py FOLDER", description=DESCRIPTION)
+    data = replace(args.data, folder=args.folder)
+    set_offline()
+    silence_quantisers()
+    from videogen.training.folder_plan import make_plan, recipes
+    from videogen.training.folder_run import MINUTES, default_run, prepare_plan, sample_command, train_planned
+
+    run = args.run or default_run(args.folder)
+
+    def say(line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
+
+    if args.dry_run or args.write_recipes is not None:
+        kept = replace(data, captions="optional", decoded=run / "clips")
+        plan = make_plan(run, args.minutes or MINUTES, kept)
+        for line in plan.lines:
+            say(line)
+        if args.write_recipes is not None:
+            write_recipes(args.write_recipes, {name: format_toml(recipe) for name, recipe in recipes(plan).items()})
+        return 0
+    plan = prepare_plan(run, args.minutes, data, say)
+    if not train_planned(run):
+        say(f"stopped; the same command goes on with {run}")
+        return 0
+    checkpoint = str(run / "checkpoint")
+    say(f"samples beside their sources: {run / 'results' / 'index.html'}\nmore: {sample_command(run, plan)}")
+    print(json.dumps({"checkpoint": checkpoint, "complete": True}) if args.json else checkpoint)
+    return 0
+
+
+def write_recipes(folder: Path, texts: dict[str, str]) -> None:
+    """Write recipes into a folder and print their paths; a ValueError where one is there already."""
+    from videogen.data.files import save_text
+
+    for name in texts:
+        if (folder / name).exists():
+            raise ValueError(f"{folder / name} exists; give another folder with --write-recipes")
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in texts.items():
+        save_text(folder / name, text)
+        print(folder / name)
