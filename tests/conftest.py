@@ -57,12 +57,14 @@ def random_state() -> Iterator[None]:
     random.setstate(state[2])
 
 
-@pytest.fixture(autouse=True)
-def float32_on_every_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(autouse=True, scope="session")
+def float32_on_every_cpu() -> Iterator[None]:
     """Let "auto" choose float32, so that a test compares the same numbers on all machines."""
-    for module in ("cli.sample", "models.precision"):
-        monkeypatch.setattr(f"videogen.{module}.bf16_instructions", lambda: False)
-    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda **_: False)
+    with pytest.MonkeyPatch.context() as patch:
+        for module in ("cli.sample", "models.precision"):
+            patch.setattr(f"videogen.{module}.bf16_instructions", lambda: False)
+        patch.setattr("torch.cuda.is_bf16_supported", lambda **_: False)
+        yield
 
 
 @pytest.fixture(autouse=True, scope="session")

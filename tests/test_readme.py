@@ -21,6 +21,7 @@ from videogen.cli.main import COMMANDS, BenchArgs, main
 from videogen.cli.sample_arguments import SampleArgs
 from videogen.cli.toybox import ToyboxArgs
 from videogen.cli.train import FLAGS
+from videogen.cli.train_folder import TrainFolderArgs
 from videogen.config.parsing import load_toml, to_mapping
 from videogen.config.sample import MINI, SampleConfig
 from videogen.config.train import TrainConfig
@@ -44,7 +45,9 @@ def test_every_flag_in_readme_and_guide_exists() -> None:
     train = TrainConfig()
     flags = {
         "sample.py": flags_of(SampleArgs, SampleArgs(sample=SampleConfig())),
-        "train.py": flags_of(TrainConfig, train) | {"--data", "--run"},
+        "train.py": flags_of(TrainConfig, train)
+        | flags_of(TrainFolderArgs, TrainFolderArgs(folder=Path()))
+        | {"--data"},
         "videogen toybox": flags_of(ToyboxArgs),
         "videogen judge": flags_of(JudgeArgs, JudgeArgs()),
     }

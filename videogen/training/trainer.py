@@ -253,12 +253,12 @@ class Trainer(Generic[Batch, MicroBatch]):
         meter.start()
         deadline = time.monotonic() + 60 * self.run.minutes if self.run.minutes is not None else math.inf
         with StopRequest() as stop, progress_bar(disable=not is_main) as bar:
-            task = bar.add_task(self.config.stage, total=self.run.steps, completed=self.step, message="")
+            task, summary = bar.add_task(self.config.stage, total=self.run.steps, completed=self.step, message=""), ""
             for batch in self.batches():
                 values = self.train_step(batch, self.step)
                 self.step += 1
-                if summary := meter.add(self.step, values):
-                    bar.update(task, completed=self.step, message=summary)
+                summary = meter.add(self.step, values) or summary
+                bar.update(task, completed=self.step, message=summary)
                 must_stop = time.monotonic() > deadline or stop.signal is not None
                 leaving = self.step >= self.run.steps or self.any_process(must_stop)
                 if is_main:
