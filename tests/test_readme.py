@@ -42,7 +42,7 @@ LAST_COMMANDS = [line.split("&&")[-1].strip() for line in COMMAND_LINES]
 
 
 def test_every_flag_in_readme_and_guide_exists() -> None:
-    train = TrainConfig()
+    folder = flags_of(TrainFolderArgs, TrainFolderArgs(folder=Path()))
     flags = {
         "sample.py": flags_of(SampleArgs, SampleArgs(sample=SampleConfig())),
         "train.py": flags_of(TrainConfig, train)
