@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING
 
 from videogen.cli.arguments import check_device, parse, peek
 from videogen.cli.dry_run import count_bytes, describe
+from videogen.cli.known_flags import fit_settings, list_windows, window_length
+from videogen.cli.known_material import Material, load_material
 from videogen.cli.provenance import (
     apply_recorded_settings,
     check_recorded_files,
@@ -52,12 +54,12 @@ def run(args: SampleArgs, info: CheckpointInfo) -> int:
             print(describe(job, args, info, weights))
         return 0
     start, latents = time.monotonic(), find_latents(jobs, args)
-    to_denoise = [job for job in jobs if job not in latents]
+    to_denoise, material = [job for job in jobs if job not in latents], load_material(args, info)
     pipeline = load(args, info) if to_denoise else None
     vae = pipeline.vae if pipeline is not None else load_decoder(args, info)
     loading_seconds = time.monotonic() - start
-    clips = make_clips(pipeline, to_denoise, args, info) if pipeline is not None else []
-    for job, seconds in chain(decode_latents(vae, latents, args), clips):
+    clips = make_clips(pipeline, to_denoise, args, info, material) if pipeline is not None else []
+    for job, seconds in chain(decode_latents(vae, latents, args, material), clips):
         row = {"path": str(job.path), "seconds": round(seconds, 2), "prompt": job.prompt, "seed": job.seed}
         line = f"{job.path}  ({seconds:.1f} s, after {loading_seconds:.1f} s of loading)"
         print(json.dumps(row) if args.json else line, flush=True)
@@ -78,6 +80,8 @@ def parse_args(argv: Sequence[str]) -> tuple[SampleArgs, CheckpointInfo]:
     if (path := peek(argv, "--from")) is not None:
         recorded = read_recorded_settings(Path(path))
         base = apply_recorded_settings(base, recorded)
+        if peek(argv, "--image") is not None:  # which add to each other, and here replace what was recorded
+            base = replace(base, image=())
     if peek(argv, "--frames") is not None:
         if peek(argv, "--seconds") is not None:
             raise ValueError("give --frames or --seconds, not both")
@@ -90,7 +94,7 @@ def parse_args(argv: Sequence[str]) -> tuple[SampleArgs, CheckpointInfo]:
         info = read_checkpoint_info(args.model)
     if path is not None and recorded is not None:
         check_recorded_files(Path(path), recorded, args, argv)
-    return args, info
+    return fit_settings(args, info, argv), info
 
 
 def find_latents(jobs: Sequence[SampleJob], args: SampleArgs) -> dict[SampleJob, Path]:
@@ -109,7 +113,7 @@ def find_latents(jobs: Sequence[SampleJob], args: SampleArgs) -> dict[SampleJob,
 
 
 def decode_latents(
-    vae: Autoencoder, latents: Mapping[SampleJob, Path], args: SampleArgs
+    vae: Autoencoder, latents: Mapping[SampleJob, Path], args: SampleArgs, material: Material
 ) -> Iterator[tuple[SampleJob, float]]:
     """Decode saved latents into clips, each with the settings that it was denoised with."""
     import torch
@@ -125,7 +129,7 @@ def decode_latents(
         latent, settings = read_latent(path), latent_settings(path) | {"fps": job.config.fps}
         if args.save_latents and not (saved := job.path.with_suffix(".safetensors")).exists():
             save_latent(saved, latent, settings, overwrite=False)
-        frames = decode_frames(vae, latent, device)
+        frames = material.frame_with(decode_frames(vae, latent, device), job.config, vae.time_stride)
         write_video(job.path, frames, fps=job.config.fps, settings=settings, overwrite=args.overwrite)
         yield job, time.monotonic() - start
 
@@ -171,30 +175,35 @@ def load(args: SampleArgs, info: CheckpointInfo) -> ClipSampler:
 
 
 def make_clips(
-    pipeline: ClipSampler, jobs: Sequence[SampleJob], args: SampleArgs, info: CheckpointInfo
+    pipeline: ClipSampler, jobs: Sequence[SampleJob], args: SampleArgs, info: CheckpointInfo, material: Material
 ) -> Iterator[tuple[SampleJob, float]]:
     """Make clips side by side in packs of any sizes and lengths, where all other settings are equal.
 
     Yields each with its share of the seconds, by its tokens.
     """
     from videogen.sampling.clip_sampler import ClipRequest
-    from videogen.sampling.image_prompts import open_images
+    from videogen.sampling.long_clips import sample_windows
 
-    images, about = open_images(args.image, args.last_image), provenance(args)
-    for _, group in groupby(jobs, key=lambda job: shared_settings(job.config, mixed=not images)):
+    about, mixed = provenance(args), not material.known
+    for _, group in groupby(jobs, key=lambda job: shared_settings(job.config, mixed=mixed)):
         for batch in group_by_budget(group, lambda job: info.num_tokens(job.config), TOKENS_PER_PACK):
             start, config = time.monotonic(), batch[0].config
             label = f"{len(batch)} clip{'s' if len(batch) > 1 else ''}"
-            with progress(num_evaluations(config), label) as on_evaluation:
-                requests = [ClipRequest(job.prompt, job.seed, images, job.config) for job in batch]
-                latents = pipeline.sample(requests, config, on_evaluation)
+            windows = list_windows(args, info, config)
+            with progress(sum(map(num_evaluations, windows)), label) as on_evaluation:
+                requests = [ClipRequest(job.prompt, job.seed, material.known, job.config) for job in batch]
+                if args.extend is None:
+                    latents = pipeline.sample(requests, config, on_evaluation)
+                else:
+                    latents = sample_windows(pipeline, requests, config, on_evaluation, length=window_length(info))
             tokens = [info.num_tokens(job.config) for job in batch]
             seconds_per_token = (time.monotonic() - start) / sum(tokens)
             for job, latent in zip(batch, latents if args.save_latents else [], strict=False):
                 saved, settings = job.path.with_suffix(".safetensors"), settings_of(job, about)
                 save_latent(saved, latent, settings, overwrite=args.overwrite)
             for job, latent, num in zip(batch, latents, tokens, strict=True):
-                start, frames, settings = time.monotonic(), pipeline.frames(latent), settings_of(job, about)
+                start, settings = time.monotonic(), settings_of(job, about)
+                frames = material.frame_with(pipeline.frames(latent), job.config, info.time_stride)
                 write_video(job.path, frames, fps=job.config.fps, settings=settings, overwrite=args.overwrite)
                 yield job, seconds_per_token * num + time.monotonic() - start
 
