@@ -64,7 +64,7 @@ def test_a_clip_is_extended_by_the_seconds_asked_for_and_keeps_its_rate_and_fram
 
 
 def test_a_clip_is_extended_backward(words: list[str], given: Path, tmp_path: Path) -> None:
-    assert sample([*words, "--video", str(given), "--extend=-1", "--out", str(tmp_path / "a.mp4")]) == 0
+    assert sample([*words, "--video", str(given), "--extend", "-1", "--out", str(tmp_path / "a.mp4")]) == 0
     frames = read_video(tmp_path / "a.mp4")
     assert len(frames) == 12 + NUM
     assert_kept(frames[12:], read_video(given))
@@ -240,7 +240,7 @@ REFUSED: list[tuple[list[str], str]] = [
     (["--strength", "0.5"], "strength below 1 begins with a video; give one with --video"),
     (BOTH, "say what to do with it, by --extend, --join, --loop, --mask or --strength"),
     ([*BOTH, "--join", "given.mp4"], "--join needs to know how long the made part is; give it with --extend SECONDS"),
-    ([*BOTH, "--loop", "--extend=-1"], "--loop needs to know how long"),
+    ([*BOTH, "--loop", "--extend", "-1"], "--loop needs to know how long"),
     ([*BOTH, "--loop", "--join", "given.mp4", "--extend", "1"], "give one of them"),
     (
         [*BOTH, "--extend", "0.1"],
@@ -254,7 +254,7 @@ REFUSED: list[tuple[list[str], str]] = [
     ([*BOTH, "--strength", "0.5", "--frames", "5"], "given.mp4 has 9 frames and the clip 5; leave --frames and"),
     ([*BOTH, "--strength", "0.1"], "strength 0.1 leaves none of 2 steps; give at least 0.5"),
     (["--video", "none.mp4", "--extend", "1"], "none.mp4"),
-    (["--video", "black.png", "--extend=-1"], "has 1 frames, and a clip is extended backward from at least 5"),
+    (["--video", "black.png", "--extend", "-1"], "has 1 frames, and a clip is extended backward from at least 5"),
     (["--image", "black.png@5"], "black.png at 5 s lies behind a clip of 9 frames (1.125 s); make it longer"),
     (["--image", "black.png", "--image", "black.png@last", "--frames", "1"], "frames must be more than 1"),
     (["--image", "text.png"], "Pillow finds no whole picture in it"),

@@ -49,7 +49,7 @@ class SampleArgs:
     video: Path | None = None
     """A clip to go on from (--extend, --join, --loop), to change in part (--mask) or in all (--strength)."""
     extend: float | None = None
-    """Seconds to add behind --video; below 0, as --extend=-2, before it."""
+    """Seconds to add behind --video; below 0, as --extend -2, before it."""
     join: Path | None = None
     """A clip to which what --extend adds leads."""
     loop: bool = False
