@@ -41,7 +41,7 @@ def describe(job: SampleJob, args: SampleArgs, info: CheckpointInfo, weights: in
         "size": config.size,
         "frames": frames,
         "seconds_of_video": round(frames / config.fps, 2),
-        **({"windows": len(windows)} if args.extend is not None else {}),
+        **({"windows": len(windows)} if len(windows) > 1 else {}),
         "tokens": max(map(info.num_tokens, windows)),
         "evaluations": sum(map(num_evaluations, windows)),
         "gflop": round(cost.gflop),

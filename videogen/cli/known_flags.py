@@ -17,7 +17,7 @@ from videogen.cli.arguments import peek
 from videogen.config.sample import SampleConfig, resolve_frames
 from videogen.data.video_decode import IMAGE_SUFFIXES, read_image_file
 from videogen.data.video_io import probe
-from videogen.models.checkpoint_config import ENDS_ALONE, NO_IMAGE, TEXT_ONLY, CheckpointInfo
+from videogen.models.checkpoint_config import ENDS_ALONE, NO_IMAGE, NO_START, TEXT_ONLY, CheckpointInfo
 from videogen.packing.patch_schedule import coarsest_patch
 from videogen.packing.windows import plan_windows
 
@@ -63,7 +63,7 @@ def check_material(args: SampleArgs, info: CheckpointInfo) -> None:
             if getattr(args, flag):
                 raise ValueError(f"--{flag} needs the clip that it works on; give it with --video")
         if args.sample.strength < 1:
-            raise ValueError("strength below 1 begins with a video; give one with --video, or leave strength out")
+            raise ValueError(NO_START)
     elif not (args.extend is not None or args.join or args.loop or args.mask or args.sample.strength < 1):
         raise ValueError(f"--video {args.video}: say what to do with it, by {USES}")
     if args.join and args.loop:
@@ -130,6 +130,8 @@ def fit_settings(args: SampleArgs, info: CheckpointInfo, argv: Sequence[str]) ->
 
 def check_rows(configs: Sequence[SampleConfig], args: SampleArgs) -> None:
     """Refuse rows of a prompts file whose clips do not have the size, length and rate of the given video."""
+    if args.video is None and any(config.strength < 1 for config in configs):
+        raise ValueError(NO_START)
     for config in configs if args.video is not None else ():
         for name in ("size", "frames", "seconds", "fps"):
             if (own := getattr(config, name)) != (shared := getattr(args.sample, name)):
@@ -144,21 +146,41 @@ def window_length(info: CheckpointInfo) -> int:
     return 1 + (resolve_frames(info.defaults, info.time_stride) - 1) // info.time_stride
 
 
+def is_long(args: SampleArgs, info: CheckpointInfo, config: SampleConfig) -> bool:
+    """True if a clip is made in windows: it is extended, or more than twice as long as those of training.
+
+    A model without a noise level for each token makes every clip at once, and so does one whose positions are scaled.
+    """
+    if args.extend is not None:
+        return True
+    can = info.takes_known and config.position_scaling == "none"
+    return can and info.latent_grid(config)[0] > 2 * window_length(info)
+
+
 def list_windows(args: SampleArgs, info: CheckpointInfo, config: SampleConfig) -> list[SampleConfig]:
-    """List the settings of the windows in which a clip is denoised: one, unless it is extended."""
-    if args.extend is None:
+    """List the settings of the windows in which a clip is denoised."""
+    if not is_long(args, info, config):
         return [config]
-    layout, stride = lay_out(args, info), info.time_stride
-    is_known = [False] * (1 + (layout.num_frames - 1) // stride)
-    whole = 1 + (num_frames_of(args.video, args.sample.fps) - 1) // stride * stride  # type: ignore[arg-type]
-    ends = [layout.starts[0] + whole, layout.num_frames] if args.extend > 0 else [layout.num_frames]
-    for start, end in zip(layout.starts, ends, strict=False):
-        low, high = start // stride + (start > 0), 1 + (end - 1) // stride
-        is_known[low:high] = [True] * (high - low)
+    stride = info.time_stride
     return [
         replace(config, frames=1 + (high - low - 1) * stride, seconds=None)
-        for low, high in plan_windows(is_known, window_length(info))
+        for low, high in plan_windows(list_known_frames(args, info, config), window_length(info))
     ]
+
+
+def list_known_frames(args: SampleArgs, info: CheckpointInfo, config: SampleConfig) -> list[bool]:
+    """List which latent frames of a clip are given wholly."""
+    stride, is_known = info.time_stride, [False] * info.latent_grid(config)[0]
+    for image in map(parse_image, args.image):
+        is_known[-1 if math.isinf(image.seconds) else -(-round(image.seconds * config.fps) // stride)] = True
+    if args.extend is not None and args.video is not None:
+        layout = lay_out(args, info)
+        whole = 1 + (num_frames_of(args.video, args.sample.fps) - 1) // stride * stride
+        ends = [layout.starts[0] + whole, layout.num_frames]
+        for start, end in zip(layout.starts, ends, strict=False):
+            low, high = start // stride + (start > 0), 1 + (end - 1) // stride
+            is_known[low:high] = [True] * (high - low)
+    return is_known
 
 
 def own_size(path: Path, info: CheckpointInfo, config: SampleConfig) -> str:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from videogen.cli.arguments import check_device, parse, peek
 from videogen.cli.dry_run import count_bytes, describe
-from videogen.cli.known_flags import fit_settings, list_windows, window_length
+from videogen.cli.known_flags import fit_settings, is_long, list_windows, window_length
 from videogen.cli.known_material import Material, load_material
 from videogen.cli.provenance import (
     apply_recorded_settings,
@@ -58,8 +58,13 @@ def run(args: SampleArgs, info: CheckpointInfo) -> int:
     pipeline = load(args, info) if to_denoise else None
     vae = pipeline.vae if pipeline is not None else load_decoder(args, info)
     loading_seconds = time.monotonic() - start
-    clips = make_clips(pipeline, to_denoise, args, info, material) if pipeline is not None else []
-    for job, seconds in chain(decode_latents(vae, latents, args, material), clips):
+    clips = [decode_latents(vae, latents, args, material)]
+    if pipeline is not None:
+        short, long = ([job for job in to_denoise if is_long(args, info, job.config) == long] for long in (False, True))
+        clips += [
+            make(pipeline, jobs, args, info, material) for make, jobs in ((make_clips, short), (make_long_clips, long))
+        ]
+    for job, seconds in chain.from_iterable(clips):
         row = {"path": str(job.path), "seconds": round(seconds, 2), "prompt": job.prompt, "seed": job.seed}
         line = f"{job.path}  ({seconds:.1f} s, after {loading_seconds:.1f} s of loading)"
         print(json.dumps(row) if args.json else line, flush=True)
@@ -182,20 +187,15 @@ def make_clips(
     Yields each with its share of the seconds, by its tokens.
     """
     from videogen.sampling.clip_sampler import ClipRequest
-    from videogen.sampling.long_clips import sample_windows
 
     about, mixed = provenance(args), not material.known
     for _, group in groupby(jobs, key=lambda job: shared_settings(job.config, mixed=mixed)):
         for batch in group_by_budget(group, lambda job: info.num_tokens(job.config), TOKENS_PER_PACK):
             start, config = time.monotonic(), batch[0].config
             label = f"{len(batch)} clip{'s' if len(batch) > 1 else ''}"
-            windows = list_windows(args, info, config)
-            with progress(sum(map(num_evaluations, windows)), label) as on_evaluation:
+            with progress(num_evaluations(config), label) as on_evaluation:
                 requests = [ClipRequest(job.prompt, job.seed, material.known, job.config) for job in batch]
-                if args.extend is None:
-                    latents = pipeline.sample(requests, config, on_evaluation)
-                else:
-                    latents = sample_windows(pipeline, requests, config, on_evaluation, length=window_length(info))
+                latents = pipeline.sample(requests, config, on_evaluation)
             tokens = [info.num_tokens(job.config) for job in batch]
             seconds_per_token = (time.monotonic() - start) / sum(tokens)
             for job, latent in zip(batch, latents if args.save_latents else [], strict=False):
@@ -206,6 +206,35 @@ def make_clips(
                 frames = material.frame_with(pipeline.frames(latent), job.config, info.time_stride)
                 write_video(job.path, frames, fps=job.config.fps, settings=settings, overwrite=args.overwrite)
                 yield job, seconds_per_token * num + time.monotonic() - start
+
+
+def make_long_clips(
+    pipeline: ClipSampler, jobs: Sequence[SampleJob], args: SampleArgs, info: CheckpointInfo, material: Material
+) -> Iterator[tuple[SampleJob, float]]:
+    """Make clips one after another in windows; frames are written as they come, so that memory does not grow.
+
+    Where latents are kept, all of a clip's are before it is decoded.
+    """
+    import torch
+
+    from videogen.models.streaming import decode_chunks
+    from videogen.sampling.long_clips import LongClip
+
+    about = provenance(args)
+    for job in jobs:
+        start, config, settings = time.monotonic(), job.config, settings_of(job, about)
+        windows = list_windows(args, info, config)
+        with progress(sum(map(num_evaluations, windows)), f"{len(windows)} windows") as on_evaluation:
+            known = pipeline.encode_known(material.known, config)
+            clip = LongClip(pipeline, known, config, job.seed, length=window_length(info))
+            latents = clip.denoise(job.prompt, on_evaluation=on_evaluation)
+            if args.save_latents:
+                latents = [torch.cat(list(latents), dim=1)]
+                save_latent(job.path.with_suffix(".safetensors"), latents[0], settings, overwrite=args.overwrite)
+            decoded = decode_chunks(pipeline.vae, latents, pipeline.compute_device)
+            frames = material.frame_with(decoded, config, info.time_stride)
+            write_video(job.path, frames, fps=config.fps, settings=settings, overwrite=args.overwrite)
+        yield job, time.monotonic() - start
 
 
 def shared_settings(config: SampleConfig, *, mixed: bool) -> SampleConfig:

@@ -16,6 +16,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from videogen.cli.known_flags import check_rows
 from videogen.cli.provenance import provenance
 from videogen.cli.sample import load, progress
 from videogen.cli.sample_arguments import SampleArgs
@@ -46,6 +47,7 @@ def run_sweep(args: SampleArgs, info: CheckpointInfo) -> int:
     check_folder(folder)
     plan = make_plan(args, info)
     check_settings({run.config for run in plan.runs()}, info)
+    check_rows([run.config for run in plan.runs()], args)
     if args.dry_run:
         print(estimate_sweep(plan, args, info))
         return 0

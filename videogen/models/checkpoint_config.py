@@ -51,6 +51,7 @@ NO_IMAGE = "this model begins with an image; give one for every clip (--image)"
 TEXT_ONLY = "this model makes clips from prompts alone, and other clips of a video (--strength); leave the image out"
 
 
+NO_START = "strength below 1 begins with a video; give one with --video, or leave strength out"
 ENDS_ALONE = "this model takes an image as its first frame, and may take another as its last; leave the rest out"
 
 

@@ -20,7 +20,7 @@ from videogen.data.manifest import check_manifest
 from videogen.models.bert import BertEncoder, embed_texts, load_tokenizer
 from videogen.models.block_cache import BlockCache, make_block_cache
 from videogen.models.checkpoint import load_network
-from videogen.models.checkpoint_config import CheckpointInfo
+from videogen.models.checkpoint_config import NO_START, CheckpointInfo
 from videogen.models.dit_network import DiT, TextContext
 from videogen.models.streaming import Autoencoder, decode_frames
 from videogen.models.vae_network import VAE
@@ -36,9 +36,6 @@ from videogen.sampling.solvers import Scheduler, Velocity, known_levels, solve
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
-
-
-NO_START = "strength below 1 begins with a video; give one (--video), or leave strength out"
 
 
 class ClipRequest(NamedTuple):
@@ -166,6 +163,8 @@ class ClipSampler:
         clean: Tensor | None = None,
     ) -> Tensor:
         """Solve from noise, or noised clean tokens, to clean ones, as settings and the checkpoint's scheduler say."""
+        if clean is None and config.first_step:
+            raise ValueError(NO_START)
         scheduler = self.scheduler if self.transformer.prediction == "velocity" else None
         paths = [BrownianPath(tuple(latent.shape), seed) for latent, seed in zip(unpack(noise), seeds, strict=True)]
 
@@ -210,8 +209,6 @@ class ClipSampler:
     ) -> Condition:
         """Encode what is known of the clips of a pack."""
         if not any(len(request.known) for request in requests):
-            if any(config.strength < 1 for config in configs):
-                raise ValueError(NO_START)
             return NO_CONDITION
         encoded = dict[tuple[int, SampleConfig], KnownLatent]()  # once where clips share it
         for request, config in zip(requests, configs, strict=True):
