@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import json
 
-from videogen.cli.known_flags import list_windows
+from videogen.cli.known_flags import count_frames, list_windows
 from videogen.cli.sample_arguments import SampleArgs
 from videogen.cli.sample_jobs import SampleJob
-from videogen.config.sample import resolve_frames
 from videogen.models.checkpoint_config import CheckpointInfo
 from videogen.sampling.cost import Cost, estimate, num_evaluations, plain_weight_bytes
 
@@ -32,7 +31,7 @@ def count_bytes(args: SampleArgs, info: CheckpointInfo) -> int:
 
 def describe(job: SampleJob, args: SampleArgs, info: CheckpointInfo, weights: int) -> str:
     """Describe the cost of a clip; seconds are a CPU's, whose speed is measured with one matrix product."""
-    config, frames = job.config, resolve_frames(job.config, info.time_stride)
+    config, frames = job.config, count_frames(args, info, job.config)
     windows = list_windows(args, info, config)
     costs = [estimate(info, part, weights=weights, bytes_per_value=BYTES_PER_VALUE[args.dtype]) for part in windows]
     cost = Cost(sum(part.gflop for part in costs), max(part.memory_gb for part in costs))

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from videogen.cli.arguments import peek
+from videogen.cli.storyboards import fit_storyboard, list_shot_windows, list_shots
 from videogen.config.sample import SampleConfig, resolve_frames
 from videogen.data.video_decode import IMAGE_SUFFIXES, read_image_file
 from videogen.data.video_io import probe
@@ -105,10 +106,13 @@ def fit_settings(args: SampleArgs, info: CheckpointInfo, argv: Sequence[str]) ->
     A clip keeps its own frame rate, unless --fps says another: then it shows at each time the frame on screen. A
     picture is fitted to the clip's size, by --fit size the clip to the picture's. A clip of --from is as it was.
     """
-    check_material(args, info)
     for flag in ("frames", "seconds"):
-        if args.extend is not None and peek(argv, f"--{flag}") is not None:
-            raise ValueError(f"--extend says how long the clip becomes; leave --{flag} out")
+        says = "storyboard" if args.storyboard is not None else "extend"
+        if getattr(args, says) is not None and peek(argv, f"--{flag}") is not None:
+            raise ValueError(f"--{says} says how long the clip becomes; leave --{flag} out")
+    if args.storyboard is not None:
+        return fit_storyboard(args, info)
+    check_material(args, info)
     config, is_new = args.sample, any(peek(argv, f"--{flag}") is not None for flag in ("video", "image", "extend"))
     if args.video is not None and is_new:
         video = probe(args.video)
@@ -151,7 +155,7 @@ def is_long(args: SampleArgs, info: CheckpointInfo, config: SampleConfig) -> boo
 
     A model without a noise level for each token makes every clip at once, and so does one whose positions are scaled.
     """
-    if args.extend is not None:
+    if args.extend is not None or args.storyboard is not None:
         return True
     can = info.takes_known and config.position_scaling == "none"
     return can and info.latent_grid(config)[0] > 2 * window_length(info)
@@ -161,11 +165,23 @@ def list_windows(args: SampleArgs, info: CheckpointInfo, config: SampleConfig) -
     """List the settings of the windows in which a clip is denoised."""
     if not is_long(args, info, config):
         return [config]
-    stride = info.time_stride
-    return [
-        replace(config, frames=1 + (high - low - 1) * stride, seconds=None)
-        for low, high in plan_windows(list_known_frames(args, info, config), window_length(info))
-    ]
+    stride, length = info.time_stride, window_length(info)
+    if args.storyboard is not None:
+        shots = list_shots(args, config, info)
+        windows = [num for shot in shots for num in list_shot_windows(shot, stride, length)]
+    else:
+        windows = [high - low for low, high in plan_windows(list_known_frames(args, info, config), length)]
+    return [replace(config, frames=1 + (num - 1) * stride, seconds=None) for num in windows]
+
+
+def count_frames(args: SampleArgs, info: CheckpointInfo, config: SampleConfig) -> int:
+    """Count the frames that are written of a clip."""
+    if args.storyboard is not None:
+        return sum(shot.num_frames - shot.blend for shot in list_shots(args, config, info))
+    if args.extend is None:
+        return resolve_frames(config, info.time_stride)
+    layout = lay_out(args, info)
+    return layout.skipped + layout.num_written + layout.left_over
 
 
 def list_known_frames(args: SampleArgs, info: CheckpointInfo, config: SampleConfig) -> list[bool]:

@@ -25,7 +25,7 @@ from videogen.data.video_io import read_settings
 from videogen.models.hub import checkpoint_id
 from videogen.sampling.lora_files import read_lora
 
-CLIPS = ("video", "join", "mask")  # flags that name a clip
+FILES = ("video", "join", "mask", "storyboard")  # flags that name a file
 PLACES = ("extend", "loop", "fit")  # flags that say what is made of it
 DIGEST = "_sha256"  # behind a flag's name: the hashes of its files
 
@@ -39,7 +39,7 @@ def provenance(args: SampleArgs) -> dict[str, object]:
     """Collect what else decides the bytes of every clip of a command; files are identified by their content too."""
     versions = {"videogen": __version__, **{name: version(name) for name in ("torch", "diffusers")}}
     flags: dict[str, object] = {"image": list(args.image)} if args.image else {}
-    flags |= {name: str(path) for name in CLIPS if (path := getattr(args, name)) is not None}
+    flags |= {name: str(path) for name in FILES if (path := getattr(args, name)) is not None}
     flags |= {name: getattr(args, name) for name in PLACES if getattr(args, name) != getattr(SampleArgs, name)}
     flags |= {"lora": list(args.lora)} if args.lora else {}
     flags |= {"quantise": args.quantise} if args.quantise != "none" else {}
@@ -54,7 +54,7 @@ def digests(args: SampleArgs) -> dict[str, list[str]]:
         "lora": [read_lora(text).path for text in args.lora],
         "gguf": list(args.gguf),
         "image": [parse_image(text).path for text in args.image],
-        **{name: [path] for name in CLIPS if (path := getattr(args, name)) is not None},
+        **{name: [path] for name in FILES if (path := getattr(args, name)) is not None},
     }
     for name, paths in files.items():
         for path in paths:
@@ -85,7 +85,7 @@ def apply_recorded_settings(base: SampleArgs, settings: Mapping[str, object]) ->
     """Replace arguments by those that make a clip of recorded settings again."""
     known = {item.name for item in fields(SampleConfig)}
     stored = {key: value for key, value in settings.items() if key in known}
-    clips = {name: Path(str(settings[name])) for name in CLIPS if name in settings}
+    clips = {name: Path(str(settings[name])) for name in FILES if name in settings}
     places = {name: settings[name] for name in PLACES if name in settings}
     files = {name: tuple(map(str, cast("list[object]", settings.get(name, [])))) for name in ("lora", "gguf")}
     precision = {name: settings[name] for name in ("dtype", "quantise") if name in settings}

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain, groupby
 from pathlib import Path
@@ -28,6 +28,7 @@ from videogen.cli.provenance import (
 )
 from videogen.cli.sample_arguments import SampleArgs
 from videogen.cli.sample_jobs import SampleJob, list_rows, plan_jobs
+from videogen.cli.storyboards import list_shots, load_images
 from videogen.config.parsing import load_toml
 from videogen.config.sample import MINI, SampleConfig
 from videogen.data.saved_latents import check_latent, latent_settings, read_latent, save_latent
@@ -38,6 +39,8 @@ from videogen.packing.bin_packing import group_by_budget
 from videogen.sampling.cost import num_evaluations
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from videogen.models.streaming import Autoencoder
     from videogen.sampling.clip_sampler import ClipSampler
 
@@ -211,30 +214,59 @@ def make_clips(
 def make_long_clips(
     pipeline: ClipSampler, jobs: Sequence[SampleJob], args: SampleArgs, info: CheckpointInfo, material: Material
 ) -> Iterator[tuple[SampleJob, float]]:
-    """Make clips one after another in windows; frames are written as they come, so that memory does not grow.
-
-    Where latents are kept, all of a clip's are before it is decoded.
-    """
-    import torch
-
-    from videogen.models.streaming import decode_chunks
-    from videogen.sampling.long_clips import LongClip
-
+    """Make clips one after another in windows; frames are written as they come, so that memory does not grow."""
     about = provenance(args)
     for job in jobs:
         start, config, settings = time.monotonic(), job.config, settings_of(job, about)
         windows = list_windows(args, info, config)
         with progress(sum(map(num_evaluations, windows)), f"{len(windows)} windows") as on_evaluation:
-            known = pipeline.encode_known(material.known, config)
-            clip = LongClip(pipeline, known, config, job.seed, length=window_length(info))
-            latents = clip.denoise(job.prompt, on_evaluation=on_evaluation)
-            if args.save_latents:
-                latents = [torch.cat(list(latents), dim=1)]
-                save_latent(job.path.with_suffix(".safetensors"), latents[0], settings, overwrite=args.overwrite)
-            decoded = decode_chunks(pipeline.vae, latents, pipeline.compute_device)
-            frames = material.frame_with(decoded, config, info.time_stride)
+            frames = (
+                make_storyboard(pipeline, job, args, info, on_evaluation)
+                if args.storyboard is not None
+                else make_long_clip(pipeline, job, args, info, material, settings, on_evaluation)
+            )
             write_video(job.path, frames, fps=config.fps, settings=settings, overwrite=args.overwrite)
         yield job, time.monotonic() - start
+
+
+def make_long_clip(
+    pipeline: ClipSampler,
+    job: SampleJob,
+    args: SampleArgs,
+    info: CheckpointInfo,
+    material: Material,
+    settings: Mapping[str, object],
+    on_evaluation: Callable[[], object],
+) -> Iterator[Tensor]:
+    """Make the frames of a clip; where its latent is kept, all of that is before any is decoded."""
+    import torch
+
+    from videogen.models.streaming import decode_chunks
+    from videogen.sampling.long_clips import LongClip
+
+    known = pipeline.encode_known(material.known, job.config)
+    clip = LongClip(pipeline, known, job.config, job.seed, length=window_length(info))
+    latents: Iterable[Tensor] = clip.denoise(job.prompt, on_evaluation=on_evaluation)
+    if args.save_latents:
+        latents = [torch.cat(list(latents), dim=1)]
+        save_latent(job.path.with_suffix(".safetensors"), latents[0], settings, overwrite=args.overwrite)
+    decoded = decode_chunks(pipeline.vae, latents, pipeline.compute_device)
+    return material.frame_with(decoded, job.config, info.time_stride)
+
+
+def make_storyboard(
+    pipeline: ClipSampler,
+    job: SampleJob,
+    args: SampleArgs,
+    info: CheckpointInfo,
+    on_evaluation: Callable[[], object],
+) -> Iterator[Tensor]:
+    """Make the frames of a clip of several scenes."""
+    from videogen.sampling.storyboards import sample_storyboard
+
+    shots, length = list_shots(args, job.config, info), window_length(info)
+    images = load_images(shots, args)
+    return sample_storyboard(pipeline, shots, images, job.config, job.seed, length=length, on_evaluation=on_evaluation)
 
 
 def shared_settings(config: SampleConfig, *, mixed: bool) -> SampleConfig:

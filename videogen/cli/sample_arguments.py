@@ -56,6 +56,8 @@ class SampleArgs:
     """Let what --extend adds lead back to the beginning of --video."""
     mask: Path | None = None
     """A picture or clip of the size of --video: white is made anew, black is kept."""
+    storyboard: Path | None = None
+    """A TOML file of scenes, each [[scene]] with its prompt, seconds and transition: cut, blend or continue."""
     fit: Literal["crop", "pad", "size"] = "crop"
     """Pictures of another shape than the clip: crop them, pad them with black, or give the clip the picture's size."""
     lora: tuple[str, ...] = ()
