@@ -62,6 +62,7 @@ class BenchArgs:
             "cold",
             "framing",
             "halfway",
+            "known",
             "line",
             "mini",
             "packing",
