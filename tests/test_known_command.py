@@ -256,6 +256,11 @@ REFUSED: list[tuple[list[str], str]] = [
     (["--video", "none.mp4", "--extend", "1"], "none.mp4"),
     (["--video", "black.png", "--extend", "-1"], "has 1 frames, and a clip is extended backward from at least 5"),
     (["--image", "black.png@5"], "black.png at 5 s lies behind a clip of 9 frames (1.125 s); make it longer"),
+    (["--image", "black.png", "--image", "white.png"], "black.png and white.png are shown in the same latent frame"),
+    (
+        ["--image", "black.png@last", "--image", "white.png@1"],
+        "are shown in the same latent frame, which holds 4; give",
+    ),
     (["--image", "black.png", "--image", "black.png@last", "--frames", "1"], "frames must be more than 1"),
     (["--sweep", "strength=0.5,1"], "strength below 1 begins with a video"),
     (["--image", "text.png"], "Pillow finds no whole picture in it"),

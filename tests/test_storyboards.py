@@ -138,7 +138,7 @@ def test_each_scene_is_made_under_its_own_prompt(pipeline: VideoPipeline, monkey
     )
     images: list[Known | None] = [None, None]
     frames = list(sample_storyboard(pipeline, shots, images, pipeline.defaults, 0, length=3))
-    assert prompts == ["a", "b", "b", "c"]  # a scene that goes on sees two latent frames of the one before
+    assert prompts == ["a", "b", "c"]  # each is encoded once, for all of its windows
     assert sum(map(len, frames)) == 17 + 9
 
 

@@ -57,6 +57,12 @@ def parse_image(text: str) -> ImageFlag:
     return ImageFlag(Path(path), float(when))
 
 
+def latent_frame_of(image: ImageFlag, config: SampleConfig, info: CheckpointInfo) -> int:
+    """Return the latent frame that shows a picture's time."""
+    last = resolve_frames(config, info.time_stride) - 1
+    return -(-(last if math.isinf(image.seconds) else round(image.seconds * config.fps)) // info.time_stride)
+
+
 def check_material(args: SampleArgs, info: CheckpointInfo) -> None:
     """Refuse flags that do not go together, files that are not there, and what a model does not take."""
     if args.video is None:
@@ -188,7 +194,7 @@ def list_known_frames(args: SampleArgs, info: CheckpointInfo, config: SampleConf
     """List which latent frames of a clip are given wholly."""
     stride, is_known = info.time_stride, [False] * info.latent_grid(config)[0]
     for image in map(parse_image, args.image):
-        is_known[-1 if math.isinf(image.seconds) else -(-round(image.seconds * config.fps) // stride)] = True
+        is_known[latent_frame_of(image, config, info)] = True
     if args.extend is not None and args.video is not None:
         layout = lay_out(args, info)
         whole = 1 + (num_frames_of(args.video, args.sample.fps) - 1) // stride * stride
@@ -265,6 +271,14 @@ def check_places(args: SampleArgs, info: CheckpointInfo) -> None:
             raise ValueError(
                 f"{image.path} at {image.seconds:g} s lies behind a clip of {frames} frames ({frames / fps:g} s); "
                 "make it longer (--seconds), or give an earlier time"
+            )
+    places = [latent_frame_of(image, args.sample, info) for image in images]
+    for i, image in enumerate(images):
+        if places[i] in places[:i] and frames > 1:
+            other = images[places.index(places[i])]
+            raise ValueError(
+                f"{other.path} and {image.path} are shown in the same latent frame, which holds {info.time_stride}; "
+                "give one of them another time (@last, @SECONDS)"
             )
     if frames == 1 and len(images) > 1:
         raise ValueError("frames must be more than 1 to begin and end with an image, got 1")

@@ -15,9 +15,11 @@ import torch
 from torch import Tensor
 
 from videogen.config.sample import SampleConfig
+from videogen.models.dit_network import TextContext
 from videogen.packing.noise import step_generator
 from videogen.packing.windows import plan_windows
 from videogen.sampling.clip_sampler import ClipRequest, ClipSampler
+from videogen.sampling.guidance import prompts_and_negatives
 from videogen.sampling.known_tokens import KnownLatent
 
 
@@ -36,21 +38,25 @@ class LongClip:
     ) -> Iterator[Tensor]:
         """Denoise up to a latent frame, the clip's end by default, yielding all in order as soon as it is whole."""
         is_known = (self.weight[:end] == 1).flatten(1).all(1).tolist()
+        with torch.no_grad():  # once for all windows
+            text = self.sampler.encode_prompts(prompts_and_negatives([prompt], self.config))
         for low, high in plan_windows(is_known, self.length):
             part = slice(low, high)
-            self.clean[:, part] = self.denoise_window(prompt, part, on_evaluation)
+            self.clean[:, part] = self.denoise_window(prompt, text, part, on_evaluation)
             self.weight[part] = 1
             yield from self.take_whole(end)
         yield from self.take_whole(end)
 
-    def denoise_window(self, prompt: str, part: slice, on_evaluation: Callable[[], object]) -> Tensor:
+    def denoise_window(
+        self, prompt: str, text: TextContext, part: slice, on_evaluation: Callable[[], object]
+    ) -> Tensor:
         """Denoise some latent frames; the noise of a window is the clip's own, or follows from its seed."""
         known = KnownLatent(self.clean[:, part], self.weight[part])
         request = ClipRequest(prompt, window_seed(self.seed, self.num_windows), known)
         frames = 1 + (part.stop - part.start - 1) * self.sampler.vae.time_stride
         self.num_windows += 1
         config = replace(self.config, frames=frames, seconds=None)
-        return self.sampler.sample([request], config, on_evaluation)[0].cpu()
+        return self.sampler.sample([request], config, on_evaluation, text=text)[0].cpu()
 
     def take_whole(self, end: int | None) -> Iterator[Tensor]:
         """Yield the latent frames that are whole and were not yielded yet."""
