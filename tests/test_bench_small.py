@@ -16,7 +16,7 @@ from tests.bench.flop import count_gflop
 from videogen.cli.main import BenchArgs
 
 NAMES = get_args(get_type_hints(BenchArgs)["name"])
-OF_ANY_CHECKPOINT = {"framing", "halfway", "mini", "sizes", "teaser"}
+OF_ANY_CHECKPOINT = {"framing", "halfway", "known", "mini", "sizes", "teaser"}
 WITH_PROCESSES = ("busy", "cold", "line", "sweep", "wan", "wan_vae")
 
 

@@ -13,8 +13,15 @@ from torch import Tensor, nn
 from tests.conftest import CHANNELS, draw_texts, seeded, tiny_dit
 from videogen.models.dit import VideoDiT
 from videogen.models.rope import rotary
-from videogen.packing.noise import NoiseLevels, interpolate, levels_per_clip, step_generator, velocity_of
-from videogen.packing.packs import PackedText, PackedVideo, pack, pack_texts
+from videogen.packing.noise import (
+    NoiseLevels,
+    interpolate,
+    levels_per_clip,
+    levels_per_frame,
+    step_generator,
+    velocity_of,
+)
+from videogen.packing.packs import PackedText, PackedVideo, pack, pack_texts, unpack
 from videogen.training.ema import power_gamma
 from videogen.training.flow_matching import (
     FlowTask,
@@ -222,6 +229,23 @@ def test_known_tokens_carry_no_loss() -> None:
     oracle = Oracle(clean.tokens, "clean", offset=offset)  # type: ignore[arg-type]
     loss = loss_with_seed_0(oracle, clean, draw_texts((1,) * 4), levels)
     assert loss.item() < 1e-10
+
+
+def test_a_share_of_the_clips_has_a_little_noise_on_its_known_tokens_alone() -> None:
+    clean = pack([torch.zeros(4, 5, 4, 4) for _ in range(400)], (1, 2, 2))
+    known = torch.zeros(5, dtype=torch.bool)
+    known[:2] = True
+    levels = levels_per_frame([torch.where(known, 0.0, 0.7)] * 400, clean.grids)
+    task = sample_task(clean, draw_texts((1,) * 400), levels, base_tokens=BASE, generator=seeded(), given_noise=0.25)
+    deviation = torch.stack(unpack(task.clean)).square().mean((1, 3, 4)).sqrt()
+    assert not deviation[:, 2:].any()
+    assert torch.equal(deviation[:, 0] > 0, deviation[:, 1] > 0)  # all known frames of a clip, or none
+    is_noised = deviation[:, 0] > 0
+    assert is_noised.float().mean() == pytest.approx(0.25, abs=0.07)  # standard deviation 0.022
+    assert deviation[is_noised, 0].log().mean() == pytest.approx(-3.5, abs=0.25)
+    plain = sample_task(clean, draw_texts((1,) * 400), levels, base_tokens=BASE, generator=seeded())
+    assert torch.equal(plain.noise, task.noise)
+    assert torch.equal(plain.clean.tokens, clean.tokens)
 
 
 def test_the_network_receives_known_tokens_clean() -> None:

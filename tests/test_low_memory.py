@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,7 +28,7 @@ from videogen.models.dit import VideoDiT
 from videogen.packing.noise import shared_level
 from videogen.packing.packs import pack
 from videogen.sampling.cost import vae_flop
-from videogen.sampling.image_prompts import Images
+from videogen.sampling.known import Known
 from videogen.sampling.low_memory import QUANTISERS, load_pipeline, read_gguf
 from videogen.sampling.pipeline import ClipRequest, VideoPipeline
 from videogen.training.lora import save_lora
@@ -51,7 +51,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {kind: root / kind for kind in KINDS_SMALL}
 
 
-def make_clip(pipeline: VideoPipeline, images: Images | None = None) -> tuple[Tensor, Tensor]:
+def make_clip(pipeline: VideoPipeline, images: Sequence[Known] = ()) -> tuple[Tensor, Tensor]:
     """Sample a latent and decode its frames."""
     (latent,) = pipeline.sample([ClipRequest(PROMPT, 5, images)], SETTINGS)
     return latent, torch.cat(list(pipeline.frames(latent)))
@@ -184,10 +184,10 @@ def test_a_lora_keeps_full_precision_on_fp8_weights(folders: dict[str, Path], tm
     )
     save_lora(plain.transformer, tmp_path)
     loras = [f"{tmp_path}=0.5"]
-    expected = make_clip(load_pipeline(read_checkpoint_info(folders["T2V 2.1"]), loras=loras), None)[0]
+    expected = make_clip(load_pipeline(read_checkpoint_info(folders["T2V 2.1"]), loras=loras))[0]
     quantised = load_pipeline(read_checkpoint_info(folders["T2V 2.1"]), quantise="fp8", loras=loras)
     assert {p.dtype for name, p in quantised.transformer.named_parameters() if "lora_" in name} == {torch.float32}
-    assert 0 < relative_error(make_clip(quantised, None)[0], expected) < 0.1
+    assert 0 < relative_error(make_clip(quantised)[0], expected) < 0.1
 
 
 def test_a_model_with_a_second_patch_size_runs_in_fp8(pipeline: VideoPipeline, tmp_path: Path) -> None:

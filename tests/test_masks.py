@@ -37,6 +37,19 @@ def test_an_extension_knows_the_first_frames_and_never_all_of_them() -> None:
     assert num_known == {1, 2, 3, 4}
 
 
+def test_a_backward_extension_knows_the_last_frames_and_a_join_both_ends() -> None:
+    num_known, gaps = set(), set()
+    for seed in range(200):
+        frames = MASK_KINDS["extend_back"]((5, 2, 2), seeded(seed)).flatten(1).unique(dim=1)[:, 0].tolist()
+        assert frames == sorted(frames, reverse=True)
+        num_known.add(frames.count(0))
+        middle = MASK_KINDS["join"]((5, 2, 2), seeded(seed)).flatten(1).unique(dim=1)[:, 0].tolist()
+        assert middle[0] == middle[-1] == 0
+        gaps.add(tuple(middle))
+    assert num_known == {1, 2, 3, 4}
+    assert len(gaps) == 6  # every run of free frames between the two ends
+
+
 def test_keyframes_are_the_first_and_the_last_frame_half_of_the_time() -> None:
     masks = [tuple(MASK_KINDS["keyframes"]((7, 1, 1), seeded(seed)).flatten().tolist()) for seed in range(400)]
     assert masks.count((0, 1, 1, 1, 1, 1, 0)) / 400 == pytest.approx(0.5, abs=0.08)  # standard deviation 0.025

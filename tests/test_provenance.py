@@ -124,11 +124,11 @@ def test_a_sweep_does_not_resume_when_the_lora_file_has_changed(
     assert read_settings(clip)["lora_sha256"] == [content_id(style_lora)]
 
 
-@pytest.mark.parametrize("name", ["gguf", "image", "last_image"])
+@pytest.mark.parametrize("name", ["gguf", "image", "video", "join", "mask", "storyboard"])
 def test_gguf_and_image_files_are_recorded_and_checked_by_content(name: str, checkpoint: Path, tmp_path: Path) -> None:
     path, clip = tmp_path / "file", tmp_path / "clip.mp4"
     path.write_bytes(b"one")
-    args = SampleArgs(model=checkpoint, **{name: (path,) if name == "gguf" else path})  # type: ignore[arg-type]
+    args = SampleArgs(model=checkpoint, **{name: {"gguf": (path,), "image": (f"{path}@last",)}.get(name, path)})  # type: ignore[arg-type]
     recorded = provenance(args)
     assert recorded[f"{name}_sha256"] == [content_id(path)]
     check_recorded_files(clip, recorded, args, [])

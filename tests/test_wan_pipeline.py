@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,9 +21,11 @@ from torch import Tensor
 
 from tests.conftest import seeded, tiny_dit
 from tests.wan_folders import KINDS, make_pipeline, save
+from videogen.cli.known_material import load_material
 from videogen.cli.main import sample
+from videogen.cli.sample_arguments import SampleArgs
 from videogen.config.parsing import to_mapping
-from videogen.config.sample import SampleConfig
+from videogen.config.sample import MINI, SampleConfig
 from videogen.models.checkpoint_config import NO_IMAGE, SAMPLER_OF, read_checkpoint_info
 from videogen.models.dit import VideoDiT
 from videogen.models.dit_network import LevelContext
@@ -31,7 +33,7 @@ from videogen.models.text_encoder import clean_wan_prompt, embed_prompts, load_t
 from videogen.packing.noise import NoiseLevels
 from videogen.packing.packs import pad_texts
 from videogen.packing.patch_schedule import Patch
-from videogen.sampling.image_prompts import Images, open_images
+from videogen.sampling.known import Known
 from videogen.sampling.pipeline import ClipRequest, VideoPipeline
 from videogen.sampling.solvers import DIFFUSERS_SAMPLERS
 from videogen.sweep.plan import Run
@@ -57,23 +59,30 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, D
     return {kind: (root / kind, save(kind, root / kind)) for kind in KINDS}
 
 
-def draw_image(seed: int) -> Image.Image:
-    pixels = torch.randint(0, 256, (5, 7, 3), generator=seeded(seed), dtype=torch.uint8).numpy()
-    return Image.fromarray(pixels).resize((70, 50), Image.Resampling.BICUBIC)
+def draw_image(seed: int, size: tuple[int, int] = (50, 100)) -> Image.Image:
+    """Draw a smooth image that has the aspect of the clips: diffusers would stretch another."""
+    pixels = torch.randint(0, 256, (7, 5, 3), generator=seeded(seed), dtype=torch.uint8).numpy()
+    return Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC)
 
 
-def images_for(kind: str) -> Images | None:
+def images_for(kind: str) -> list[Known]:
+    """Give the first image of a kind that takes one, and the last of one that takes both."""
     if KINDS[kind][0] is WanPipeline:
-        return None
-    return Images(draw_image(0), draw_image(1) if kind.startswith("FLF") else None)
+        return []
+    return [Known.first(draw_image(0)), *([Known.last(draw_image(1))] if kind.startswith("FLF") else [])]
+
+
+def for_diffusers(images: Sequence[Known]) -> dict[str, Image.Image]:
+    """Name images as diffusers' image-to-video pipeline does."""
+    pictures = [Image.fromarray(image.frames[0].numpy()) for image in images]
+    return dict(zip(("image", "last_image"), pictures, strict=False))
 
 
 @torch.no_grad()
 def sample_frames_with_diffusers(
-    theirs: DiffusionPipeline, config: SampleConfig, seed: int, images: Images | None
+    theirs: DiffusionPipeline, config: SampleConfig, seed: int, images: Sequence[Known]
 ) -> Tensor:
     """Sample one prompt with diffusers, as frames (t, h, w, 3) in [0, 1]."""
-    image_options = {} if images is None else {"image": images.first, "last_image": images.last}
     output = theirs(
         prompt=PROMPT,
         negative_prompt=config.negative,
@@ -84,7 +93,7 @@ def sample_frames_with_diffusers(
         guidance_scale=config.guidance,
         guidance_scale_2=config.guidance_2,
         generator=torch.Generator().manual_seed(seed),
-        **image_options,
+        **for_diffusers(images),
     )
     return torch.from_numpy(np.asarray(output.frames[0]))
 
@@ -103,16 +112,15 @@ def test_a_checkpoint_makes_the_frames_that_diffusers_makes(
     folder, theirs = folders[kind]
     ours, images = VideoPipeline.from_pretrained(folder), images_for(kind)
     config = replace(SETTINGS, guidance_2=2.0 if "A14B" in kind else None)
-    clips = ours([PROMPT, PROMPT], config, seeds=[5, 6], images=images)
+    clips = ours([PROMPT, PROMPT], config, seeds=[5, 6], known=images)
     for clip, seed in zip(clips, (5, 6), strict=True):
         assert_same_frames(clip, sample_frames_with_diffusers(theirs, config, seed, images))
 
 
 def latents_of(
-    theirs: DiffusionPipeline, config: SampleConfig, images: Images | None = None, **prompts: object
+    theirs: DiffusionPipeline, config: SampleConfig, images: Sequence[Known] = (), **prompts: object
 ) -> Tensor:
     """Sample one prompt and seed 5 with diffusers, up to the latent (c, t, h, w)."""
-    image_options = {} if images is None else {"image": images.first, "last_image": images.last}
     output = theirs(
         **{"prompt": PROMPT, "negative_prompt": config.negative} | prompts,
         height=config.height,
@@ -123,7 +131,7 @@ def latents_of(
         guidance_scale_2=config.guidance_2,
         generator=torch.Generator().manual_seed(5),
         output_type="latent",
-        **image_options,
+        **for_diffusers(images),
     )
     return output.frames[0]
 
@@ -279,20 +287,20 @@ def test_the_command_writes_the_frames_that_diffusers_makes(
     config = replace(SETTINGS, size="48x32", frames=1, steps=3, guidance=5.0)
     frames = torch.from_numpy(np.array(Image.open(tmp_path / "a.png").convert("RGB")))[None]
     theirs.scheduler = type(theirs.scheduler).from_config(theirs.scheduler.config, flow_shift=3.0)
-    assert_same_frames(frames, sample_frames_with_diffusers(theirs, config, 5, None))
+    assert_same_frames(frames, sample_frames_with_diffusers(theirs, config, 5, []))
 
 
 def test_the_command_takes_an_image_and_from_makes_the_same_clip_again(
     folders: dict[str, tuple[Path, DiffusionPipeline]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder, theirs = folders["TI2V 5B, image"]
-    draw_image(0).save(tmp_path / "first.png")
+    draw_image(0, (100, 50)).save(tmp_path / "first.png")
     words = [PROMPT, "--model", str(folder), "--seed", "5", "--size", "64x32", "--frames", "5", "--steps", "2"]
     words += ["--image", str(tmp_path / "first.png")]
     assert sample([*words, "--out", str(tmp_path / "a.mp4"), "--save-latents"]) == 0
     config = replace(SETTINGS, size="64x32", frames=5, steps=2, guidance=5.0, negative="")
     latent = load_file(tmp_path / "a.safetensors")["latent"]
-    assert_same_latents(latent, latents_of(theirs, config, images_for("TI2V 5B, image")))
+    assert_same_latents(latent, latents_of(theirs, config, [Known.first(draw_image(0, (100, 50)))]))
     from_words = ["--from", str(tmp_path / "a.mp4"), "--model", str(folder), "--out", str(tmp_path / "b.mp4")]
     assert sample(from_words) == 0
     assert (tmp_path / "a.mp4").read_bytes() == (tmp_path / "b.mp4").read_bytes()
@@ -303,8 +311,6 @@ def test_the_command_takes_an_image_and_from_makes_the_same_clip_again(
     assert "Pillow finds no whole picture in it" in capsys.readouterr().err
     assert sample([*words[:-1], str(tmp_path / "gone.png"), "--out", str(tmp_path / "c.mp4")]) == 2
     assert "gone.png; give another with --image" in capsys.readouterr().err
-    assert sample([*words[:-2], "--last-image", str(tmp_path / "first.png"), "--out", str(tmp_path / "c.mp4")]) == 2
-    assert "goes with a first; give both" in capsys.readouterr().err
 
 
 def test_an_image_to_video_model_without_an_image_is_refused_before_it_is_loaded(
@@ -325,11 +331,10 @@ def test_opened_images_are_upright_and_in_8_bits(tmp_path: Path) -> None:
     Image.new("RGB", (40, 20)).save(tmp_path / "phone.jpg", exif=exif)
     image = Image.fromarray(np.full((8, 8), 20000, np.uint16))
     image.save(tmp_path / "deep.png")
-    images = open_images(tmp_path / "phone.jpg", tmp_path / "deep.png")
-    assert images is not None
-    assert images.last is not None
-    assert images.first.size == (20, 40)
-    assert images.last.getpixel((0, 0)) == (77, 77, 77)
+    args = SampleArgs(image=(str(tmp_path / "phone.jpg"), f"{tmp_path / 'deep.png'}@last"))
+    first, last = load_material(args, read_checkpoint_info(MINI)).known
+    assert first.frames.shape == (1, 40, 20, 3)
+    assert last.frames[0, 0, 0].tolist() == [77, 77, 77]
 
 
 def test_an_image_encoder_that_lacks_weights_is_refused(

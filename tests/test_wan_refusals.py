@@ -15,7 +15,7 @@ from tests.test_wan_pipeline import folders as folders
 from tests.test_wan_pipeline import without_ftfy as without_ftfy
 from videogen.cli.main import sample
 from videogen.models.checkpoint_config import read_checkpoint_info
-from videogen.sampling.image_prompts import Images
+from videogen.sampling.known import Known
 from videogen.sampling.pipeline import ClipRequest, VideoPipeline
 from videogen.sweep.plan import Run
 from videogen.sweep.shared_calls import BatchedRuns
@@ -24,14 +24,23 @@ from videogen.sweep.shared_calls import BatchedRuns
 @pytest.mark.parametrize(
     ("kind", "images", "message"),
     [
-        ("T2V 2.1", Images(draw_image(0)), "makes clips from prompts alone; leave the image out"),
-        ("I2V 2.1", None, r"begins with an image; give one for every clip \(--image\)"),
-        ("FLF2V 2.1", Images(draw_image(0)), "reads 20 rows of a first and a last image a clip, got 10; give it both"),
-        ("TI2V 5B", Images(draw_image(0), draw_image(1)), "cannot be told the last; leave the last image out"),
+        ("T2V 2.1", [Known.first(draw_image(0))], "makes clips from prompts alone, and other clips of a video"),
+        ("I2V 2.1", [], r"begins with an image; give one for every clip \(--image\)"),
+        (
+            "I2V 2.1",
+            [Known.at(draw_image(0), 0.1)],
+            "takes an image as its first frame, and may take another as its last",
+        ),
+        ("I2V A14B", [Known.clip([draw_image(0)] * 5)], "takes an image as its first frame"),
+        (
+            "FLF2V 2.1",
+            [Known.first(draw_image(0))],
+            "reads 20 rows of a first and a last image a clip, got 10; give it",
+        ),
     ],
 )
 def test_images_that_the_model_does_not_take_are_refused(
-    kind: str, images: Images | None, message: str, folders: dict[str, tuple[Path, DiffusionPipeline]]
+    kind: str, images: list[Known], message: str, folders: dict[str, tuple[Path, DiffusionPipeline]]
 ) -> None:
     with pytest.raises(ValueError, match=message):
         VideoPipeline.from_pretrained(folders[kind][0]).sample([ClipRequest(PROMPT, 5, images)], SETTINGS)
@@ -40,9 +49,10 @@ def test_images_that_the_model_does_not_take_are_refused(
 @pytest.mark.parametrize(
     ("kind", "names", "message"),
     [
-        ("TI2V 5B", ["whole", "whole"], "cannot be told the last; leave --last-image out"),
-        ("FLF2V 2.1", ["whole"], "makes what lies between two images; give --last-image too"),
-        ("I2V 2.1", ["cut"], "cut.png: Pillow finds no whole picture in it"),
+        ("T2V 2.1", ["whole.png"], "makes clips from prompts alone"),
+        ("FLF2V 2.1", ["whole.png"], "makes what lies between two images; give the last too (--image FILE@last)"),
+        ("I2V 2.1", ["whole.png@0.5"], "takes an image as its first frame, and may take another as its last"),
+        ("I2V 2.1", ["cut.png"], "cut.png: Pillow finds no whole picture in it"),
     ],
 )
 def test_unusable_images_are_refused_before_the_model_is_loaded(
@@ -57,7 +67,7 @@ def test_unusable_images_are_refused_before_the_model_is_loaded(
     monkeypatch.setattr("videogen.cli.sample.load", lambda *args: pytest.fail("the model was loaded"))
     draw_image(0).save(tmp_path / "whole.png")
     (tmp_path / "cut.png").write_bytes((tmp_path / "whole.png").read_bytes()[:60])
-    flags = zip(("--image", "--last-image"), (str(tmp_path / f"{name}.png") for name in names), strict=False)
+    flags = [("--image", str(tmp_path / name)) for name in names]
     words = [PROMPT, "--model", str(folders[kind][0]), "--size", "32x64", "--frames", "9", "--dry-run"]
     assert sample([*words, *(word for pair in flags for word in pair)]) == 2
     assert message in capsys.readouterr().err

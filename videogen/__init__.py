@@ -18,13 +18,15 @@ if TYPE_CHECKING:
     from videogen.config.train import TrainConfig
     from videogen.models.dit import VideoDiT
     from videogen.models.vae import VideoVAE
+    from videogen.sampling.known import Known
     from videogen.sampling.pipeline import VideoPipeline
     from videogen.training.folder_run import train
 
 __version__ = "0.1.0"
-__all__ = ["SampleConfig", "TrainConfig", "VideoDiT", "VideoPipeline", "VideoVAE", "train"]
+__all__ = ["Known", "SampleConfig", "TrainConfig", "VideoDiT", "VideoPipeline", "VideoVAE", "train"]
 
 _HOMES = {
+    "Known": "sampling.known",
     "SampleConfig": "config.sample",
     "TrainConfig": "config.train",
     "VideoDiT": "models.dit",

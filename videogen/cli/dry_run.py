@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import json
 
+from videogen.cli.known_flags import count_frames, list_windows
 from videogen.cli.sample_arguments import SampleArgs
 from videogen.cli.sample_jobs import SampleJob
-from videogen.config.sample import resolve_frames
 from videogen.models.checkpoint_config import CheckpointInfo
-from videogen.sampling.cost import estimate, num_evaluations, plain_weight_bytes
+from videogen.sampling.cost import Cost, estimate, num_evaluations, plain_weight_bytes
 
 BYTES_PER_VALUE = {"float32": 4, "bfloat16": 2}
 
@@ -31,15 +31,18 @@ def count_bytes(args: SampleArgs, info: CheckpointInfo) -> int:
 
 def describe(job: SampleJob, args: SampleArgs, info: CheckpointInfo, weights: int) -> str:
     """Describe the cost of a clip; seconds are a CPU's, whose speed is measured with one matrix product."""
-    config, frames = job.config, resolve_frames(job.config, info.time_stride)
-    cost = estimate(info, config, weights=weights, bytes_per_value=BYTES_PER_VALUE[args.dtype])
+    config, frames = job.config, count_frames(args, info, job.config)
+    windows = list_windows(args, info, config)
+    costs = [estimate(info, part, weights=weights, bytes_per_value=BYTES_PER_VALUE[args.dtype]) for part in windows]
+    cost = Cost(sum(part.gflop for part in costs), max(part.memory_gb for part in costs))
     row = {
         "path": str(job.path),
         "size": config.size,
         "frames": frames,
         "seconds_of_video": round(frames / config.fps, 2),
-        "tokens": info.num_tokens(config),
-        "evaluations": num_evaluations(config),
+        **({"windows": len(windows)} if len(windows) > 1 else {}),
+        "tokens": max(map(info.num_tokens, windows)),
+        "evaluations": sum(map(num_evaluations, windows)),
         "gflop": round(cost.gflop),
         "memory_gb": round(cost.memory_gb, 2),
         "seconds": float(f"{cost.seconds():.2g}") if args.device == "cpu" else None,

@@ -64,6 +64,7 @@ class BenchArgs:
             "cold",
             "framing",
             "halfway",
+            "known",
             "line",
             "mini",
             "packing",

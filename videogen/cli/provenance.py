@@ -14,6 +14,7 @@ from typing import cast
 
 from videogen import __version__
 from videogen.cli.arguments import peek
+from videogen.cli.known_flags import parse_image
 from videogen.cli.sample_arguments import SampleArgs
 from videogen.cli.sample_jobs import SampleJob
 from videogen.config.parsing import from_mapping, to_mapping
@@ -24,6 +25,8 @@ from videogen.data.video_io import read_settings
 from videogen.models.hub import checkpoint_id
 from videogen.sampling.lora_files import read_lora
 
+FILES = ("video", "join", "mask", "storyboard")  # flags that name a file
+PLACES = ("extend", "loop", "fit")  # flags that say what is made of it
 DIGEST = "_sha256"  # behind a flag's name: the hashes of its files
 
 
@@ -35,8 +38,9 @@ def settings_of(job: SampleJob, about: Mapping[str, object]) -> dict[str, object
 def provenance(args: SampleArgs) -> dict[str, object]:
     """Collect what else decides the bytes of every clip of a command; files are identified by their content too."""
     versions = {"videogen": __version__, **{name: version(name) for name in ("torch", "diffusers")}}
-    images = {"image": args.image, "last_image": args.last_image}
-    flags: dict[str, object] = {name: str(path) for name, path in images.items() if path is not None}
+    flags: dict[str, object] = {"image": list(args.image)} if args.image else {}
+    flags |= {name: str(path) for name in FILES if (path := getattr(args, name)) is not None}
+    flags |= {name: getattr(args, name) for name in PLACES if getattr(args, name) != getattr(SampleArgs, name)}
     flags |= {"lora": list(args.lora)} if args.lora else {}
     flags |= {"quantise": args.quantise} if args.quantise != "none" else {}
     flags |= {"gguf": [str(path) for path in args.gguf]} if args.gguf else {}
@@ -49,8 +53,8 @@ def digests(args: SampleArgs) -> dict[str, list[str]]:
     files = {
         "lora": [read_lora(text).path for text in args.lora],
         "gguf": list(args.gguf),
-        "image": [args.image] if args.image else [],
-        "last_image": [args.last_image] if args.last_image else [],
+        "image": [parse_image(text).path for text in args.image],
+        **{name: [path] for name in FILES if (path := getattr(args, name)) is not None},
     }
     for name, paths in files.items():
         for path in paths:
@@ -60,7 +64,7 @@ def digests(args: SampleArgs) -> dict[str, list[str]]:
 
 
 def flag_of(name: str) -> str:
-    """Name the flag of a field: last_image -> --last-image."""
+    """Name the flag of a field: mag_cache -> --mag-cache."""
     return f"--{name.replace('_', '-')}"
 
 
@@ -81,7 +85,8 @@ def apply_recorded_settings(base: SampleArgs, settings: Mapping[str, object]) ->
     """Replace arguments by those that make a clip of recorded settings again."""
     known = {item.name for item in fields(SampleConfig)}
     stored = {key: value for key, value in settings.items() if key in known}
-    images = {name: Path(str(settings[name])) for name in ("image", "last_image") if name in settings}
+    clips = {name: Path(str(settings[name])) for name in FILES if name in settings}
+    places = {name: settings[name] for name in PLACES if name in settings}
     files = {name: tuple(map(str, cast("list[object]", settings.get(name, [])))) for name in ("lora", "gguf")}
     precision = {name: settings[name] for name in ("dtype", "quantise") if name in settings}
     return replace(
@@ -91,9 +96,18 @@ def apply_recorded_settings(base: SampleArgs, settings: Mapping[str, object]) ->
         sample=from_mapping(SampleConfig, to_mapping(base.sample) | stored),
         lora=files["lora"],
         gguf=tuple(map(Path, files["gguf"])),
-        **images,
+        image=tuple(recorded_images(settings)),
+        **clips,
+        **places,  # type: ignore[arg-type]
         **precision,  # type: ignore[arg-type]
     )
+
+
+def recorded_images(settings: Mapping[str, object]) -> list[str]:
+    """List recorded images as --image takes them; earlier versions recorded the first and the last by themselves."""
+    images = settings.get("image", [])
+    last = [f"{settings['last_image']}@last"] if "last_image" in settings else []
+    return [*map(str, images if isinstance(images, list) else [images]), *last]
 
 
 def check_recorded_files(path: Path, settings: Mapping[str, object], args: SampleArgs, argv: Sequence[str]) -> None:

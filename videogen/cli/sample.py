@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain, groupby
 from pathlib import Path
@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Literal
 
 from videogen.cli.arguments import check_device, parse, peek
 from videogen.cli.dry_run import count_bytes, describe
+from videogen.cli.known_flags import fit_settings, is_long, list_windows, window_length
+from videogen.cli.known_material import Material, load_material
 from videogen.cli.provenance import (
     apply_recorded_settings,
     check_recorded_files,
@@ -26,6 +28,7 @@ from videogen.cli.provenance import (
 )
 from videogen.cli.sample_arguments import SampleArgs
 from videogen.cli.sample_jobs import SampleJob, list_rows, plan_jobs
+from videogen.cli.storyboards import list_shots, load_images
 from videogen.config.parsing import load_toml
 from videogen.config.sample import MINI, SampleConfig
 from videogen.data.saved_latents import check_latent, latent_settings, read_latent, save_latent
@@ -37,6 +40,8 @@ from videogen.packing.bin_packing import group_by_budget
 from videogen.sampling.cost import num_evaluations
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from videogen.models.streaming import Autoencoder
     from videogen.sampling.clip_sampler import ClipSampler
 
@@ -53,12 +58,17 @@ def run(args: SampleArgs, info: CheckpointInfo) -> int:
             print(describe(job, args, info, weights))
         return 0
     start, latents = time.monotonic(), find_latents(jobs, args)
-    to_denoise = [job for job in jobs if job not in latents]
+    to_denoise, material = [job for job in jobs if job not in latents], load_material(args, info)
     pipeline = load(args, info) if to_denoise else None
     vae = pipeline.vae if pipeline is not None else load_decoder(args, info)
     loading_seconds = time.monotonic() - start
-    clips = make_clips(pipeline, to_denoise, args, info) if pipeline is not None else []
-    for job, seconds in chain(decode_latents(vae, latents, args), clips):
+    clips = [decode_latents(vae, latents, args, material)]
+    if pipeline is not None:
+        short, long = ([job for job in to_denoise if is_long(args, info, job.config) == long] for long in (False, True))
+        clips += [
+            make(pipeline, jobs, args, info, material) for make, jobs in ((make_clips, short), (make_long_clips, long))
+        ]
+    for job, seconds in chain.from_iterable(clips):
         row = {"path": str(job.path), "seconds": round(seconds, 2), "prompt": job.prompt, "seed": job.seed}
         line = f"{job.path}  ({seconds:.1f} s, after {loading_seconds:.1f} s of loading)"
         print(json.dumps(row) if args.json else line, flush=True)
@@ -79,6 +89,8 @@ def parse_args(argv: Sequence[str]) -> tuple[SampleArgs, CheckpointInfo]:
     if (path := peek(argv, "--from")) is not None:
         recorded = read_recorded_settings(Path(path))
         base = apply_recorded_settings(base, recorded)
+        if peek(argv, "--image") is not None:  # which add to each other, and here replace what was recorded
+            base = replace(base, image=())
     if peek(argv, "--frames") is not None:
         if peek(argv, "--seconds") is not None:
             raise ValueError("give --frames or --seconds, not both")
@@ -91,7 +103,8 @@ def parse_args(argv: Sequence[str]) -> tuple[SampleArgs, CheckpointInfo]:
         info = read_checkpoint_info(args.model)
     if path is not None and recorded is not None:
         check_recorded_files(Path(path), recorded, args, argv)
-    return replace(args, dtype=resolve_dtype(args, info)), info
+    args = replace(fit_settings(args, info, argv), dtype=resolve_dtype(args, info))
+    return args, info
 
 
 def resolve_dtype(args: SampleArgs, info: CheckpointInfo) -> Literal["float32", "bfloat16"]:
@@ -118,7 +131,7 @@ def find_latents(jobs: Sequence[SampleJob], args: SampleArgs) -> dict[SampleJob,
 
 
 def decode_latents(
-    vae: Autoencoder, latents: Mapping[SampleJob, Path], args: SampleArgs
+    vae: Autoencoder, latents: Mapping[SampleJob, Path], args: SampleArgs, material: Material
 ) -> Iterator[tuple[SampleJob, float]]:
     """Decode saved latents into clips, each with the settings that it was denoised with."""
     import torch
@@ -134,7 +147,7 @@ def decode_latents(
         latent, settings = read_latent(path), latent_settings(path) | {"fps": job.config.fps}
         if args.save_latents and not (saved := job.path.with_suffix(".safetensors")).exists():
             save_latent(saved, latent, settings, overwrite=False)
-        frames = decode_frames(vae, latent, device)
+        frames = material.frame_with(decode_frames(vae, latent, device), job.config, vae.time_stride)
         write_video(job.path, frames, fps=job.config.fps, settings=settings, overwrite=args.overwrite)
         yield job, time.monotonic() - start
 
@@ -180,22 +193,21 @@ def load(args: SampleArgs, info: CheckpointInfo) -> ClipSampler:
 
 
 def make_clips(
-    pipeline: ClipSampler, jobs: Sequence[SampleJob], args: SampleArgs, info: CheckpointInfo
+    pipeline: ClipSampler, jobs: Sequence[SampleJob], args: SampleArgs, info: CheckpointInfo, material: Material
 ) -> Iterator[tuple[SampleJob, float]]:
     """Make clips side by side in packs of any sizes and lengths, where all other settings are equal.
 
     Yields each with its share of the seconds, by its tokens.
     """
     from videogen.sampling.clip_sampler import ClipRequest
-    from videogen.sampling.image_prompts import open_images
 
-    images, about = open_images(args.image, args.last_image), provenance(args)
-    for _, group in groupby(jobs, key=lambda job: shared_settings(job.config, mixed=not images)):
+    about, mixed = provenance(args), not material.known
+    for _, group in groupby(jobs, key=lambda job: shared_settings(job.config, mixed=mixed)):
         for batch in group_by_budget(group, lambda job: info.num_tokens(job.config), TOKENS_PER_PACK):
             start, config = time.monotonic(), batch[0].config
             label = f"{len(batch)} clip{'s' if len(batch) > 1 else ''}"
             with progress(num_evaluations(config), label) as on_evaluation:
-                requests = [ClipRequest(job.prompt, job.seed, images, job.config) for job in batch]
+                requests = [ClipRequest(job.prompt, job.seed, material.known, job.config) for job in batch]
                 latents = pipeline.sample(requests, config, on_evaluation)
             tokens = [info.num_tokens(job.config) for job in batch]
             seconds_per_token = (time.monotonic() - start) / sum(tokens)
@@ -203,9 +215,68 @@ def make_clips(
                 saved, settings = job.path.with_suffix(".safetensors"), settings_of(job, about)
                 save_latent(saved, latent, settings, overwrite=args.overwrite)
             for job, latent, num in zip(batch, latents, tokens, strict=True):
-                start, frames, settings = time.monotonic(), pipeline.frames(latent), settings_of(job, about)
+                start, settings = time.monotonic(), settings_of(job, about)
+                frames = material.frame_with(pipeline.frames(latent), job.config, info.time_stride)
                 write_video(job.path, frames, fps=job.config.fps, settings=settings, overwrite=args.overwrite)
                 yield job, seconds_per_token * num + time.monotonic() - start
+
+
+def make_long_clips(
+    pipeline: ClipSampler, jobs: Sequence[SampleJob], args: SampleArgs, info: CheckpointInfo, material: Material
+) -> Iterator[tuple[SampleJob, float]]:
+    """Make clips one after another in windows; frames are written as they come, so that memory does not grow."""
+    about = provenance(args)
+    for job in jobs:
+        start, config, settings = time.monotonic(), job.config, settings_of(job, about)
+        windows = list_windows(args, info, config)
+        with progress(sum(map(num_evaluations, windows)), f"{len(windows)} windows") as on_evaluation:
+            frames = (
+                make_storyboard(pipeline, job, args, info, on_evaluation)
+                if args.storyboard is not None
+                else make_long_clip(pipeline, job, args, info, material, settings, on_evaluation)
+            )
+            write_video(job.path, frames, fps=config.fps, settings=settings, overwrite=args.overwrite)
+        yield job, time.monotonic() - start
+
+
+def make_long_clip(
+    pipeline: ClipSampler,
+    job: SampleJob,
+    args: SampleArgs,
+    info: CheckpointInfo,
+    material: Material,
+    settings: Mapping[str, object],
+    on_evaluation: Callable[[], object],
+) -> Iterator[Tensor]:
+    """Make the frames of a clip; where its latent is kept, all of that is before any is decoded."""
+    import torch
+
+    from videogen.models.streaming import decode_chunks
+    from videogen.sampling.long_clips import LongClip
+
+    known = pipeline.encode_known(material.known, job.config)
+    clip = LongClip(pipeline, known, job.config, job.seed, length=window_length(info))
+    latents: Iterable[Tensor] = clip.denoise(job.prompt, on_evaluation=on_evaluation)
+    if args.save_latents:
+        latents = [torch.cat(list(latents), dim=1)]
+        save_latent(job.path.with_suffix(".safetensors"), latents[0], settings, overwrite=args.overwrite)
+    decoded = decode_chunks(pipeline.vae, latents, pipeline.compute_device)
+    return material.frame_with(decoded, job.config, info.time_stride)
+
+
+def make_storyboard(
+    pipeline: ClipSampler,
+    job: SampleJob,
+    args: SampleArgs,
+    info: CheckpointInfo,
+    on_evaluation: Callable[[], object],
+) -> Iterator[Tensor]:
+    """Make the frames of a clip of several scenes."""
+    from videogen.sampling.storyboards import sample_storyboard
+
+    shots, length = list_shots(args, job.config, info), window_length(info)
+    images = load_images(shots, args)
+    return sample_storyboard(pipeline, shots, images, job.config, job.seed, length=length, on_evaluation=on_evaluation)
 
 
 def shared_settings(config: SampleConfig, *, mixed: bool) -> SampleConfig:

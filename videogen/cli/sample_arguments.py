@@ -44,10 +44,22 @@ class SampleArgs:
     """Take prompt, seed and settings from a clip that this program wrote; flags override. A latent is decoded."""
     config: Path | None = None
     """A TOML file of settings; flags override."""
-    image: Path | None = None
-    """The first frame, for a model that begins with one."""
-    last_image: Path | None = None
-    """The last frame as well, for a model that takes both."""
+    image: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """A picture that the clip shows: FILE[@first|@last|@SECONDS], by default its first frame; may be repeated."""
+    video: Path | None = None
+    """A clip to go on from (--extend, --join, --loop), to change in part (--mask) or in all (--strength)."""
+    extend: float | None = None
+    """Seconds to add behind --video; below 0, as --extend -2, before it."""
+    join: Path | None = None
+    """A clip to which what --extend adds leads."""
+    loop: bool = False
+    """Let what --extend adds lead back to the beginning of --video."""
+    mask: Path | None = None
+    """A picture or clip of the size of --video: white is made anew, black is kept."""
+    storyboard: Path | None = None
+    """A TOML file of scenes, each [[scene]] with its prompt, seconds and transition: cut, blend or continue."""
+    fit: Literal["crop", "pad", "size"] = "crop"
+    """Pictures of another shape than the clip: crop them, pad them with black, or give the clip the picture's size."""
     lora: tuple[str, ...] = ()
     """LoRA files or folders, each with =SCALE behind it where that is not 1; of a model with two experts with high: or
     low: before it, for high or low noise."""

@@ -11,12 +11,13 @@ from itertools import count
 from pathlib import Path
 from typing import NamedTuple
 
+from videogen.cli.known_flags import check_rows, count_frames
 from videogen.cli.prompts import PromptRow, read_prompts, read_seeds
 from videogen.cli.sample_arguments import SampleArgs
-from videogen.config.sample import SampleConfig, check_sampler, resolve_frames
+from videogen.config.sample import SampleConfig, check_sampler
 from videogen.data.saved_latents import ENVIRONMENT_KEYS, is_same_setting, latent_settings
 from videogen.data.video_io import check_format, read_settings
-from videogen.models.checkpoint_config import CheckpointInfo, check_images
+from videogen.models.checkpoint_config import CheckpointInfo
 from videogen.packing.patch_schedule import draft_config, patch_schedule
 from videogen.sampling.lora_files import check_experts, read_lora
 
@@ -64,10 +65,8 @@ def check_seeds(args: SampleArgs, seeds: set[int]) -> None:
 def plan_jobs(rows: Sequence[PromptRow], args: SampleArgs, info: CheckpointInfo) -> list[SampleJob]:
     """Give every clip its file, and refuse what cannot be made or written."""
     check_settings({row.config for row in rows}, info)
-    check_images(info, args.image, args.last_image)
-    lengths = [resolve_frames(row.config, info.time_stride) for row in rows]
-    if args.last_image is not None and 1 in lengths:
-        raise ValueError("frames must be more than 1 to begin and end with an image, got 1")
+    check_rows([row.config for row in rows], args)
+    lengths = [count_frames(args, info, row.config) for row in rows]
     check_experts(list(map(read_lora, args.lora)), two=info.num_experts == 2)
     out_file, folder = split_out(args.out, num_clips=len(rows))
     used = set[str]()

@@ -16,12 +16,13 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from videogen.cli.known_flags import check_rows
 from videogen.cli.provenance import provenance
 from videogen.cli.sample import load, progress
 from videogen.cli.sample_arguments import SampleArgs
 from videogen.cli.sample_jobs import SUFFIXES, check_folder, check_settings, list_rows, slug
 from videogen.config.sample import MINI
-from videogen.models.checkpoint_config import CheckpointInfo, check_images
+from videogen.models.checkpoint_config import CheckpointInfo
 from videogen.models.hub import checkpoint_name
 from videogen.sampling.cost import clip_flop, clip_seconds, num_evaluations
 from videogen.sweep.axes import read_axes
@@ -41,12 +42,12 @@ def run_sweep(args: SampleArgs, info: CheckpointInfo) -> int:
     folder = args.out or Path("out") / f"sweep-{slug((args.prompt or ('prompts',))[0])}"
     if folder.suffix.lower() in SUFFIXES:
         raise ValueError(f"--out of a sweep is a folder, got {folder}")
-    if args.image or args.last_image:
-        raise ValueError("a sweep takes prompts alone; leave --image out, or make those clips one by one")
+    if args.image or args.video:
+        raise ValueError("a sweep takes prompts alone; leave --image and --video out, or make those clips one by one")
     check_folder(folder)
-    check_images(info, None, None)
     plan = make_plan(args, info)
     check_settings({run.config for run in plan.runs()}, info)
+    check_rows([run.config for run in plan.runs()], args)
     if args.dry_run:
         print(estimate_sweep(plan, args, info))
         return 0

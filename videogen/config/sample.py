@@ -48,6 +48,8 @@ class SampleConfig:
     """Above 1, more of the steps are spent at high noise, where layout and motion are decided."""
     patch: str = ""
     """Patch sizes from high noise to low, with their shares of the steps, as 1x4x4:0.4,1x2x2; none is the base size."""
+    strength: float = 1.0
+    """How far a given video may be left behind: small changes little, 1 begins at noise and keeps what is held."""
     position_scaling: str = "none"
     """RoPE of clips longer or larger than the checkpoint's default: none, interpolate, ntk, or riflex (time)."""
     first_block_cache: float = 0.0
@@ -63,6 +65,13 @@ class SampleConfig:
         for name in ("guidance", "guidance_2"):
             if (value := getattr(self, name)) is not None and not 0 <= value < math.inf:
                 raise ValueError(f"{name} must be 0 or more, got {value:g}; 1 is no guidance")
+        if not 0 < self.strength <= 1:
+            raise ValueError(f"strength must be above 0 and at most 1, got {self.strength:g}; 1 is a clip of its own")
+        if self.first_step == self.steps:
+            raise ValueError(
+                f"strength {self.strength:g} leaves none of {self.steps} steps; "
+                f"give at least {math.ceil(100 / self.steps) / 100:g}, or more steps"
+            )
         if self.position_scaling not in POSITION_SCALINGS:
             raise ValueError(
                 f"position_scaling must be one of {', '.join(POSITION_SCALINGS)}, got {self.position_scaling!r}"
@@ -81,6 +90,11 @@ class SampleConfig:
     def reuses_blocks(self) -> bool:
         """True if one of the approximate caches is on, under which a clip's evaluations depend on those before them."""
         return self.first_block_cache > 0 or self.mag_cache > 0
+
+    @property
+    def first_step(self) -> int:
+        """The steps that are left out at the noisy end, counted as diffusers' video-to-video pipelines do."""
+        return max(0, self.steps - int(self.steps * self.strength))
 
     @property
     def width(self) -> int:

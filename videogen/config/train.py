@@ -167,7 +167,9 @@ class DitConfig:
     uniform_sigmas: float = 0.1
     """Share of clips whose noise level is uniform instead of logit-normal."""
     known: dict[str, float] = field(default_factory=lambda: {"nothing": 1.0})
-    """Mixture of conditioning masks: nothing, first_frame, extend, keyframes, per_frame, box (training/masks.py)."""
+    """Mixture of conditioning masks: nothing, first_frame, extend, extend_back, join, keyframes, per_frame, box."""
+    given_noise: float = 0.0
+    """Share of clips whose known tokens have a little noise that the network is not told of, as Wan 2.2's have."""
 
     def __post_init__(self) -> None:
         require_positive(self, "num_layers", "num_attention_heads", "attention_head_dim", "ffn_dim", "base_tokens")
@@ -186,7 +188,7 @@ class DitConfig:
             raise ValueError(f"attention_head_dim must be even, got {self.attention_head_dim}")
         if not 0 <= self.facts < math.inf:
             raise ValueError(f"facts must be 0 or more, got {self.facts:g}")
-        for name in ("caption_dropout", "uniform_sigmas", "facts_until"):
+        for name in ("caption_dropout", "uniform_sigmas", "facts_until", "given_noise"):
             if not 0 <= (value := getattr(self, name)) <= 1:
                 raise ValueError(f"{name} must be a share, 0 to 1, got {value:g}")
 

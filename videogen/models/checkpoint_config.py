@@ -15,7 +15,6 @@ from typing import NamedTuple, cast
 
 from videogen.config.parsing import from_mapping
 from videogen.config.sample import SampleConfig
-from videogen.data.video_decode import read_image_file
 from videogen.packing.patch_schedule import Patch, latent_grid
 
 Json = Mapping[str, object]
@@ -49,7 +48,11 @@ SAMPLER_OF = {
     "FlowMatchHeunDiscreteScheduler": ("flow_heun", "shift"),
 }
 NO_IMAGE = "this model begins with an image; give one for every clip (--image)"
-TEXT_ONLY = "this model makes clips from prompts alone; leave the image out"
+TEXT_ONLY = "this model makes clips from prompts alone, and other clips of a video (--strength); leave the image out"
+
+
+NO_START = "strength below 1 begins with a video; give one with --video, or leave strength out"
+ENDS_ALONE = "this model takes an image as its first frame, and may take another as its last; leave the rest out"
 
 
 class CheckpointInfo(NamedTuple):
@@ -63,7 +66,7 @@ class CheckpointInfo(NamedTuple):
     time_stride: int  # frames a latent frame
     space_stride: int  # pixels a side of a latent cell
     needs_image: bool  # True if every clip begins with an image (image-to-video by more channels)
-    takes_image: bool
+    takes_known: bool  # True if each token has a noise level of its own, so that any part of a clip may be given
     needs_last_image: bool
     defaults: SampleConfig
 
@@ -109,7 +112,7 @@ def read_checkpoint_info(folder: Path) -> CheckpointInfo:
         time_stride=int(str(vae_config.get("scale_factor_temporal") or 4)),
         space_stride=int(str(vae_config.get("scale_factor_spatial") or 8)),
         needs_image=needs_image,
-        takes_image=needs_image or bool(index.get("expand_timesteps")),
+        takes_known=index["_class_name"] == VIDEOGEN_PIPELINE or bool(index.get("expand_timesteps")),
         needs_last_image=bool(dit_config.get("pos_embed_seq_len")),
         defaults=from_mapping(SampleConfig, default_settings(index, folder)),
     )
@@ -181,25 +184,6 @@ def default_settings(index: Json, folder: Path) -> dict[str, object]:
     if index.get("expand_timesteps"):  # Wan 2.2 5B
         settings |= {"size": "1280x704", "frames": 121, "fps": 24.0}
     return settings | {"cfg_zero": False} | _scheduler_settings(folder)
-
-
-def check_images(info: CheckpointInfo, first: Path | None, last: Path | None) -> None:
-    """Refuse images that are missing, damaged or of no use to a model, and a model that is not given those it needs."""
-    if last is not None and first is None:
-        raise ValueError(f"the last image {last} goes with a first; give both")
-    if first is None and info.needs_image:
-        raise ValueError(NO_IMAGE)
-    if first is not None and not info.takes_image:
-        raise ValueError(TEXT_ONLY)
-    for path, flag in ((first, "--image"), (last, "--last-image")):
-        if path is not None and not path.is_file():
-            raise ValueError(f"there is no file {path}; give another with {flag}")
-        if path is not None:
-            read_image_file(path)  # so that a damaged one is refused before anything is loaded
-    if last is not None and not info.needs_image:
-        raise ValueError("this model begins with an image and cannot be told the last; leave --last-image out")
-    if first is not None and last is None and info.needs_last_image:
-        raise ValueError("this model makes what lies between two images; give --last-image too")
 
 
 def has_image_channels(dit_config: Json) -> bool:

@@ -88,9 +88,15 @@ def to_uint8(video: Tensor) -> Tensor:
     return rearrange((video.float().clamp(-1, 1) + 1) * 127.5, "c t h w -> t h w c").round().to(torch.uint8).cpu()
 
 
-@torch.no_grad()
 def decode_frames(vae: Autoencoder, latent: Tensor, device: torch.device) -> Iterator[Tensor]:
     """Decode a normalised latent (c, t, h, w), yielding frames (t, h, w, 3) uint8 as soon as they are decoded."""
-    dtype = next(vae.parameters()).dtype
-    for clip in vae.decode_stream(latent[None].to(device, dtype), chunk=4):
-        yield to_uint8(clip[0])
+    return decode_chunks(vae, [latent], device)
+
+
+@torch.no_grad()
+def decode_chunks(vae: Autoencoder, latents: Iterable[Tensor], device: torch.device) -> Iterator[Tensor]:
+    """Decode a latent that comes in chunks (c, t, h, w) one after another, as decode_frames does one that is whole."""
+    dtype, state = next(vae.parameters()).dtype, StreamState()
+    for chunk in latents:
+        for part in chunk.split(4, dim=1):
+            yield to_uint8(vae.reconstruct(vae.denormalise(part[None].to(device, dtype)), state)[0])

@@ -77,10 +77,10 @@ def patch_schedule(config: SampleConfig, allowed: Sequence[Patch]) -> PatchAt:
     return lambda sigma: patch_at_sigma(shares, sigma, config.shift)
 
 
-def coarsest_patch(config: SampleConfig, allowed: Sequence[Patch]) -> Patch:
-    """Return the largest patch side of each axis: the latent of a clip must be a multiple of all three."""
-    patches = [patch for patch, _ in shares_of(config, allowed[0])]
-    t, h, w = (max(sides) for sides in zip(allowed[0], *patches, strict=True))
+def coarsest_patch(config: SampleConfig, base: Patch, *others: Patch) -> Patch:
+    """Return the largest side of each axis among the patches of the settings, and others."""
+    patches = [patch for patch, _ in shares_of(config, base)]
+    t, h, w = (max(sides) for sides in zip(*patches, *others, strict=True))
     return t, h, w
 
 
@@ -128,7 +128,7 @@ def latent_grid(
     A ValueError names the two nearest sizes or lengths where the VAE's strides or the patches (the base first) forbid
     those asked for.
     """
-    frames, (pt, ph, pw) = resolve_frames(config, time_stride), coarsest_patch(config, patches)
+    frames, (pt, ph, pw) = resolve_frames(config, time_stride), coarsest_patch(config, patches[0], patches[0])
     check_size(config.width, config.height, space_stride * max(ph, pw))
     check_frames(frames, time_stride)
     grid = 1 + (frames - 1) // time_stride, config.height // space_stride, config.width // space_stride

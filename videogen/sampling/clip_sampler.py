@@ -20,17 +20,18 @@ from videogen.data.manifest import check_manifest
 from videogen.models.bert import BertEncoder, embed_texts, load_tokenizer
 from videogen.models.block_cache import BlockCache, make_block_cache
 from videogen.models.checkpoint import load_network
-from videogen.models.checkpoint_config import TEXT_ONLY, CheckpointInfo
+from videogen.models.checkpoint_config import NO_START, CheckpointInfo
 from videogen.models.dit_network import DiT, TextContext
 from videogen.models.streaming import Autoencoder, decode_frames
 from videogen.models.vae_network import VAE
 from videogen.packing.noise import seeded_noise
 from videogen.packing.packs import PackedText, PackedVideo, RopeScaling, pack, pack_texts, patch_grid, unpack
-from videogen.packing.patch_schedule import latent_grid, patch_schedule
+from videogen.packing.patch_schedule import coarsest_patch, latent_grid, patch_schedule
 from videogen.sampling.brownian import BrownianPath
 from videogen.sampling.denoiser import Denoiser, with_guidance
 from videogen.sampling.guidance import prompts_and_negatives
-from videogen.sampling.image_prompts import NO_CONDITION, ImageCondition, Images
+from videogen.sampling.known import Known, encode_known, overlay
+from videogen.sampling.known_tokens import NO_CONDITION, Condition, KnownLatent, free_latent, pack_known
 from videogen.sampling.solvers import Scheduler, Velocity, known_levels, solve
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ class ClipRequest(NamedTuple):
 
     prompt: str
     seed: int
-    images: Images | None = None
+    known: Sequence[Known] | KnownLatent = ()  # parts of the clip that are given, or what they were encoded to
     config: SampleConfig | None = None  # its size and length, where they are not those of the whole pack
 
 
@@ -91,16 +92,20 @@ class ClipSampler:
         config: SampleConfig | None = None,
         *,
         seeds: Sequence[int] | None = None,
-        images: Images | None = None,
+        known: Sequence[Known] = (),
     ) -> list[Tensor]:
-        """Make one clip (t, h, w, 3) uint8 a prompt, all in one pack; seeds default to 0, 1, 2, ..."""
+        """Make one clip (t, h, w, 3) uint8 a prompt, all in one pack; seeds default to 0, 1, 2, ...
+
+        What is known of a clip is the same for all of them.
+        """
         prompts = [prompts] if isinstance(prompts, str) else prompts
         seeds = range(len(prompts)) if seeds is None else seeds
         if len(seeds) != len(prompts):
             raise ValueError(f"give as many seeds as prompts, got {len(seeds)} for {len(prompts)}")
-        requests = [ClipRequest(prompt, seed, images) for prompt, seed in zip(prompts, seeds, strict=True)]
-        latents = self.sample(requests, config or self.defaults)
-        return [torch.cat(list(self.frames(latent))) for latent in latents]
+        config = config or self.defaults
+        requests = [ClipRequest(prompt, seed, known) for prompt, seed in zip(prompts, seeds, strict=True)]
+        latents = self.sample(requests, config)
+        return [torch.cat(list(self.frames(latent, known, config))) for latent in latents]
 
     @torch.no_grad()
     def sample(
@@ -120,23 +125,25 @@ class ClipSampler:
         """
         seeds, configs = [request.seed for request in requests], [request.config or config for request in requests]
         noise = self.noise(seeds, configs)
-        image, clip_embeddings = self.encode_images(requests, config, noise)
-        if config.patch and image is not NO_CONDITION:
-            raise ValueError(f"patch and images do not go together yet, got patch {config.patch!r}; leave it out")
+        condition = self.condition(requests, configs, noise)
         texts = prompts_and_negatives([request.prompt for request in requests], config)
         denoiser = Denoiser(
             self.experts,
             self.boundary,
             pack=noise,
-            text=text or self.encode_prompts(texts, clip_embeddings),
+            text=text or self.encode_prompts(texts, condition.image_rows),
             patch_at=patch_schedule(config, self.transformer.patches),
-            image=image,
+            condition=condition,
             block_cache=block_cache or make_block_cache(config),
             on_evaluation=on_evaluation,
             sigmas=known_levels(config.sampler, config.steps, shift=config.shift),
         )
-        velocity = with_guidance(denoiser, configs, noise.lengths, self.boundary)
-        tokens = image.restore_known(self.solve(velocity, noise, seeds, config))
+        velocity, known = with_guidance(denoiser, configs, noise.lengths, self.boundary), condition.known
+        if known is None:
+            tokens = self.solve(velocity, noise, seeds, config)
+        else:
+            start = known.clean.tokens if config.strength < 1 else None
+            tokens = known.restore(self.solve(known.hold(velocity), noise, seeds, config, start))
         if not tokens.isfinite().all():
             raise FloatingPointError("the latents are not finite; lower the guidance or check the weights")
         return unpack(noise._replace(tokens=tokens))
@@ -147,8 +154,17 @@ class ClipSampler:
         video = pack([latent.to(self.compute_device) for latent in latents], self.transformer.base_patch)
         return video._replace(scaling=self.position_scaling(configs[0]))
 
-    def solve(self, velocity: Velocity, noise: PackedVideo, seeds: Sequence[int], config: SampleConfig) -> Tensor:
-        """Solve from noise to clean tokens, as the settings and the checkpoint's own scheduler say."""
+    def solve(
+        self,
+        velocity: Velocity,
+        noise: PackedVideo,
+        seeds: Sequence[int],
+        config: SampleConfig,
+        clean: Tensor | None = None,
+    ) -> Tensor:
+        """Solve from noise, or noised clean tokens, to clean ones, as settings and the checkpoint's scheduler say."""
+        if clean is None and config.first_step:
+            raise ValueError(NO_START)
         scheduler = self.scheduler if self.transformer.prediction == "velocity" else None
         paths = [BrownianPath(tuple(latent.shape), seed) for latent, seed in zip(unpack(noise), seeds, strict=True)]
 
@@ -158,12 +174,23 @@ class ClipSampler:
 
         steps, shift = config.steps, config.shift
         return solve(
-            config.sampler, velocity, noise.tokens, brownian_increment, steps=steps, shift=shift, scheduler=scheduler
+            config.sampler,
+            velocity,
+            noise.tokens,
+            brownian_increment,
+            steps=steps,
+            shift=shift,
+            scheduler=scheduler,
+            clean=clean,
+            skip=config.first_step,
         )
 
-    def frames(self, latent: Tensor) -> Iterator[Tensor]:
-        """Decode one latent, yielding frames (t, h, w, 3) uint8 as they are ready."""
-        return decode_frames(self.vae, latent, self.compute_device)
+    def frames(
+        self, latent: Tensor, known: Sequence[Known] = (), config: SampleConfig | None = None
+    ) -> Iterator[Tensor]:
+        """Decode one latent, yielding frames (t, h, w, 3) uint8 as they are ready; given clips keep their pixels."""
+        frames = decode_frames(self.vae, latent, self.compute_device)
+        return overlay(frames, known, config or self.defaults, self.vae.time_stride) if known else frames
 
     def latent_shape(self, config: SampleConfig) -> tuple[int, int, int, int]:
         """Compute (c, t, h, w) of a clip's latent; a ValueError where the strides or the patches forbid the clip."""
@@ -177,13 +204,28 @@ class ClipSampler:
         trained = self.latent_shape(replace(self.defaults, patch=""))
         return RopeScaling(config.position_scaling, patch_grid(trained, self.transformer.base_patch))
 
-    def encode_images(
-        self, requests: Sequence[ClipRequest], config: SampleConfig, noise: PackedVideo
-    ) -> tuple[ImageCondition, PackedText | None]:
-        """Refuse images: networks of our own make clips from prompts alone."""
-        if any(request.images is not None for request in requests):
-            raise ValueError(TEXT_ONLY)
-        return NO_CONDITION, None
+    def condition(
+        self, requests: Sequence[ClipRequest], configs: Sequence[SampleConfig], noise: PackedVideo
+    ) -> Condition:
+        """Encode what is known of the clips of a pack."""
+        if not any(len(request.known) for request in requests):
+            return NO_CONDITION
+        encoded = dict[tuple[int, SampleConfig], KnownLatent]()  # once where clips share it
+        for request, config in zip(requests, configs, strict=True):
+            if (key := (id(request.known), config)) not in encoded:
+                encoded[key] = self.encode_known(request.known, config)
+        latents = [encoded[id(request.known), config] for request, config in zip(requests, configs, strict=True)]
+        known = pack_known(latents, noise.patch, coarsest_patch(configs[0], self.transformer.base_patch))
+        return Condition(known.to(self.compute_device))
+
+    def encode_known(self, known: Sequence[Known] | KnownLatent, config: SampleConfig) -> KnownLatent:
+        """Encode what is known of a clip of some settings."""
+        shape = self.latent_shape(config)
+        if isinstance(known, KnownLatent):
+            return known
+        if not known:
+            return free_latent(shape)
+        return encode_known(known, self.vae, shape, config, self.compute_device)
 
     def embed(self, prompts: Sequence[str]) -> PackedText:
         """Embed prompts as one pack."""

@@ -135,5 +135,6 @@ def num_pixels(info: CheckpointInfo, config: SampleConfig) -> int:
 
 def num_evaluations(config: SampleConfig) -> int:
     """Count the network evaluations of a run: two a step under guidance, and with heun as many again."""
-    evaluations = 2 * config.steps - 1 if "heun" in config.sampler else config.steps  # Heun's last step is Euler's
+    steps = config.steps - config.first_step
+    evaluations = 2 * steps - 1 if "heun" in config.sampler else steps  # Heun's last step is Euler's
     return evaluations * (2 if config.guidance != 1 else 1)

@@ -1,6 +1,6 @@
 """The network as a velocity field on the tokens of one pack, and guidance on top of it.
 
-    experts, pack, text, image  ->  Denoiser(tokens, sigma, text rows)  ->  with_guidance  ->  velocity(tokens, sigma)
+    experts, pack, text, condition  ->  Denoiser(tokens, sigma, rows)  ->  with_guidance  ->  velocity(tokens, sigma)
 
 Text row i < b is the prompt of clip i of the pack's b clips, row b + i its negative prompt.
 """
@@ -17,11 +17,11 @@ from videogen.config.sample import SampleConfig
 from videogen.models.block_cache import BlockCache
 from videogen.models.checkpoint_config import NO_IMAGE
 from videogen.models.dit_network import DiT, LevelContext, TextContext
-from videogen.packing.noise import NoiseLevels, velocity_of
+from videogen.packing.noise import NoiseLevels, shared_level, velocity_of
 from videogen.packing.packs import Lengths, PackedVideo, repatch
 from videogen.packing.patch_schedule import Patch, PatchAt
 from videogen.sampling.guidance import apply_guidance, guidance_scale
-from videogen.sampling.image_prompts import NO_CONDITION, ImageCondition
+from videogen.sampling.known_tokens import NO_CONDITION, Condition
 from videogen.sampling.solvers import Velocity
 
 TOKENS_PER_CALL = 2048
@@ -41,7 +41,7 @@ class Denoiser:
     pack: PackedVideo  # grids, patch and position scaling; its tokens are those of the noise
     text: TextContext
     patch_at: PatchAt
-    image: ImageCondition = NO_CONDITION
+    condition: Condition = NO_CONDITION
     block_cache: BlockCache | None = None
     on_evaluation: Callable[[], object] = lambda: None  # called once an evaluation of all clips
     tokens_per_call: int | None = None  # TOKENS_PER_CALL by default
@@ -51,7 +51,7 @@ class Denoiser:
 
     def __post_init__(self) -> None:
         dit = self.experts[0]
-        if dit.in_channels > dit.out_channels and self.image.extra_channels is None:
+        if dit.in_channels > dit.out_channels and self.condition.extra_channels is None:
             raise ValueError(NO_IMAGE)
 
     def __call__(self, tokens: Tensor, sigma: Tensor, rows: Sequence[int]) -> list[Tensor]:
@@ -62,7 +62,14 @@ class Denoiser:
         if sum(lengths[row % num_clips] for row in rows) > budget:
             prompts, negatives = (tuple(row for row in rows if (row >= num_clips) == side) for side in (False, True))
             calls = [call for call in (prompts, negatives) if call]
-        velocities = [velocity for call in calls for velocity in self._evaluate(tokens, sigma, call)]
+        known = self.condition.known
+        shown = tokens if known is None else known.show(tokens, sigma)
+        velocities = [velocity for call in calls for velocity in self._evaluate(shown, sigma, call)]
+        if known is not None:  # what the network says of held values means nothing, and guidance sums over a clip
+            held = known.is_held(sigma).split(lengths)
+            velocities = [
+                velocity.masked_fill(held[row % num_clips], 0) for row, velocity in zip(rows, velocities, strict=True)
+            ]
         for _ in range(0, len(rows), num_clips):
             self.on_evaluation()
         return velocities
@@ -76,13 +83,13 @@ class Denoiser:
         clips, parts = [row % len(self.pack.grids) for row in rows], tokens.split(self.pack.lengths)
         grids = tuple(self.pack.grids[clip] for clip in clips)
         pack = self.pack._replace(tokens=torch.cat([parts[clip] for clip in clips]), grids=grids)
-        image = self.image.take(clips, self.pack.lengths)
         patch = self.patch_at(float(sigma))
-        network_input = repatch(image.condition(pack), patch)
+        network_input = repatch(self._with_extra_channels(pack, clips), patch)
         exact = sigma.float() if tokens.device.type == "mps" else sigma  # MPS has no float64
-        levels = image.noise_levels(exact.reshape(1).to(tokens.device), len(network_input.tokens))
-        if len(levels.values) == 1 and not expert.offloads_layers:
-            levels = self._project_levels(number, patch, levels)
+        exact, known = exact.reshape(1).to(tokens.device), self.condition.known
+        levels = shared_level(exact, len(network_input.tokens)) if known is None else known.levels(exact, clips, patch)
+        if not expert.offloads_layers:
+            levels = self._project_levels(number, patch, levels, float(sigma))
         run_blocks = None
         if self.block_cache is not None:
             keys = [(number, row) for row in rows]
@@ -93,12 +100,19 @@ class Denoiser:
             predicted = velocity_of(predicted, pack.tokens, sigma)
         return predicted.split(pack.lengths)
 
-    def _project_levels(self, number: int, patch: Patch, levels: NoiseLevels) -> LevelContext:
-        """Look up what a noise level tells an expert; those of the run's next steps are computed with it.
+    def _with_extra_channels(self, pack: PackedVideo, clips: Sequence[int]) -> PackedVideo:
+        """Add to noised tokens the extra channels of their clips, where the model has any."""
+        if self.condition.extra_channels is None:
+            return pack
+        extra = self.condition.extra_channels.split(self.pack.lengths)
+        return pack._replace(tokens=torch.cat([pack.tokens, torch.cat([extra[clip] for clip in clips])], dim=1))
 
-        They are computed one by one, since the rows of a product round otherwise with their number.
+    def _project_levels(self, number: int, patch: Patch, levels: NoiseLevels, sigma: float) -> LevelContext:
+        """Look up what the noise levels of a step tell an expert; those of the run's next steps are computed with it.
+
+        They are computed step by step, since the rows of a product round otherwise with their number.
         """
-        sigma, expert = float(levels.values), self.experts[number]
+        expert, known = self.experts[number], self.condition.known
         if (number, patch, sigma) not in self._levels:
             ahead = [
                 x
@@ -106,8 +120,9 @@ class Denoiser:
                 if 0 < x < sigma and (expert_at(x, self.boundary), self.patch_at(x)) == (number, patch)
             ]
             self._levels.clear()
-            for x in (sigma, *ahead[:LEVELS_AHEAD]):
-                values = torch.full_like(levels.values, x)
+            for x in (sigma, *ahead[: LEVELS_AHEAD // len(levels.values)]):
+                shared = torch.full_like(levels.values[:1], x)
+                values = shared if known is None else known.values(shared)
                 self._levels[number, patch, x] = expert.project_levels(levels._replace(values=values), patch)
         return self._levels[number, patch, sigma]._replace(index=levels.index)
 

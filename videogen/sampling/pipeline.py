@@ -30,13 +30,9 @@ from videogen.models.vae import VideoVAE
 from videogen.models.wan_vae import WanVAE
 from videogen.packing.packs import PackedText, PackedVideo, pad_texts
 from videogen.sampling.clip_sampler import ClipRequest, ClipSampler
-from videogen.sampling.image_prompts import (
-    NO_CONDITION,
-    ImageCondition,
-    clean_frame_condition,
-    embed_images,
-    extra_channels_condition,
-)
+from videogen.sampling.image_prompts import embed_images, extra_channels_of
+from videogen.sampling.known import Known
+from videogen.sampling.known_tokens import Condition, KnownLatent
 from videogen.sampling.lora_files import check_experts, read_lora
 from videogen.sampling.lora_loading import load_lora
 from videogen.sampling.solvers import Scheduler, make_scheduler
@@ -167,29 +163,32 @@ class VideoPipeline(DiffusionPipeline, WanLoraLoaderMixin, ClipSampler):
         """The settings that this checkpoint was made for."""
         return from_mapping(SampleConfig, self.config["defaults"])
 
-    def encode_images(
-        self, requests: Sequence[ClipRequest], config: SampleConfig, noise: PackedVideo
-    ) -> tuple[ImageCondition, PackedText | None]:
-        """Encode the clips' images by the VAE, and for Wan 2.1 by CLIP as well."""
-        images = [request.images for request in requests if request.images is not None]
-        needs_image = self.transformer.in_channels > self.transformer.out_channels
-        if not images and not needs_image:
-            return NO_CONDITION, None
-        if len({self.latent_shape(request.config or config) for request in requests}) > 1:
-            raise ValueError("clips of several sizes and images do not share a pack; make those of each size together")
-        if len(images) < len(requests):
+    def condition(
+        self, requests: Sequence[ClipRequest], configs: Sequence[SampleConfig], noise: PackedVideo
+    ) -> Condition:
+        """Encode what is known of a pack's clips; for Wan's image-to-video models as extra channels, and by CLIP."""
+        if self.transformer.in_channels == self.transformer.out_channels:
+            return super().condition(requests, configs, noise)
+        clips = [request.known for request in requests if request.known and not isinstance(request.known, KnownLatent)]
+        if len(clips) < len(requests):
             raise ValueError(NO_IMAGE)
-        if not isinstance(self.vae, WanVAE) or not (needs_image or self.config["expand_timesteps"]):
-            raise ValueError(TEXT_ONLY)
-        size = (config.height, config.width)
-        if not needs_image:
-            return clean_frame_condition(images, self.vae, noise, self.latent_shape(config), *size), None
-        frames = resolve_frames(config, self.vae.time_stride)
-        condition = extra_channels_condition(images, self.vae, noise, frames, *size)
+        if len({self.latent_shape(config) for config in configs}) > 1:
+            raise ValueError("clips of several sizes and images do not share a pack; make those of each size together")
+        config, vae = configs[0], cast("WanVAE", self.vae)
+        frames = resolve_frames(config, vae.time_stride)
+        condition = Condition(extra_channels=extra_channels_of(clips, vae, noise, frames, config.height, config.width))
         if not self.transformer.takes_image_embeddings:
-            return condition, None
+            return condition
         self.maybe_free_model_hooks()
-        return condition, embed_images(images, self.image_processor, self.image_encoder, self.compute_device)
+        size, parts = (config.width, config.height), (self.image_processor, self.image_encoder)
+        return condition._replace(image_rows=embed_images(clips, size, *parts, self.compute_device))
+
+    def encode_known(self, known: Sequence[Known] | KnownLatent, config: SampleConfig) -> KnownLatent:
+        """Encode what is known of a clip; Wan's text-to-video models can begin with it, and cannot keep it."""
+        latent = super().encode_known(known, config)
+        if latent.weight.any() and self.is_wan and not self.config["expand_timesteps"]:
+            raise ValueError(TEXT_ONLY)
+        return latent
 
     def embed(self, prompts: Sequence[str]) -> PackedText:
         """Embed prompts as one pack, padded with zeros where the encoder's are."""

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from videogen.config.sample import check_sampler
+from videogen.packing.noise import interpolate
 
 Velocity = Callable[[Tensor, Tensor], Tensor]
 Sampler = Callable[[Velocity, Tensor, Tensor], Tensor]
@@ -28,6 +29,7 @@ class Scheduler(Protocol):
     """What diffusers' flow schedulers share."""
 
     config: dict[str, object]
+    order: int  # timesteps a step
     timesteps: Tensor
     sigmas: Tensor
 
@@ -137,23 +139,36 @@ def solve(
     steps: int,
     shift: float,
     scheduler: Scheduler | None = None,
+    clean: Tensor | None = None,
+    skip: int = 0,
 ) -> Tensor:
     """Run a sampler by name from noise to clean tokens; only the stochastic ones ask for more noise on the way.
+
+    With clean tokens it begins at these, noised to the level at which the first steps, `skip` of them, would have ended
+    (SDEdit, Meng et al. 2022).
 
     A checkpoint's own scheduler gives the rest of the settings where it is of the class that the name stands for. The
     network is then given timesteps / 1000, in float64 so that they stay whole numbers: Wan's timesteps are rounded down
     and not quite its noise levels.
     """
     check_sampler(name)
-    sigmas = sigma_schedule(steps, shift=shift).to(noise.device)
+    sigmas = sigma_schedule(steps, shift=shift).to(noise.device)[skip:]
+    start = noise if clean is None else interpolate(clean, noise, sigmas[0])
     if name in SAMPLERS:
-        return SAMPLERS[name](velocity, noise, sigmas)
+        return SAMPLERS[name](velocity, start, sigmas)
     if name in STOCHASTIC_SAMPLERS:
-        return STOCHASTIC_SAMPLERS[name](velocity, noise, sigmas, brownian_increment)
+        return STOCHASTIC_SAMPLERS[name](velocity, start, sigmas, brownian_increment)
     chosen = make_scheduler(name, shift, like=scheduler)
     is_own = scheduler is not None and type(chosen) is type(scheduler)
     return sample_with_diffusers(
-        chosen, velocity, noise, steps=steps, by_timestep=scheduler is not None, reach_zero=not is_own
+        chosen,
+        velocity,
+        noise,
+        steps=steps,
+        by_timestep=scheduler is not None,
+        reach_zero=not is_own,
+        clean=clean,
+        skip=skip,
     )
 
 
@@ -177,14 +192,19 @@ def sample_with_diffusers(
     steps: int,
     by_timestep: bool = False,
     reach_zero: bool = True,
+    clean: Tensor | None = None,
+    skip: int = 0,
 ) -> Tensor:
     """Run a scheduler of diffusers, giving the network its noise levels, or its timesteps / 1000 instead.
 
     DEIS of diffusers ends at its last noise level above 0; to reach 0 it takes a step of Euler's.
     """
     scheduler.set_timesteps(steps)
-    scheduler.set_begin_index(0)
-    timesteps, sigmas = scheduler.timesteps, scheduler.sigmas
+    first = skip * scheduler.order
+    scheduler.set_begin_index(first)
+    timesteps, sigmas = scheduler.timesteps[first:], scheduler.sigmas[first:]
+    if clean is not None:
+        x = interpolate(clean, x, sigmas[0].to(x))
     for i, (timestep, sigma) in enumerate(zip(timesteps, sigmas[:-1].to(x), strict=True)):
         # A noise level is not always timestep / 1000: some schedulers round the timestep down to an integer.
         slope = velocity(x, timestep.double() / 1000 if by_timestep else sigma)

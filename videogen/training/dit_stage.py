@@ -246,9 +246,12 @@ class DitStage:
         device, arrays = self.model.device, (batch.tokens, batch.sigmas, batch.level_index)
         tokens, sigmas, index = (torch.from_numpy(array).to(device) for array in arrays)
         clean, levels = PackedVideo(tokens.float(), batch.grids, batch.patch), NoiseLevels(sigmas, index)
-        base_tokens, text = self.batch_builder.base_tokens(batch.patch), self.embed_captions(batch.captions)
-        generator = torch.Generator().manual_seed(batch.seed)
-        task = sample_task(clean, text, levels, base_tokens=base_tokens, generator=generator)
+        generator, text = torch.Generator().manual_seed(batch.seed), self.embed_captions(batch.captions)
+        options = {
+            "base_tokens": self.batch_builder.base_tokens(batch.patch),
+            "given_noise": self.config.dit.given_noise,
+        }
+        task = sample_task(clean, text, levels, generator=generator, **options)
         facts = None if batch.facts is None else torch.from_numpy(batch.facts).to(device).float()
         return task._replace(facts=facts)
 

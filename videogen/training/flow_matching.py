@@ -98,8 +98,27 @@ class FlowTask(NamedTuple):
         )
 
 
+def noise_given(clean: PackedVideo, levels: NoiseLevels, share: float, generator: Generator) -> PackedVideo:
+    """Add a little noise, exp(N(-3.5, 0.5)), to the known tokens of a share of the clips, whose level stays 0.
+
+    What is given to a trained network is never quite a clip of training, and one that trusts it wholly copies it on:
+    clips freeze (the training of Wan 2.2 TI2V).
+    """
+    num, lengths = len(clean.grids), torch.tensor(clean.lengths)
+    sigma = torch.exp(0.5 * torch.randn(num, generator=generator) - 3.5).clamp(max=1)
+    sigma = torch.where(torch.rand(num, generator=generator) < share, sigma, 0.0).repeat_interleave(lengths)
+    per_token = torch.where(levels.per_token() == 0, sigma.to(clean.tokens)[:, None], 0.0)
+    return clean._replace(tokens=interpolate(clean.tokens, sample_noise(clean.tokens, generator), per_token))
+
+
 def sample_task(
-    clean: PackedVideo, text: PackedText, levels: NoiseLevels, *, base_tokens: float, generator: Generator
+    clean: PackedVideo,
+    text: PackedText,
+    levels: NoiseLevels,
+    *,
+    base_tokens: float,
+    generator: Generator,
+    given_noise: float = 0.0,
 ) -> FlowTask:
     """Sample a pack's noise and weigh its free tokens, by (n / base_tokens)^-1/2 in a clip of n tokens."""
     device = clean.tokens.device
@@ -107,6 +126,8 @@ def sample_task(
     levels = NoiseLevels(*(part.to(device) for part in levels))
     num_tokens = torch.tensor(clean.lengths).repeat_interleave(torch.tensor(clean.lengths))
     weight = (num_tokens / base_tokens).rsqrt().to(device) * (levels.per_token()[:, 0] > 0)
+    if given_noise:
+        clean = noise_given(clean, levels, given_noise, generator)
     return FlowTask(clean, noise, levels, text, weight, weight.sum())
 
 

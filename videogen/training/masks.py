@@ -31,6 +31,20 @@ def video_extension(grid: Grid, generator: Generator) -> Tensor:
     return mark_frames_known(grid, torch.arange(int(torch.randint(1, max(2, grid[0]), (), generator=generator))))
 
 
+def backward_extension(grid: Grid, generator: Generator) -> Tensor:
+    """Mark the last k latent frames as known, 1 <= k < t."""
+    return video_extension(grid, generator).flip(0)
+
+
+def joining(grid: Grid, generator: Generator) -> Tensor:
+    """Leave a run of latent frames free and mark those before and behind it as known: at least one of each."""
+    if grid[0] < 3:
+        return image_to_video(grid, generator)
+    low = int(torch.randint(1, grid[0] - 1, (), generator=generator))
+    high = int(torch.randint(low + 1, grid[0], (), generator=generator))
+    return mark_frames_known(grid, torch.tensor([*range(low), *range(high, grid[0])]))
+
+
 def frame_interpolation(grid: Grid, generator: Generator) -> Tensor:
     """Mark the first and the last latent frame as known half of the time, else a random half of all frames."""
     if torch.rand((), generator=generator) < 0.5:
@@ -64,6 +78,8 @@ MASK_KINDS: dict[str, Callable[[Grid, Generator], Tensor]] = {
     "nothing": text_to_video,
     "first_frame": image_to_video,
     "extend": video_extension,
+    "extend_back": backward_extension,
+    "join": joining,
     "keyframes": frame_interpolation,
     "per_frame": diffusion_forcing,
     "box": inpainting,

@@ -1,0 +1,241 @@
+"""Measure what a checkpoint makes of what it is given: pictures, clips to go on from, masks, and clips to vary.
+
+    videogen bench known [--model FOLDER] [--clips 16]  ->  assets/bench/known.json
+
+Everything that is given is rendered by the world, of scenes that training never shows: one thing before a still camera.
+What is wanted of each task stands beside its number. A step between two frames is their mean absolute difference; at a
+seam it is compared with those of the given clip.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from itertools import count, islice
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tests.bench.flags import make_parser, parse_flags
+from tests.bench.judged import FIRST_TRIAL, BenchClip, judge_clips, tally_scores, write_result
+from tests.bench.patches import psnr
+from videogen.cli.judge import case_of, render_case
+from videogen.config.parsing import to_mapping
+from videogen.config.sample import MINI, SampleConfig
+from videogen.models.hub import checkpoint_id, find_checkpoint
+from videogen.sampling.known import Known, to_pixels
+from videogen.sampling.long_clips import LongClip
+from videogen.sampling.pipeline import VideoPipeline
+from videogen.toybox import draw_scene
+from videogen.toybox.judge.scores import Case
+from videogen.toybox.world.render import masks
+
+FROZEN = 0.1  # of the world's own motion: below, a clip stands still
+STRENGTHS = (0.4, 0.6, 0.8, 1.0)
+EXTENSIONS = (1, 5, 10)
+
+
+class Row(NamedTuple):
+    """A number of a task, and what is wanted of it."""
+
+    task: str
+    measure: str
+    wanted: str
+    value: float
+
+
+def draw_given(config: SampleConfig, num: int, *, moving: bool = True, frames: int | None = None) -> list[Case]:
+    """Draw captions of scenes of one thing, which moves across or is still, before a still camera."""
+
+    def cases() -> Iterator[Case]:
+        size, length = (config.width, config.height), frames or config.frames
+        for seed in count(FIRST_TRIAL):
+            scene = draw_scene(seed, sizes=(size,), lengths=(length,))
+            if len(scene.things) != 1 or scene.camera != "still" or scene.event:
+                continue
+            if moving == bool(scene.things[0].motion != "still"):
+                yield case_of(scene)
+
+    return list(islice(cases(), num))
+
+
+class Bench:
+    """The checkpoint, its settings, and clips that it makes of given ones."""
+
+    def __init__(self, model: Path, num: int) -> None:
+        self.pipeline, self.num = VideoPipeline.load(model), num
+        self.config = replace(self.pipeline.defaults, seconds=None)
+        self.length = 1 + (self.config.frames - 1) // 4
+        self.cases = draw_given(self.config, num)
+        self.given = [torch.from_numpy(render_case(case).copy()) for case in self.cases]
+
+    def make(self, case: Case, seed: int, known: Sequence[Known] = (), **changes: object) -> Tensor:
+        """Make the frames of a clip at once."""
+        config = replace(self.config, **changes)  # type: ignore[arg-type]
+        return self.pipeline([case.prompt], config, seeds=[seed], known=known)[0]
+
+    def make_all(self, give: Callable[[Tensor], Sequence[Known]], **changes: object) -> list[Tensor]:
+        """Make a clip of each of the given ones."""
+        return [self.make(case, i, give(self.given[i]), **changes) for i, case in enumerate(self.cases)]
+
+    def extend(self, case: Case, seed: int, known: Sequence[Known], frames: int) -> Tensor:
+        """Make a clip in windows, and put the given pixels in their places, as the command does."""
+        config = replace(self.config, frames=frames)
+        clip = LongClip(self.pipeline, self.pipeline.encode_known(known, config), config, seed, length=self.length)
+        return torch.cat(list(self.pipeline.frames(torch.cat(list(clip.denoise(case.prompt)), dim=1), known, config)))
+
+    def reconstruct(self, frames: Tensor) -> Tensor:
+        """Encode and decode frames by the VAE."""
+        return torch.cat(list(self.pipeline.frames(self.pipeline.vae.encode(to_pixels(frames)[None])[0])))
+
+    def share(self, clause: str, cases: Sequence[Case], clips: Sequence[Tensor]) -> float:
+        """Judge in which share of clips a clause holds."""
+        judged = judge_clips([BenchClip(case, 0, clip) for case, clip in zip(cases, clips, strict=True)])
+        scores = tally_scores(judged)
+        return scores[clause]["share"] if clause in scores else float("nan")
+
+
+def steps(frames: Tensor) -> Tensor:
+    """Compute the mean absolute difference of each frame from the one before, (t - 1,)."""
+    return (frames[1:].float() - frames[:-1].float()).abs().mean((1, 2, 3))
+
+
+def ratio_at(frames: Tensor, seam: int, given: Tensor) -> float:
+    """Compare the step to the frame at a seam with the mean step of the given clip."""
+    return float(steps(frames)[seam - 1] / steps(given).mean().clamp(min=1e-3))
+
+
+def measure_images(bench: Bench) -> Iterator[Row]:
+    """Text to image, image to video, first and last image."""
+    stills = draw_given(bench.config, bench.num, moving=False, frames=1)
+    pictures = [bench.make(case, i, frames=1) for i, case in enumerate(stills)]
+    for clause in ("class", "colour", "background"):
+        yield Row("text to image", f"{clause} right", "as for video", bench.share(clause, stills, pictures))
+    free = bench.make_all(lambda frames: ())
+    from_first = bench.make_all(lambda frames: [Known.first(frames[0])])
+    own = [psnr(bench.reconstruct(frames[:1]), frames[:1]) for frames in bench.given]
+    made = [psnr(clip[:1], frames[:1]) for clip, frames in zip(from_first, bench.given, strict=True)]
+    yield Row(
+        "image to video", "dB of the first frame below the VAE's own", "at most 1", float(np.mean(own) - np.mean(made))
+    )
+    motion = [bench.share("motion", bench.cases, clips) for clips in (from_first, free)]
+    yield Row("image to video", "motion right, beside text to video", "at least 0.8", motion[0] / max(motion[1], 1e-3))
+    is_frozen = [
+        float(steps(a).mean() / steps(b).mean()) < FROZEN for a, b in zip(from_first, bench.given, strict=True)
+    ]
+    yield Row("image to video", "share of frozen clips", "below 0.03", float(np.mean(is_frozen)))
+    both = bench.make_all(lambda frames: [Known.first(frames[0]), Known.last(frames[-1])])
+    jumps = [
+        float(steps(clip).max() / steps(frames).max().clamp(min=1e-3))
+        for clip, frames in zip(both, bench.given, strict=True)
+    ]
+    yield Row("first and last", "largest step, beside the world's own", "at most 1.5", float(np.median(jumps)))
+    made = [psnr(clip[-1:], frames[-1:]) for clip, frames in zip(both, bench.given, strict=True)]
+    own = [psnr(bench.reconstruct(frames[-1:]), frames[-1:]) for frames in bench.given]
+    yield Row(
+        "first and last", "dB of the last frame below the VAE's own", "at most 1", float(np.mean(own) - np.mean(made))
+    )
+
+
+def measure_extensions(bench: Bench) -> Iterator[Row]:
+    """Extend forward and backward, join and loop: the seams, and whether the thing is still the same."""
+    half, fps = 1 + 4 * ((bench.length - 1) // 2), bench.config.fps
+    total = bench.config.frames
+    forward = [bench.extend(c, i, [Known.clip(bench.given[i][:half])], total) for i, c in enumerate(bench.cases)]
+    backward = [
+        bench.extend(c, i, [Known.clip(bench.given[i][-half:], at=(total - half) / fps)], total)
+        for i, c in enumerate(bench.cases)
+    ]
+    for task, clips, seam in (("extend forward", forward, half), ("extend backward", backward, total - half)):
+        ratios = [ratio_at(clip, seam, frames) for clip, frames in zip(clips, bench.given, strict=True)]
+        yield Row(task, "step at the seam, beside the given clip's", "0.85 to 1.15", float(np.median(ratios)))
+        kept = bench.share("class", bench.cases, clips)
+        yield Row(task, "class right in the whole clip", "at least 0.95", kept)
+    ends = half + 3 + half
+    joined, looped = [], []
+    for i, (case, frames) in enumerate(zip(bench.cases, bench.given, strict=True)):
+        start = (half + 3) / fps
+        joined.append(bench.extend(case, i, [Known.clip(frames[:half]), Known.clip(frames[-half:], at=start)], ends))
+        looped.append(bench.extend(case, i, [Known.clip(frames[:half]), Known.clip(frames[:half], at=start)], ends))
+    for task, clips in (("join", joined), ("loop", looped)):
+        seams = [
+            max(ratio_at(clip, seam, frames) for seam in (half, half + 3))
+            for clip, frames in zip(clips, bench.given, strict=True)
+        ]
+        yield Row(task, "largest step at a seam, beside the given clip's", "at most 1.5", float(np.median(seams)))
+
+
+def measure_drift(bench: Bench) -> Iterator[Row]:
+    """Extend a still clip again and again, by its latent and through the VAE."""
+    cases = draw_given(bench.config, max(1, bench.num // 4), moving=False)
+    new = 4 * (bench.length - 2)
+    for how in ("by its latent", "through the VAE"):
+        drifts: dict[int, list[float]] = {number: [] for number in EXTENSIONS}
+        for i, case in enumerate(cases):
+            frames = torch.from_numpy(render_case(case).copy())
+            first, latent = frames.float().mean((0, 1, 2)), None
+            for number in range(1, max(EXTENSIONS) + 1):
+                config = replace(bench.config, frames=len(frames) + new)
+                known = [Known.clip(frames)._replace(latent=latent if how == "by its latent" else None)]
+                clip = LongClip(
+                    bench.pipeline, bench.pipeline.encode_known(known, config), config, i + number, length=bench.length
+                )
+                latent = torch.cat(list(clip.denoise(case.prompt)), dim=1)
+                frames = torch.cat(list(bench.pipeline.frames(latent)))
+                if number in EXTENSIONS:
+                    last = frames[-new:].float().mean((0, 1, 2))
+                    drifts[number].append(float((last - first).abs().max() / 255))
+        for number, values in drifts.items():
+            yield Row("drift", f"colour after {number} extensions, {how}", "at most 0.01", float(np.mean(values)))
+
+
+def measure_changes(bench: Bench) -> Iterator[Row]:
+    """Change the inside of a mask, and vary whole clips."""
+    others = [bench.cases[(i + 1) % len(bench.cases)] for i in range(len(bench.cases))]
+    outside, inside = [], []
+    for i, (case, other, frames) in enumerate(zip(bench.cases, others, bench.given, strict=True)):
+        assert case.scene is not None
+        where = torch.from_numpy(masks(case.scene)[:, 0] > 0).any(0)
+        box = torch.zeros_like(where)
+        rows, columns = (side.nonzero().flatten() for side in (where.any(1), where.any(0)))
+        box[max(0, int(rows[0]) - 4) : int(rows[-1]) + 4, max(0, int(columns[0]) - 4) : int(columns[-1]) + 4] = True
+        if box.all():
+            box[:1] = False
+        clip = bench.make(other, i, [Known.mask(frames, box)])
+        change = (clip.float() - frames.float()).abs().mean(-1)
+        outside.append(float(change[:, ~box].mean()))
+        inside.append(float(change[:, box].mean()))
+    yield Row("inpaint", "change outside of the mask, of 255", "0", float(np.mean(outside)))
+    yield Row("inpaint", "change inside of the mask, of 255", "above 0", float(np.mean(inside)))
+    distances = []
+    for strength in STRENGTHS:
+        clips = bench.make_all(lambda frames: [Known.clip(frames, weight=0)], strength=strength)
+        pairs = zip(clips, bench.given, strict=True)
+        distances.append(float(np.mean([float((a.float() - b.float()).abs().mean()) for a, b in pairs])))
+        yield Row("video to video", f"distance from the given clip at strength {strength:g}", "rises", distances[-1])
+
+
+TASKS = (measure_images, measure_extensions, measure_drift, measure_changes)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measure, print and write a row a number."""
+    parser = make_parser("known", __doc__)
+    parser.add_argument("--model", type=Path, default=MINI, help="checkpoint folder")
+    parser.add_argument("--clips", type=int, default=16, help="clips a task")
+    args = parse_flags(parser, argv, {"clips": 1})
+    model = find_checkpoint(args.model)
+    bench, rows = Bench(model, args.clips), list[Row]()
+    for measure in TASKS:
+        for row in measure(bench):
+            print(f"{row.task:18}{row.measure:58}{row.value:8.3f}   wanted: {row.wanted}", flush=True)
+            rows.append(row)
+    about = {"checkpoint": checkpoint_id(model), "clips": args.clips, "settings": to_mapping(bench.pipeline.defaults)}
+    write_result(args.out, {**about, "rows": [row._asdict() for row in rows]})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,72 @@
+"""Denoise a clip in windows of a length that the model knows, each of which begins or ends with what is there already.
+
+    what is known of the whole clip, prompts, window length  ->  latents (c, k, h, w), from the first frame to the last
+
+A clip that is extended, and one longer than the model was trained on, is a row of windows. The overlap is known to the
+later one as latents, and is never decoded and encoded again, so nothing drifts there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from videogen.config.sample import SampleConfig
+from videogen.models.dit_network import TextContext
+from videogen.packing.noise import step_generator
+from videogen.packing.windows import plan_windows
+from videogen.sampling.clip_sampler import ClipRequest, ClipSampler
+from videogen.sampling.guidance import prompts_and_negatives
+from videogen.sampling.known_tokens import KnownLatent
+
+
+class LongClip:
+    """A clip on its way from what is known of it to all of it."""
+
+    def __init__(
+        self, sampler: ClipSampler, known: KnownLatent, config: SampleConfig, seed: int, *, length: int
+    ) -> None:
+        self.sampler, self.config, self.seed, self.length = sampler, config, seed, length
+        self.clean, self.weight = known.clean.clone(), known.weight.clone()
+        self.num_windows = self.num_yielded = 0
+
+    def denoise(
+        self, prompt: str, end: int | None = None, on_evaluation: Callable[[], object] = lambda: None
+    ) -> Iterator[Tensor]:
+        """Denoise up to a latent frame, the clip's end by default, yielding all in order as soon as it is whole."""
+        is_known = (self.weight[:end] == 1).flatten(1).all(1).tolist()
+        with torch.no_grad():  # once for all windows
+            text = self.sampler.encode_prompts(prompts_and_negatives([prompt], self.config))
+        for low, high in plan_windows(is_known, self.length):
+            part = slice(low, high)
+            self.clean[:, part] = self.denoise_window(prompt, text, part, on_evaluation)
+            self.weight[part] = 1
+            yield from self.take_whole(end)
+        yield from self.take_whole(end)
+
+    def denoise_window(
+        self, prompt: str, text: TextContext, part: slice, on_evaluation: Callable[[], object]
+    ) -> Tensor:
+        """Denoise some latent frames; the noise of a window is the clip's own, or follows from its seed."""
+        known = KnownLatent(self.clean[:, part], self.weight[part])
+        request = ClipRequest(prompt, window_seed(self.seed, self.num_windows), known)
+        frames = 1 + (part.stop - part.start - 1) * self.sampler.vae.time_stride
+        self.num_windows += 1
+        config = replace(self.config, frames=frames, seconds=None)
+        return self.sampler.sample([request], config, on_evaluation, text=text)[0].cpu()
+
+    def take_whole(self, end: int | None) -> Iterator[Tensor]:
+        """Yield the latent frames that are whole and were not yielded yet."""
+        is_whole = (self.weight[:end] == 1).flatten(1).all(1).tolist()
+        until = is_whole.index(False) if False in is_whole else len(is_whole)
+        if until > self.num_yielded:
+            yield self.clean[:, self.num_yielded : until]
+            self.num_yielded = until
+
+
+def window_seed(seed: int, number: int) -> int:
+    """Return the seed of a clip's window: the first has the clip's own."""
+    return int(torch.randint(2**62, (), generator=step_generator(seed, number))) if number else seed
