@@ -187,12 +187,15 @@ CASES: dict[str, tuple[Make, set[str]]] = {
     "variable.mp4": (filtered("setpts='(N+2*floor(N/5))/24/TB'", "-fps_mode", "vfr", *H264), {"variable_rate"}),
     "rotated.mp4": (rotated, {"rotated"}),
     "rotated.jpg": (exif, {"rotated"}),
+    "rotated.webp": (exif, {"rotated"}),
+    "upside down.png": (exif, {"rotated"}),
     "oblong pixels.mp4": (filtered("setsar=4/3"), {"oblong_pixels"}),
     "odd.png": (lambda path: Image.fromarray(PICTURE[:31, :47]).save(path), {"odd_size"}),
     "10 bits.mp4": (video("-c:v", "libx264", "-pix_fmt", "yuv420p10le"), {"deep"}),
     "16 bits.png": (lambda path: Image.fromarray(PICTURE[..., 0].astype(np.uint16) * 257).save(path), {"deep"}),
     "two\nlines \N{SNOWMAN}.mp4": (video(), {"name"}),
     "at 10:30.mp4": (video(), {"name"}),
+    "caf\udce9.mp4": (video(), {"name"}),  # a name in Latin-1
     "clip-%03d[1]'\".mp4": (video(), set()),
     "-v.mp4": (video(), set()),
 }

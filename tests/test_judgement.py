@@ -172,7 +172,7 @@ def test_each_row_of_a_file_is_a_caption_that_the_epochs_draw_in_turn(clips: Pat
     kinds = kinds_by_name(examine(folder.config, PATCH))
     assert kinds["a.mp4"] >= {"captions"}
     assert kinds["b.mp4"] >= {"caption_empty"}
-    assert kinds["sub/c.mp4"] == {"no_caption"}
+    assert kinds["sub/c.mp4"] >= {"no_caption"}
 
 
 @pytest.mark.parametrize("mark", [";", "\t"])
@@ -209,7 +209,7 @@ def test_a_caption_that_is_not_utf8_is_named(clips: Path) -> None:
     (clips / "b.txt").write_text("good", encoding="utf-8")
     folder = open_folder(clips)
     assert "is not encoded in UTF-8" in dict(folder.problems)[clips / "a.mp4"]
-    assert kinds_by_name(examine(folder.config, PATCH))["a.mp4"] == {"caption_encoding"}
+    assert kinds_by_name(examine(folder.config, PATCH))["a.mp4"] >= {"caption_encoding"}
 
 
 def test_training_refuses_the_row_that_the_doctor_names(clips: Path) -> None:

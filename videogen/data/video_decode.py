@@ -169,7 +169,7 @@ def decode_decord(path: Path, request: FrameRequest) -> Iterator[ndarray]:
         indices = select_frames(zip(ends, range(len(ends)), strict=True), request)
         while chunk := list(islice(indices, CHUNK_FRAMES)):
             yield video.get_batch(chunk).asnumpy()
-    except (decord.DECORDError, RuntimeError, AssertionError) as error:  # e.g. 48 pixels wide
+    except (decord.DECORDError, RuntimeError, AssertionError, UnicodeEncodeError) as error:  # e.g. 48 pixels wide
         raise OSError(f"decord cannot read {path} ({error_reason(error)})") from error
 
 

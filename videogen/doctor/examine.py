@@ -36,7 +36,8 @@ class ExaminedClip(NamedTuple):
     @property
     def worst(self) -> Level | None:
         """The level of its worst finding, or None."""
-        return min((f.level for f in self.judgement.findings), key=LEVELS.index, default=None)
+        levels = {finding.level for finding in self.judgement.findings}
+        return next((level for level in LEVELS if level in levels), None)
 
 
 class Prospects(NamedTuple):

@@ -32,7 +32,7 @@ def tone_map(signal: ndarray, transfer: str) -> ndarray:
 
 def compress(nits: ndarray) -> ndarray:
     """Compress brightness up to PEAK_NITS to WHITE_NITS by a knee in PQ (BT.2390-10, section 5.4.1)."""
-    peak, target = encode_pq(np.float32(PEAK_NITS)), encode_pq(np.float32(WHITE_NITS))
+    peak, target = encode_pq(np.array([PEAK_NITS, WHITE_NITS], dtype=np.float32))
     level, most = (encode_pq(nits) / peak).clip(0, 1), target / peak
     knee = 1.5 * most - 0.5
     t = ((level - knee) / (1 - knee)).clip(0, 1)
