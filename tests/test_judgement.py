@@ -119,6 +119,13 @@ def test_a_file_that_is_cut_off_is_read_up_to_where_it_ends(bad_files: Path) -> 
         assert len(frames) == pytest.approx(info.num_frames, abs=3)  # frames that wait for a later one are lost
 
 
+def test_a_recording_that_was_joined_late_begins_with_its_first_picture(bad_files: Path) -> None:
+    info, frames = judge_header(bad_files / "joined late.ts").info, read_video(bad_files / "joined late.ts")
+    assert info is not None
+    assert 12 <= len(frames) <= 36
+    assert info.seconds == pytest.approx(len(frames) / 24, abs=0.05)
+
+
 def test_the_doctor_changes_nothing(bad_files: Path) -> None:
     def state() -> list[tuple[str, int, int]]:
         return [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in sorted(bad_files.rglob("*"))]

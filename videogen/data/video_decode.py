@@ -138,6 +138,7 @@ def decode_frames(
     else:
         return
     for frame in stream.decode(None):
+        frame.time_base = stream.time_base or frame.time_base  # PyAV sets it with a packet alone.
         yield cast("av.VideoFrame", frame)
 
 
