@@ -58,8 +58,8 @@ def probe(path: Path) -> VideoInfo:
         whole, num_listed = count_whole_frames(stream, path.stat().st_size)
         if whole < num_listed:  # The file is cut off.
             num_frames, seconds = num_frames * whole // num_listed, seconds * whole / num_listed
-        # Matroska, WebM and TS do not say how many frames they hold; MP4 also counts those that an edit list hides; an AVI
-        # whose index is lost may say anything.
+        # Matroska, WebM and TS do not say how many frames they hold; MP4 also counts those that an edit list hides, and
+        # an AVI whose index is lost may say anything.
         is_sure = num_frames and seconds and num_listed >= stream.frames
         if not is_sure or any(entry.is_discard for entry in stream.index_entries):
             packets = (p for p in container.demux(stream) if p.pts is not None and not p.is_discard)
