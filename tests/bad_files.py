@@ -63,6 +63,17 @@ def zeros_inside(data: bytes) -> bytes:
     return data[:start] + bytes(2000) + data[start + 2000 :]
 
 
+def without_beginning(data: bytes) -> bytes:
+    """Leave out a quarter of the packets of a transport stream."""
+    return data[188 * (len(data) // 188 // 4) :]
+
+
+def without_index(data: bytes) -> bytes:
+    """Multiply the frame count in the header of an AVI by ten, and leave out its index."""
+    start = data.index(b"vids") + 32
+    return (data[:start] + struct.pack("<I", 240) + data[start + 4 :]).replace(b"idx1", b"JUNK")
+
+
 def two_sizes(path: Path) -> None:
     """Join two MPEG-2 streams of different sizes."""
     parts = [make_video(path.with_name(f".{size}.mpegts"), "-f", "mpegts", size=size) for size in ("96x64", "64x96")]
@@ -153,6 +164,11 @@ CASES: dict[str, tuple[Make, set[str]]] = {
     # Files that are used, though training may not see what was meant.
     "cut off.mp4": (change(video(*H264, "-movflags", "+faststart", seconds=2), half), {"cut_off"}),
     "cut off.mkv": (change(video(seconds=2), half), {"cut_off"}),
+    "cut off.avi": (change(video("-c:v", "mpeg4"), without_index), {"cut_off"}),
+    "joined late.ts": (
+        change(video(*H264, "-g", "12", seconds=2), lambda data: data[188 * (len(data) // 700) :]),
+        set(),
+    ),
     "hdr.mp4": (
         video("-c:v", "libx265", "-pix_fmt", "yuv420p10le", "-x265-params", "log-level=error:transfer=16:colorprim=9"),
         {"hdr", "deep"},
@@ -187,12 +203,15 @@ CASES: dict[str, tuple[Make, set[str]]] = {
     "variable.mp4": (filtered("setpts='(N+2*floor(N/5))/24/TB'", "-fps_mode", "vfr", *H264), {"variable_rate"}),
     "rotated.mp4": (rotated, {"rotated"}),
     "rotated.jpg": (exif, {"rotated"}),
+    "rotated.webp": (exif, {"rotated"}),
+    "upside down.png": (exif, {"rotated"}),
     "oblong pixels.mp4": (filtered("setsar=4/3"), {"oblong_pixels"}),
     "odd.png": (lambda path: Image.fromarray(PICTURE[:31, :47]).save(path), {"odd_size"}),
     "10 bits.mp4": (video("-c:v", "libx264", "-pix_fmt", "yuv420p10le"), {"deep"}),
     "16 bits.png": (lambda path: Image.fromarray(PICTURE[..., 0].astype(np.uint16) * 257).save(path), {"deep"}),
     "two\nlines \N{SNOWMAN}.mp4": (video(), {"name"}),
     "at 10:30.mp4": (video(), {"name"}),
+    "caf\udce9.mp4": (video(), {"name"}),  # a name in Latin-1
     "clip-%03d[1]'\".mp4": (video(), set()),
     "-v.mp4": (video(), set()),
 }

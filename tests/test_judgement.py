@@ -119,6 +119,13 @@ def test_a_file_that_is_cut_off_is_read_up_to_where_it_ends(bad_files: Path) -> 
         assert len(frames) == pytest.approx(info.num_frames, abs=3)  # frames that wait for a later one are lost
 
 
+def test_a_recording_that_was_joined_late_begins_with_its_first_picture(bad_files: Path) -> None:
+    info, frames = judge_header(bad_files / "joined late.ts").info, read_video(bad_files / "joined late.ts")
+    assert info is not None
+    assert 12 <= len(frames) <= 36
+    assert info.seconds == pytest.approx(len(frames) / 24, abs=0.05)
+
+
 def test_the_doctor_changes_nothing(bad_files: Path) -> None:
     def state() -> list[tuple[str, int, int]]:
         return [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in sorted(bad_files.rglob("*"))]
@@ -172,7 +179,7 @@ def test_each_row_of_a_file_is_a_caption_that_the_epochs_draw_in_turn(clips: Pat
     kinds = kinds_by_name(examine(folder.config, PATCH))
     assert kinds["a.mp4"] >= {"captions"}
     assert kinds["b.mp4"] >= {"caption_empty"}
-    assert kinds["sub/c.mp4"] == {"no_caption"}
+    assert kinds["sub/c.mp4"] >= {"no_caption"}
 
 
 @pytest.mark.parametrize("mark", [";", "\t"])
@@ -209,7 +216,7 @@ def test_a_caption_that_is_not_utf8_is_named(clips: Path) -> None:
     (clips / "b.txt").write_text("good", encoding="utf-8")
     folder = open_folder(clips)
     assert "is not encoded in UTF-8" in dict(folder.problems)[clips / "a.mp4"]
-    assert kinds_by_name(examine(folder.config, PATCH))["a.mp4"] == {"caption_encoding"}
+    assert kinds_by_name(examine(folder.config, PATCH))["a.mp4"] >= {"caption_encoding"}
 
 
 def test_training_refuses_the_row_that_the_doctor_names(clips: Path) -> None:

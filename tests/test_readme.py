@@ -16,6 +16,7 @@ import pytest
 from tests.bench.readme import PAGES, fill_tables
 from videogen import __version__
 from videogen.cli.arguments import flags_of
+from videogen.cli.doctor import DoctorArgs
 from videogen.cli.judge import JudgeArgs
 from videogen.cli.main import COMMANDS, BenchArgs, main
 from videogen.cli.sample_arguments import SampleArgs
@@ -48,6 +49,7 @@ def test_every_flag_in_readme_and_guide_exists() -> None:
         "train.py": flags_of(TrainConfig, TrainConfig()) | folder | {"--data"},
         "videogen toybox": flags_of(ToyboxArgs),
         "videogen judge": flags_of(JudgeArgs, JudgeArgs()),
+        "videogen doctor": flags_of(DoctorArgs),
     }
     num_flags = 0
     for command in LAST_COMMANDS:

@@ -36,6 +36,8 @@ class DoctorArgs:
     """Print a JSON object with everything found instead of tables."""
     html: Path | None = None
     """Write a page with a picture and the findings of each file here."""
+    fix: Path | None = None
+    """Write a mended copy of the folder here: upright, cropped of bars, in SDR, split at cuts, without duplicates."""
     quiet: bool = False
     """Show no progress."""
 
@@ -47,6 +49,10 @@ def run_doctor(argv: Sequence[str]) -> int:
     data = replace(recipe.data, folder=args.folder, toybox=0, follow_links=args.follow_links)
     if args.html is not None and (args.html.suffix.lower() not in (".html", ".htm") or args.html.is_dir()):
         raise ValueError(f"--html must name a page to write, such as page.html, got {args.html}")
+    from videogen.doctor.mend import Mended, check_copy, describe_mended, mend_folder, to_rows
+
+    if args.fix is not None:
+        check_copy(args.folder, args.fix)
     from rich.console import Console
 
     from videogen.data.files import save_text
@@ -70,10 +76,17 @@ def run_doctor(argv: Sequence[str]) -> int:
             page = render_page(found, speed, num_threads=num_threads, on_file=on_file)
         args.html.parent.mkdir(parents=True, exist_ok=True)
         save_text(args.html, page)
+    mended = list[Mended]()
+    if args.fix is not None:
+        with counting("mended", quiet=args.quiet) as on_file:
+            mended = mend_folder(found, args.fix, num_threads=num_threads, on_file=on_file)
     if args.json:
-        print(json.dumps(to_mapping(found, speed)))
-    else:
-        print_examination(found, Console(), speed)
+        copy = {"mended": to_rows(mended, args.folder)} if args.fix is not None else {}
+        print(json.dumps(to_mapping(found, speed) | copy))
+        return 0 if found.is_clean else FOUND
+    print_examination(found, Console(), speed)
+    for line in describe_mended(mended, args.folder) if args.fix is not None else ():
+        print(line)
     return 0 if found.is_clean else FOUND
 
 

@@ -5,6 +5,7 @@ path, error  ->  UnreadableFile
 
 from __future__ import annotations
 
+import errno
 import struct
 from pathlib import Path
 
@@ -45,7 +46,7 @@ def has_index(path: Path) -> bool:
 def explain_failure(path: Path, error: Exception) -> UnreadableFile:
     """Say why FFmpeg cannot read a file, from its first bytes."""
     reason = error_reason(error)
-    if isinstance(error, PermissionError):
+    if getattr(error, "errno", None) == errno.EACCES:  # FFmpeg has EPERM for damaged streams as well.
         return UnreadableFile(path, "unreadable", f"{reason}; allow this user to read it")
     if path.stat().st_size == 0:
         return UnreadableFile(path, "empty", "the file is empty: 0 bytes")

@@ -13,6 +13,7 @@ import numpy as np
 from videogen.data.findings import Finding, UnreadableFile
 from videogen.data.judgement import Judgement, judge_header
 from videogen.data.video_decode import IMAGE_SUFFIXES, decode_frames, open_video, read_image_file
+from videogen.data.video_io import VideoInfo
 
 if TYPE_CHECKING:
     import av
@@ -34,6 +35,7 @@ class FrameTrack(NamedTuple):
     brightest: ndarray  # its brightest small pixel, 0 to 255
     mean_change: ndarray  # mean change since the frame before, 0 to 1
     max_change: ndarray  # the largest change of a small pixel, 0 to 255
+    end_seconds: float  # when the last one leaves the screen
 
 
 def judge_frames(path: Path) -> Judgement:
@@ -48,7 +50,19 @@ def judge_frames(path: Path) -> Judgement:
     except UnreadableFile as error:
         return judgement._replace(info=None).with_findings(error.finding)
     findings = [*describe_times(track.seconds), *describe_stills(track), *describe_cuts(track), *bars.describe()]
+    judgement = correct_length(judgement, judgement.info, track)
     return judgement.with_findings(*findings)._replace(fingerprint=fingerprint)
+
+
+def correct_length(judgement: Judgement, info: VideoInfo, track: FrameTrack) -> Judgement:
+    """Replace the length that a header says by that of the frames where they last longer or less long."""
+    num_frames, length = len(track.seconds), track.end_seconds - float(track.seconds.min())
+    if length <= 0 or abs(length - info.seconds) <= max(2 * length / num_frames, min(0.25, 0.1 * info.seconds)):
+        return judgement
+    is_said = length > info.seconds or any(finding.kind == "cut_off" for finding in judgement.findings)
+    words = f"{length:.1f} of {info.seconds:.1f} s are there; it is read up to where it ends"
+    info = info._replace(num_frames=num_frames, seconds=length, fps=num_frames / length)
+    return judgement._replace(info=info).with_findings(*([] if is_said else [Finding("cut_off", words)]))
 
 
 def judge_picture(pixels: ndarray, judgement: Judgement) -> Judgement:
@@ -69,17 +83,20 @@ def track_frames(path: Path, num_frames: int) -> tuple[FrameTrack, BarFinder, by
     previous: ndarray | None = None
     with open_video(path) as (container, stream):
         stream.thread_type = "SLICE"  # The files are shared among the cores, not their frames.
+        duration = 1 / float(stream.guessed_rate or 25)
         for number, frame in enumerate(decode_frames(path, container, stream)):
             small = shrink(frame, *SMALL_SIZE, "gray").astype(np.int16)
             change = np.abs(small - previous) if previous is not None else np.zeros_like(small)
             seconds = frame.time if frame.time is not None else rows[-1][0]
             rows.append((seconds, small.max(), change.mean() / 255, change.max()))
-            previous = small
+            previous, duration = small, float((frame.duration or 0) * (frame.time_base or 0)) or duration
             if number in shown:
                 pictures.append(shrink(frame, *PRINT_SIZE, "rgb24"))
                 bars.add(frame.reformat(format="gray").to_ndarray())
     pictures += pictures[-1:] * (NUM_PRINTS - len(pictures))
-    return FrameTrack(*np.array(rows, dtype=np.float64).T), bars, b"".join(picture.tobytes() for picture in pictures)
+    columns = np.array(rows, dtype=np.float64).T
+    track = FrameTrack(*columns, end_seconds=float(columns[0].max()) + duration)
+    return track, bars, b"".join(picture.tobytes() for picture in pictures)
 
 
 def shrink(frame: av.VideoFrame, width: int, height: int, pixel_format: str) -> ndarray:

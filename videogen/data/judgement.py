@@ -115,7 +115,7 @@ def describe_video(path: Path, info: VideoInfo) -> tuple[Facts, list[Finding]]:
 def declared_seconds(path: Path, container: InputContainer, stream: av.VideoStream) -> float:
     """Return the length that the header of a file that is cut off declares; 0 for one that is whole."""
     whole, listed = count_whole_frames(stream, path.stat().st_size)
-    if whole < listed:
+    if whole < listed or (listed < stream.frames and container.format.name == "avi"):
         return float((stream.duration or 0) * (stream.time_base or 0))
     if container.format.name.startswith("matroska"):  # It has no list of its frames; the sound may last longer.
         ends = (float((p.pts + (p.duration or 0)) * p.time_base) for p in container.demux() if p.pts is not None)

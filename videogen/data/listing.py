@@ -146,6 +146,6 @@ def caption_of(path: Path, captions: Mapping[Path, tuple[str, ...]]) -> tuple[tu
         return (), Finding("no_caption", words)
     if len(texts) > 1:
         return texts, Finding("captions", f"{len(texts)} captions; the epochs read them in turn")
-    if not texts[0]:
+    if texts == ("",):
         return texts, Finding("caption_empty", "its caption is empty; it is trained without words")
     return texts, None

@@ -119,10 +119,12 @@ def open_video(path: Path) -> Iterator[tuple[InputContainer, av.VideoStream]]:
         raise explain_failure(path, error) from error
 
 
-def decode_frames(path: Path, container: InputContainer, stream: av.VideoStream) -> Iterator[av.VideoFrame]:
+def decode_frames(
+    path: Path, container: InputContainer, stream: av.VideoStream, *, any_size: bool = False
+) -> Iterator[av.VideoFrame]:
     """Decode a file from where it stands; one that is cut off ends before the picture that is not whole.
 
-    A ValueError where a frame has another size than the first.
+    Unless frames may have any size, a ValueError where one has another than the first.
     """
     file_size, first_size = path.stat().st_size, None
     for packet in container.demux(stream):
@@ -130,11 +132,13 @@ def decode_frames(path: Path, container: InputContainer, stream: av.VideoStream)
             break
         for frame in packet.decode():
             first_size = first_size or (frame.width, frame.height)
-            check_size_stays(path, first_size, frame)
+            if not any_size:
+                check_size_stays(path, first_size, frame)
             yield cast("av.VideoFrame", frame)
     else:
         return
     for frame in stream.decode(None):
+        frame.time_base = stream.time_base or frame.time_base  # PyAV sets it with a packet alone.
         yield cast("av.VideoFrame", frame)
 
 
@@ -166,7 +170,7 @@ def decode_decord(path: Path, request: FrameRequest) -> Iterator[ndarray]:
         indices = select_frames(zip(ends, range(len(ends)), strict=True), request)
         while chunk := list(islice(indices, CHUNK_FRAMES)):
             yield video.get_batch(chunk).asnumpy()
-    except (decord.DECORDError, RuntimeError, AssertionError) as error:  # e.g. 48 pixels wide
+    except (decord.DECORDError, RuntimeError, AssertionError, UnicodeEncodeError) as error:  # e.g. 48 pixels wide
         raise OSError(f"decord cannot read {path} ({error_reason(error)})") from error
 
 
@@ -235,7 +239,14 @@ def to_rgb(frames: Sequence[av.VideoFrame]) -> ndarray:
     for frame in frames:
         graph.push(frame)
     pixels = np.stack([graph.pull().to_ndarray() for _ in frames])
-    a, b, c, d = display_matrix(first)
+    return turn(pixels, display_matrix(first))
+
+
+def turn(pixels: ndarray, matrix: tuple[int, int, int, int]) -> ndarray:
+    """Rotate and mirror pixels (t, h, w, 3) by the signs of a display matrix."""
+    import numpy as np
+
+    a, b, c, d = matrix
     if a == 0:
         pixels = rearrange(pixels, "t h w rgb -> t w h rgb")
     return np.ascontiguousarray(pixels[:, :: -1 if b + d < 0 else 1, :: -1 if a + c < 0 else 1])

@@ -48,7 +48,8 @@ class VideoInfo(NamedTuple):
 
 def probe(path: Path) -> VideoInfo:
     """Read the size, length and rate of a video or image from its headers and one frame."""
-    width, height, *_ = inspect_header(path)
+    header = inspect_header(path)
+    width, height = header.width, header.height
     if path.suffix.lower() in IMAGE_SUFFIXES:
         return VideoInfo(width, height, num_frames=1, fps=1.0, seconds=0.0)
     with open_video(path) as (container, stream):
@@ -57,10 +58,14 @@ def probe(path: Path) -> VideoInfo:
         whole, num_listed = count_whole_frames(stream, path.stat().st_size)
         if whole < num_listed:  # The file is cut off.
             num_frames, seconds = num_frames * whole // num_listed, seconds * whole / num_listed
-        # Matroska, WebM and TS do not say how many frames they hold; MP4 also counts those that an edit list hides.
-        if not num_frames or not seconds or any(entry.is_discard for entry in stream.index_entries):
+        # Matroska, WebM and TS do not say how many frames they hold; MP4 also counts those that an edit list hides, and
+        # an AVI whose index is lost may say anything.
+        is_sure = num_frames and seconds and num_listed >= stream.frames
+        if not is_sure or any(entry.is_discard for entry in stream.index_entries):
             packets = (p for p in container.demux(stream) if p.pts is not None and not p.is_discard)
             spans = [((p.pts or 0) * tick_seconds, (p.duration or 0) * tick_seconds or 1 / fps) for p in packets]
+            # What comes before the first keyframe, as in a recording that was joined late, is not decoded.
+            spans = [span for span in spans if span[0] > header.first_seconds - tick_seconds / 2] or spans
             num_frames, seconds = len(spans), sum(max(spans)) - min(spans)[0]
     is_constant = abs(num_frames / fps - seconds) <= max(0.002, tick_seconds)  # A variable rate has only a mean.
     return VideoInfo(width, height, num_frames, fps if is_constant else num_frames / seconds, seconds)
@@ -110,6 +115,8 @@ def read_video(
         try:
             decode = READERS["decord" if reader == "auto" else reader]
             chunks = [transform(resize(chunk, size)) for chunk in decode(path, request)]
+            if not chunks and reader == "auto":
+                raise OSError(f"decord finds no frame of {path} then")  # It may take the last for one of no duration.
         except OSError as error:
             if reader != "auto":
                 raise ValueError(f"{error}; use reader='auto'") from error

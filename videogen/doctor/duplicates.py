@@ -41,13 +41,16 @@ def group_duplicates(fingerprints: Sequence[bytes]) -> list[list[int]]:
         for place in np.flatnonzero(contrasts >= MIN_CONTRAST).tolist():
             buckets[codes[place, band].tobytes()].append(place)
         for places in buckets.values():
-            for position, place in enumerate(places[1:], start=1):
-                earlier = np.array(places[:position])
-                difference = np.sqrt(np.square(looks[earlier] - looks[place]).mean(axis=1))
-                alike = earlier[difference <= LARGEST_DIFFERENCE * np.minimum(contrasts[earlier], contrasts[place])]
-                for other in alike.tolist():
-                    first, second = sorted((root(other), root(place)))
+            heads = places[:1]  # Each is compared with the first of every group alone: copies are many.
+            for place in (place for place in places[1:] if leader[place] == place):
+                difference = np.sqrt(np.square(looks[heads] - looks[place]).mean(axis=1))
+                allowed = LARGEST_DIFFERENCE * np.minimum(contrasts[heads], contrasts[place])
+                alike = np.flatnonzero(difference <= allowed)
+                if len(alike):
+                    first, second = sorted((root(heads[alike[0]]), place))
                     leader[second] = first
+                else:
+                    heads.append(place)
     groups = defaultdict[int, list[int]](list)
     for place, number in enumerate(numbers):
         groups[root(place)].append(number)

@@ -36,7 +36,8 @@ class ExaminedClip(NamedTuple):
     @property
     def worst(self) -> Level | None:
         """The level of its worst finding, or None."""
-        return min((f.level for f in self.judgement.findings), key=LEVELS.index, default=None)
+        levels = {finding.level for finding in self.judgement.findings}
+        return next((level for level in LEVELS if level in levels), None)
 
 
 class Prospects(NamedTuple):
@@ -113,7 +114,7 @@ def add_findings(clip: ExaminedClip, finding: Finding | None) -> ExaminedClip:
 def mark_duplicates(clips: list[ExaminedClip]) -> list[ExaminedClip]:
     """Name in each near duplicate the largest of the files that look alike."""
     marked = list(clips)
-    prints = [clip.judgement.fingerprint if clip.shape is not None else b"" for clip in clips]
+    prints = [clip.judgement.fingerprint if clip.judgement.info is not None else b"" for clip in clips]
     for group in group_duplicates(prints):
         best = max(group, key=lambda number: (quality(clips[number].judgement), -number))
         for number in group:
@@ -125,11 +126,11 @@ def mark_duplicates(clips: list[ExaminedClip]) -> list[ExaminedClip]:
     return marked
 
 
-def quality(judgement: Judgement) -> tuple[int, int, float]:
+def quality(judgement: Judgement) -> tuple[bool, int, int, float]:
     """Compare near duplicates: first by what is wrong with them, then by their pixels, then by their length."""
-    assert judgement.info is not None, "an unusable file is no duplicate"
-    num_warnings = sum(finding.level == "warning" for finding in judgement.findings)
-    return -num_warnings, judgement.info.width * judgement.info.height, judgement.info.seconds
+    assert judgement.info is not None, "a file that cannot be read is no duplicate"
+    num_faults = sum(finding.level != "note" for finding in judgement.findings)
+    return judgement.fault is None, -num_faults, judgement.info.width * judgement.info.height, judgement.info.seconds
 
 
 def plan_epoch(clips: list[ExaminedClip], config: DataConfig) -> Prospects:
