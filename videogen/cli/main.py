@@ -62,6 +62,7 @@ class BenchArgs:
         Literal[
             "busy",
             "cold",
+            "folder",
             "framing",
             "halfway",
             "known",
