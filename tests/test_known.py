@@ -16,7 +16,7 @@ from videogen.config.sample import SampleConfig
 from videogen.models.streaming import to_uint8
 from videogen.models.vae import VideoVAE
 from videogen.sampling.clip_sampler import ClipRequest
-from videogen.sampling.known import Known, encode_known, fit_frames, overlay, to_frames, to_pixels
+from videogen.sampling.known import SEAM_FRAMES, Known, encode_known, fit_frames, overlay, to_frames, to_pixels
 from videogen.sampling.known_tokens import KnownLatent
 from videogen.sampling.pipeline import VideoPipeline
 
@@ -175,20 +175,34 @@ def test_padding_keeps_the_whole_picture_between_black_bars() -> None:
 # --- the pixels of the result
 
 
-def test_given_clips_keep_their_pixels_and_masked_ones_those_outside() -> None:
-    made, given = draw_frames(17, seed=1), draw_frames(9, seed=2)
-    for start in (0, 4, 8):
-        chunks = overlay(made.split([1, 7, 9]), [Known.clip(given, at=start / 8)], CONFIG, 4)
-        result = torch.cat(list(chunks))
-        assert torch.equal(result[start : start + 9], given)
-        assert torch.equal(
-            torch.cat([result[:start], result[start + 9 :]]), torch.cat([made[:start], made[start + 9 :]])
-        )
+@pytest.mark.parametrize("lengths", [[17], [1, 7, 9], [4, 4, 4, 5], [1] * 17], ids=str)
+def test_given_clips_keep_their_pixels_and_masked_ones_those_outside(lengths: list[int]) -> None:
+    made, given = draw_frames(17, seed=1), draw_frames(5, seed=2)
+    for start in (0, 4, 12):
+        result = torch.cat(list(overlay(made.split(lengths), [Known.clip(given, at=start / 8)], CONFIG, 4)))
+        assert torch.equal(result[start : start + 5], given)
+        beyond = [i for i in range(17) if not start - SEAM_FRAMES <= i < start + 5 + SEAM_FRAMES]
+        assert torch.equal(result[beyond], made[beyond])
+    both = [Known.clip(given, at=0.0), Known.clip(given, at=1.0)]
+    result = torch.cat(list(overlay(made.split(lengths), both, CONFIG, 4)))
+    assert torch.equal(torch.cat([result[:5], result[8:13]]), torch.cat([given, given]))
     mask = torch.zeros(32, 48, dtype=torch.bool)
     mask[:10, :10] = True
-    result = torch.cat(list(overlay([made], [Known.mask(draw_frames(17, seed=2), mask)], CONFIG, 4)))
+    pieces = [Known.mask(draw_frames(17, seed=2), mask)]
+    result = torch.cat(list(overlay(made.split(lengths), pieces, CONFIG, 4)))
     assert torch.equal(result[:, mask], made[:, mask])
     assert torch.equal(result[:, ~mask], draw_frames(17, seed=2)[:, ~mask])
+
+
+@pytest.mark.parametrize("lengths", [[17], [1, 7, 9], [1] * 17], ids=str)
+@pytest.mark.parametrize("start", [0, 12])
+def test_what_the_vae_loses_of_a_given_clip_is_no_step_at_its_seam(start: int, lengths: list[int]) -> None:
+    """A VAE that makes everything darker by 18: the clip is 100, and the made frames beside it fade from 98 to 82."""
+    made, given = torch.full((17, 32, 48, 3), 82, dtype=torch.uint8), torch.full((5, 32, 48, 3), 100, dtype=torch.uint8)
+    result = torch.cat(list(overlay(made.split(lengths), [Known.clip(given, at=start / 8)], CONFIG, 4)))
+    levels = result[:, 0, 0, 0].tolist()
+    expected = [100] * 5 + [98, 96, 94, 92, 90, 88, 86, 84] + [82] * 4
+    assert levels == (expected if start == 0 else expected[::-1])
 
 
 def test_images_and_starts_are_not_pasted() -> None:

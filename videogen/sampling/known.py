@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from videogen.models.streaming import Autoencoder
 
 Fit = Literal["crop", "pad"]
+SEAM_FRAMES = 8  # beside a given clip, over which what the VAE loses of it fades in
 
 
 class Known(NamedTuple):
@@ -253,9 +254,10 @@ def weight_of_cells(piece: Known, start: int, first: int, shape: Sequence[int], 
 def overlay(chunks: Iterable[Tensor], pieces: Sequence[Known], config: SampleConfig, stride: int) -> Iterator[Tensor]:
     """Put the pixels of given clips in the place of those that the VAE made of them, in frames (t, h, w, 3) uint8.
 
-    So a clip that is extended keeps its pixels, and one that is masked all those outside of the mask. An image stays as
-    the VAE shows it, like the frames beside it: one sharper frame would flicker. So does a clip whose latent is at
-    hand, for its pixels are the VAE's already.
+    So a clip that is extended keeps its pixels, and one that is masked all those outside of the mask. What the VAE
+    loses of a given frame would be a step at its seam: in the made frames beside it that loss is made good, less with
+    each. An image stays as the VAE shows it, like the frames beside it: one sharper frame would flicker. So does a
+    clip whose latent is at hand, for its pixels are the VAE's already.
     """
     is_clip = [len(piece.frames) > 1 or piece.free is not None for piece in pieces]
     given = [
@@ -263,19 +265,40 @@ def overlay(chunks: Iterable[Tensor], pieces: Sequence[Known], config: SampleCon
         for piece, replaces in zip(pieces, is_clip, strict=True)
         if replaces and piece.weight == 1 and piece.latent is None
     ]
-    starts = [piece.start(resolve_frames(config, stride), config.fps) for piece in given]
-    place = 0
+    num_frames = resolve_frames(config, stride)
+    starts = [piece.start(num_frames, config.fps) for piece in given]
+    ends = [start + len(piece.frames) for piece, start in zip(given, starts, strict=True)]
+    losses = dict[int, tuple[Tensor, int]]()  # by the frame behind a clip: (h, w, 3), and the frames that it fades over
+    held, place = torch.empty(0, config.height, config.width, 3, dtype=torch.uint8), 0  # frames before the next clip
     for chunk in chunks:
-        for piece, start in zip(given, starts, strict=True):
-            low, high = max(place, start), min(place + len(chunk), start + len(piece.frames))
+        frames, first, until = torch.cat([held, chunk]), place - len(held), place + len(chunk)
+        for behind, (loss, num) in losses.items():
+            add_loss(frames, loss, range(behind - first, behind + num - first), first_new=len(held))
+        for piece, start, end in zip(given, starts, ends, strict=True):
+            low, high = max(place, start), min(until, end)
             if low >= high:
                 continue
-            ours, theirs = slice(low - place, high - place), slice(low - start, high - start)
-            source = piece.frames[theirs]
+            made, source = frames[low - first : high - first].clone(), piece.frames[low - start : high - start]
             if piece.free is not None:
-                free = piece.free.expand(len(piece.frames), -1, -1)[theirs][..., None]
-                source = torch.where(free, chunk[ours], source)
-            chunk = chunk.clone()
-            chunk[ours] = source
-        place += len(chunk)
-        yield chunk
+                free = piece.free.expand(len(piece.frames), -1, -1)[low - start : high - start, ..., None]
+                source = torch.where(free, made, source)
+            elif low == start:
+                num = min(SEAM_FRAMES, start - max((other for other in ends if other <= start), default=0))
+                add_loss(frames, source[0].float() - made[0], range(low - 1 - first, low - 1 - num - first, -1))
+            frames[low - first : high - first] = source
+            if piece.free is None and high == end:
+                num = min(SEAM_FRAMES, min((other for other in starts if other >= end), default=num_frames) - end)
+                losses[end] = source[-1].float() - made[-1], num
+                add_loss(frames, losses[end][0], range(end - first, end + num - first))
+        cut = len(frames) - min(len(frames), SEAM_FRAMES if any(start >= until for start in starts) else 0)
+        if cut:
+            yield frames[:cut]
+        held, place = frames[cut:], until
+
+
+def add_loss(frames: Tensor, loss: Tensor, places: range, first_new: int = 0) -> None:
+    """Add to frames (t, h, w, 3) uint8 what the VAE lost of the frame at their seam, less with the distance from it."""
+    for distance, place in enumerate(places, start=1):
+        if first_new <= place < len(frames):
+            share = 1 - distance / (len(places) + 1)
+            frames[place] = (frames[place].float() + share * loss).round().clamp(0, 255).to(torch.uint8)
