@@ -5,6 +5,7 @@ tensors, path  ->  path.safetensors;  a finished folder.part  ->  folder
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import os
@@ -34,7 +35,7 @@ def atomic_file(path: Path, *, overwrite: bool = True, durable: bool = True) -> 
     """
     if not overwrite:
         refuse_existing(path)
-    part = path.with_name(f".{part_name(path.stem[:40])}{path.suffix.lower()}")
+    part = part_path(path)
     part.touch(exist_ok=False)
     mode = part.stat().st_mode  # as the umask wants it; safetensors replaces it by one for the owner alone
     try:
@@ -55,6 +56,34 @@ def atomic_file(path: Path, *, overwrite: bool = True, durable: bool = True) -> 
 def part_name(stem: str) -> str:
     """Name an unfinished file or folder so that no other process and no other thread chooses the same name."""
     return f"{stem}.{os.getpid()}-{secrets.token_hex(4)}.part"
+
+
+def part_path(path: Path) -> Path:
+    """Name the unfinished file beside `path`: never longer than a file system allows, whatever the name of `path`."""
+    return path.with_name(f".{part_name(path.stem[:40])}{path.suffix.lower()}")
+
+
+def check_writable(path: Path) -> None:
+    """Write an empty unfinished file of `path` and remove it; a ValueError says why it could not be written later.
+
+    Folders that are missing are made, and removed again.
+    """
+    missing = [folder for folder in path.parents if not folder.exists()]
+    try:
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, "there is a folder of that name")
+        with contextlib.suppress(FileNotFoundError):
+            path.lstat()  # which fails for a name that is too long
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = part_path(path)
+        part.touch(exist_ok=False)
+        part.unlink()
+    except OSError as error:
+        raise ValueError(f"cannot write {path}: {error_reason(error)}; give another --out") from None
+    finally:
+        for folder in missing:
+            with contextlib.suppress(OSError):  # it was not made, or somebody has put something into it
+                folder.rmdir()
 
 
 def refuse_existing(path: Path) -> None:

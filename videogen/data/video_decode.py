@@ -95,7 +95,8 @@ def open_video(path: Path) -> Iterator[tuple[InputContainer, av.VideoStream]]:
     import av.error
 
     try:
-        with av.open(path, metadata_errors="replace") as container:  # Titles may be in Latin-1.
+        # FFmpeg takes a colon in a relative path for a protocol; titles may be in Latin-1.
+        with av.open(path.absolute(), metadata_errors="replace") as container:
             if not container.streams.video:
                 raise ValueError(f"cannot read {path}: there is no picture in it")
             yield container, container.streams.video[0]
@@ -112,11 +113,12 @@ def decode_decord(path: Path, request: FrameRequest) -> Iterator[ndarray]:
     if not decord_seeks(path, path.stat().st_mtime_ns):
         raise OSError(f"decord would return the wrong frames of {path}")
     try:
-        video = decord.VideoReader(str(path), num_threads=1)
+        video = decord.VideoReader(str(path.absolute()), num_threads=1)
         times = video.get_frame_timestamp(range(len(video))).astype(np.float64)
         starts, end = times[:, 0], times[-1, 1]
         # AVI has no times; frames that an edit list hides have negative ones, and decord counts but does not give them.
-        disordered = not np.isfinite(times).all() or starts[0] < 0 or (np.diff(starts) <= 0).any()
+        # A picture alone in a .mkv lasts no time.
+        disordered = not np.isfinite(times).all() or starts[0] < 0 or (np.diff([*starts, end]) <= 0).any()
         if inspect_header(path).is_mirrored or disordered:
             raise OSError(f"decord would show {path} mirrored or at other times")
         ends = (np.append(starts[1:], end) - starts[0]).tolist()
