@@ -33,7 +33,7 @@ def describe(job: SampleJob, args: SampleArgs, info: CheckpointInfo, weights: in
     """Describe the cost of a clip; seconds are a CPU's, whose speed is measured with one matrix product."""
     config, frames = job.config, resolve_frames(job.config, info.time_stride)
     cost = estimate(info, config, weights=weights, bytes_per_value=BYTES_PER_VALUE[args.dtype])
-    row = {
+    row: dict[str, object] = {
         "path": str(job.path),
         "size": config.size,
         "frames": frames,
@@ -42,8 +42,17 @@ def describe(job: SampleJob, args: SampleArgs, info: CheckpointInfo, weights: in
         "evaluations": num_evaluations(config),
         "gflop": round(cost.gflop),
         "memory_gb": round(cost.memory_gb, 2),
-        "seconds": round(cost.seconds(), 1) if args.device == "cpu" else None,
     }
-    return (
-        json.dumps(row) if args.json else "  ".join(f"{key} {value}" for key, value in row.items() if value is not None)
-    )
+    seconds = round(cost.seconds(), 1) if args.device == "cpu" else None
+    if args.json:
+        return json.dumps(row | {"seconds": seconds})
+    words = row | ({"time": format_duration(seconds)} if seconds is not None else {})
+    return "  ".join(f"{key} {value}" for key, value in words.items())
+
+
+def format_duration(seconds: float) -> str:
+    """Format a duration in the unit that a person would take: 1.4 s, 5.3 minutes, 16.7 hours, 3.2 days."""
+    for unit, length, least in (("days", 86400, 2), ("hours", 3600, 1), ("minutes", 60, 1)):
+        if seconds >= least * length:
+            return f"{seconds / length:.1f} {unit}"
+    return f"{seconds:.1f} s"

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import cast
 
 from videogen import __version__
-from videogen.cli.arguments import peek
+from videogen.cli.arguments import is_given
+from videogen.cli.prompts import PromptRow
 from videogen.cli.sample_arguments import SampleArgs
 from videogen.cli.sample_jobs import SampleJob
 from videogen.config.parsing import from_mapping, to_mapping
@@ -27,7 +28,7 @@ from videogen.sampling.lora_files import read_lora
 DIGEST = "_sha256"  # behind a flag's name: the hashes of its files
 
 
-def settings_of(job: SampleJob, about: Mapping[str, object]) -> dict[str, object]:
+def settings_of(job: SampleJob | PromptRow, about: Mapping[str, object]) -> dict[str, object]:
     """Collect everything that decides a clip, for its metadata; about is the `provenance` of its command."""
     return {"prompt": job.prompt, "seed": job.seed, **to_mapping(job.config), **about}
 
@@ -100,7 +101,7 @@ def check_recorded_files(path: Path, settings: Mapping[str, object], args: Sampl
     """Refuse another checkpoint or other files than a clip was made of; where a flag names them, only note it."""
     was, now = settings.get("checkpoint"), checkpoint_id(args.model)
     if not is_same_setting(was, now):
-        if peek(argv, "--model") is None:
+        if not is_given(argv, "--model"):
             raise ValueError(
                 f"{path} was made by checkpoint {was}, which {args.model} is not; give its folder with --model"
             )
@@ -112,7 +113,7 @@ def check_recorded_files(path: Path, settings: Mapping[str, object], args: Sampl
         was, flag = settings.get(key), flag_of(name)
         if was is None or was == current:  # None: the clip had no such file, or an earlier version recorded no hash
             continue
-        if peek(argv, flag) is None:
+        if not is_given(argv, flag):
             raise ValueError(
                 f"{path} was made with {name} {settings[name]} of {was}, and what lies there now is {current}; "
                 f"give the same with {flag}"

@@ -14,8 +14,8 @@ from itertools import chain, groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from videogen.cli.arguments import check_device, parse, peek
-from videogen.cli.dry_run import count_bytes, describe
+from videogen.cli.arguments import check_device, is_given, parse, peek
+from videogen.cli.dry_run import count_bytes, describe, format_duration
 from videogen.cli.provenance import (
     apply_recorded_settings,
     check_recorded_files,
@@ -29,7 +29,7 @@ from videogen.cli.sample_jobs import SampleJob, list_rows, plan_jobs
 from videogen.config.parsing import load_toml
 from videogen.config.sample import MINI, SampleConfig
 from videogen.data.saved_latents import check_latent, latent_settings, read_latent, save_latent
-from videogen.data.video_io import write_video
+from videogen.data.video_io import settings_comment, write_video
 from videogen.models.checkpoint_config import CheckpointInfo, read_checkpoint_info
 from videogen.models.hub import find_checkpoint
 from videogen.packing.bin_packing import group_by_budget
@@ -51,49 +51,51 @@ def run(args: SampleArgs, info: CheckpointInfo) -> int:
         for job in jobs:
             print(describe(job, args, info, weights))
         return 0
-    start, latents = time.monotonic(), find_latents(jobs, args)
+    about = provenance(args)
+    for job in jobs:
+        settings_comment(settings_of(job, about))  # which refuses what a file cannot hold
+    start, latents = time.monotonic(), find_latents(jobs, args, about)
     to_denoise = [job for job in jobs if job not in latents]
     pipeline = load(args, info) if to_denoise else None
     vae = pipeline.vae if pipeline is not None else load_decoder(args, info)
     loading_seconds = time.monotonic() - start
-    clips = make_clips(pipeline, to_denoise, args, info) if pipeline is not None else []
+    clips = make_clips(pipeline, to_denoise, args, info, about) if pipeline is not None else []
     for job, seconds in chain(decode_latents(vae, latents, args), clips):
         row = {"path": str(job.path), "seconds": round(seconds, 2), "prompt": job.prompt, "seed": job.seed}
-        line = f"{job.path}  ({seconds:.1f} s, after {loading_seconds:.1f} s of loading)"
+        line = f"{job.path}  ({format_duration(seconds)}, after {format_duration(loading_seconds)} of loading)"
         print(json.dumps(row) if args.json else line, flush=True)
     return 0
 
 
 def parse_args(argv: Sequence[str]) -> tuple[SampleArgs, CheckpointInfo]:
     """Parse flags over --from over --config over the checkpoint's own defaults."""
-    model = find_checkpoint(peek(argv, "--model") or MINI)
+    given = peek(argv, "--model")
+    model = find_checkpoint(MINI if given is None else given)
     if not model.is_dir():
         hint = "or leave --model out" if model != MINI else "the default one is in assets/mini of a checkout"
         raise ValueError(f"no checkpoint folder {model}; give one with model_index.json, {hint}")
     info = read_checkpoint_info(model)
     base = SampleArgs(model=model, sample=info.defaults)
-    if path := peek(argv, "--config"):
+    if (path := peek(argv, "--config")) is not None:
         base = replace(base, sample=load_toml(SampleConfig, Path(path), over=base.sample))
     recorded = None
     if (path := peek(argv, "--from")) is not None:
         recorded = read_recorded_settings(Path(path))
         base = apply_recorded_settings(base, recorded)
-    if peek(argv, "--frames") is not None:
-        if peek(argv, "--seconds") is not None:
+    if is_given(argv, "--frames"):
+        if is_given(argv, "--seconds"):
             raise ValueError("give --frames or --seconds, not both")
         base = replace(base, sample=replace(base.sample, seconds=None))
     args = parse(SampleArgs, argv, default=base, prog="sample.py", description=DESCRIPTION)
-    if "--sweep" in argv and not args.sweep:
+    if is_given(argv, "--sweep") and not args.sweep:
         raise ValueError("--sweep needs what to compare: --sweep steps=4,8,16, or a grid.toml")
-    args = replace(args, model=find_checkpoint(args.model))
-    if args.model != model:
-        info = read_checkpoint_info(args.model)
+    args = replace(args, model=model)
     if path is not None and recorded is not None:
         check_recorded_files(Path(path), recorded, args, argv)
     return args, info
 
 
-def find_latents(jobs: Sequence[SampleJob], args: SampleArgs) -> dict[SampleJob, Path]:
+def find_latents(jobs: Sequence[SampleJob], args: SampleArgs, about: Mapping[str, object]) -> dict[SampleJob, Path]:
     """Find the clips whose latents exist, from --from or an earlier try; a latent of other settings is refused."""
     latents: dict[SampleJob, Path] = {}
     for job in jobs:
@@ -102,7 +104,6 @@ def find_latents(jobs: Sequence[SampleJob], args: SampleArgs) -> dict[SampleJob,
             latents[job] = args.from_clip
         elif args.save_latents and not args.overwrite and saved.exists():
             latents[job] = saved
-    about = provenance(args) if latents else {}
     for job, path in latents.items():
         check_latent(path, settings_of(job, about))
     return latents
@@ -171,7 +172,11 @@ def load(args: SampleArgs, info: CheckpointInfo) -> ClipSampler:
 
 
 def make_clips(
-    pipeline: ClipSampler, jobs: Sequence[SampleJob], args: SampleArgs, info: CheckpointInfo
+    pipeline: ClipSampler,
+    jobs: Sequence[SampleJob],
+    args: SampleArgs,
+    info: CheckpointInfo,
+    about: Mapping[str, object],
 ) -> Iterator[tuple[SampleJob, float]]:
     """Make clips side by side in packs of any sizes and lengths, where all other settings are equal.
 
@@ -180,12 +185,12 @@ def make_clips(
     from videogen.sampling.clip_sampler import ClipRequest
     from videogen.sampling.image_prompts import open_images
 
-    images, about = open_images(args.image, args.last_image), provenance(args)
+    images = open_images(args.image, args.last_image)
     for _, group in groupby(jobs, key=lambda job: shared_settings(job.config, mixed=not images)):
         for batch in group_by_budget(group, lambda job: info.num_tokens(job.config), TOKENS_PER_PACK):
             start, config = time.monotonic(), batch[0].config
             label = f"{len(batch)} clip{'s' if len(batch) > 1 else ''}"
-            with progress(num_evaluations(config), label) as on_evaluation:
+            with progress(num_evaluations(config), label, quiet=args.quiet) as on_evaluation:
                 requests = [ClipRequest(job.prompt, job.seed, images, job.config) for job in batch]
                 latents = pipeline.sample(requests, config, on_evaluation)
             tokens = [info.num_tokens(job.config) for job in batch]
@@ -206,8 +211,11 @@ def shared_settings(config: SampleConfig, *, mixed: bool) -> SampleConfig:
 
 
 @contextlib.contextmanager
-def progress(total: int, label: str) -> Iterator[Callable[[], None]]:
-    """Show a bar on stderr that counts network evaluations."""
+def progress(total: int, label: str, *, quiet: bool = False) -> Iterator[Callable[[], None]]:
+    """Show a bar on stderr that counts network evaluations, unless it shall be quiet."""
+    if quiet:
+        yield lambda: None
+        return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 

@@ -11,7 +11,16 @@ from typing import Annotated, Literal
 
 import tyro
 
+from videogen.cli.prompts import read_seed
 from videogen.config.sample import MINI, SampleConfig
+
+SEED = tyro.constructors.PrimitiveConstructorSpec[int](
+    nargs=1,
+    metavar="INT|random",
+    instance_from_str=lambda words: read_seed(words[0]),
+    is_instance=lambda value: isinstance(value, int),
+    str_from_instance=lambda seed: [str(seed)],
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,15 +30,16 @@ class SampleArgs:
     prompt: tyro.conf.Positional[tuple[str, ...]] = ()
     """One or more prompts."""
     prompts: Path | None = None
-    """A file of prompts: one a line, or .jsonl / .csv with a column prompt and any of seed, steps, size, ..."""
+    """A file of prompts: one a line, or .json / .jsonl / .csv with a column prompt and any of seed, steps, size, ..."""
     out: Path | None = None
-    """A .mp4, .gif, .webm or .png file for one clip, or a folder; default out/<prompt>-<seed>.mp4."""
+    """A .mp4, .mov, .mkv, .webm, .gif or .png file for one clip, or a folder; default out/<prompt>-<seed>.mp4, and -2,
+    -3, ... behind that where it exists."""
     model: Path = MINI
     """Checkpoint folder, or owner/name[@revision] of one in the Hugging Face cache."""
     num: int = 1
     """Clips a prompt; their seeds follow on from --seed."""
-    seed: int = 0
-    """The clip's noise."""
+    seed: Annotated[int, SEED] = 0
+    """The clip's noise; random, or -1, draws one, which the file records."""
     seeds: str | None = None
     """Several seeds for every prompt, instead of --seed and --num: 0,1,2 or a range 0:9:10."""
     sweep: tuple[str, ...] = ()
@@ -73,6 +83,8 @@ class SampleArgs:
     """Say sizes, tokens, memory and time; run nothing."""
     overwrite: bool = False
     """Replace files that exist."""
+    quiet: bool = False
+    """Show no bars."""
     json: bool = False
     """Print a JSON object a clip instead of text."""
 

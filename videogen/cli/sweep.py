@@ -16,15 +16,18 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from videogen.cli.provenance import provenance
+from videogen.cli.clip_files import OUT, check_files, check_folder, slug
+from videogen.cli.prompts import PromptRow
+from videogen.cli.provenance import provenance, settings_of
 from videogen.cli.sample import load, progress
 from videogen.cli.sample_arguments import SampleArgs
-from videogen.cli.sample_jobs import SUFFIXES, check_folder, check_settings, list_rows, slug
+from videogen.cli.sample_jobs import check_settings, list_rows
 from videogen.config.sample import MINI
+from videogen.data.video_io import WRITABLE, settings_comment
 from videogen.models.checkpoint_config import CheckpointInfo, check_images
 from videogen.models.hub import checkpoint_name
 from videogen.sampling.cost import clip_flop, clip_seconds, num_evaluations
-from videogen.sweep.axes import read_axes
+from videogen.sweep.axes import Axis, read_axes
 from videogen.sweep.plan import Plan, Run, check_sweep_folder, lock_folder, max_steps
 from videogen.sweep.results import Row, gather_rows, import_pyarrow, read_rows, unfinished_runs
 
@@ -38,8 +41,8 @@ REFERENCE_FACTOR = 4  # steps of the references against the most steps of the ax
 
 def run_sweep(args: SampleArgs, info: CheckpointInfo) -> int:
     """Plan a sweep, check everything, run it and print the findings."""
-    folder = args.out or Path("out") / f"sweep-{slug((args.prompt or ('prompts',))[0])}"
-    if folder.suffix.lower() in SUFFIXES:
+    folder = args.out or OUT / f"sweep-{slug((args.prompt or ('prompts',))[0])}"
+    if folder.suffix.lower() in WRITABLE:
         raise ValueError(f"--out of a sweep is a folder, got {folder}")
     if args.image or args.last_image:
         raise ValueError("a sweep takes prompts alone; leave --image out, or make those clips one by one")
@@ -62,6 +65,9 @@ def run_sweep(args: SampleArgs, info: CheckpointInfo) -> int:
     score, score_about = find_score(args.score)
     plan = replace(plan, about=plan.about + tuple(score_about.items()))
     check_sweep_folder(folder, plan, overwrite=args.overwrite)
+    check_files([folder / "clips" / "clip.mp4"])
+    for run in plan.runs():
+        settings_comment(settings_of(PromptRow(*run), dict(plan.about)))
     args = replace(args, device=device)  # type: ignore[arg-type]  # cuda:1, too
     # Loading comes before the folder is touched, so that a failure to load has cleared and claimed nothing.
     pipeline = load(args, info) if args.overwrite or unfinished_runs(folder, plan) else None
@@ -87,7 +93,7 @@ def run_sweep(args: SampleArgs, info: CheckpointInfo) -> int:
 
 def make_plan(args: SampleArgs, info: CheckpointInfo) -> Plan:
     """Plan the sweep that the flags ask for."""
-    axes = read_axes(args.sweep)
+    axes = tuple(resolve_sizes(axis, info) for axis in read_axes(args.sweep))
     bases = tuple(Run(*row) for row in list_rows(args, info))
     if len({(run.prompt, run.seed) for run in bases}) < len(bases):
         raise ValueError("a sweep needs each prompt once with each seed, and one stands there twice")
@@ -103,6 +109,15 @@ def make_plan(args: SampleArgs, info: CheckpointInfo) -> Plan:
         defaults=info.defaults,
         about=tuple(about.items()),
     )
+
+
+def resolve_sizes(axis: Axis, info: CheckpointInfo) -> Axis:
+    """Replace the shapes among the sizes of an axis, such as 9:16, by sizes in pixels."""
+
+    def resolve(name: str, value: object) -> object:
+        return info.resolve_size(replace(info.defaults, size=str(value))).size if name == "size" else value
+
+    return axis._replace(places=tuple(tuple(map(resolve, axis.names, place)) for place in axis.places))
 
 
 def estimate_sweep(plan: Plan, args: SampleArgs, info: CheckpointInfo) -> str:
@@ -154,7 +169,7 @@ def run_plan(
     left, about = unfinished_runs(folder, plan), provenance(args)
     share = min(1.0, args.search / len(plan.settings)) if args.search else 1.0
     total = round(share * sum(num_evaluations(run.config) for run in left))
-    with progress(total, "evaluations") if team.rank == 0 else nullcontext(lambda: None) as on_evaluation:
+    with progress(total, "evaluations", quiet=args.quiet or team.rank > 0) as on_evaluation:
         worker = Worker(
             pipeline,
             plan,
