@@ -117,7 +117,7 @@ def test_a_shape_is_taken_in_prompts_files_and_sweeps(
     words = ["x", "--sweep", "size=9:16,32x32", "--model", str(checkpoint), "--dry-run", "--json"]
     assert sample([*words, "--out", str(tmp_path / "s")]) == 0
     assert json.loads(capsys.readouterr().out)["settings"] == 2
-    refused(capsys, sample(["x", "--size", "9:0", "--model", str(checkpoint)]), "or a shape such as 9:16, got '9:0'")
+    refused(capsys, sample(["x", "--size", "9:0", "--model", str(checkpoint)]), "got '9:0'; or a shape, such as 9:16")
 
 
 @pytest.mark.parametrize(

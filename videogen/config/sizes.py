@@ -12,7 +12,7 @@ def parse_size(size: str) -> tuple[int, int]:
     """Parse "64x48" to (64, 48): width and height in pixels."""
     match = re.fullmatch(r"\s*(\d+)\s*[xX×]\s*(\d+)\s*", size)
     if match is None or 0 in (sides := (int(match[1]), int(match[2]))):
-        raise ValueError(f"size must be WIDTHxHEIGHT in pixels, such as 64x64, or a shape such as 9:16, got {size!r}")
+        raise ValueError(f"size must be WIDTHxHEIGHT in pixels, such as 64x64, got {size!r}; or a shape, such as 9:16")
     return sides
 
 
