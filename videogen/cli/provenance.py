@@ -20,6 +20,7 @@ from videogen.cli.sample_jobs import SampleJob
 from videogen.config.parsing import from_mapping, to_mapping
 from videogen.config.sample import SampleConfig
 from videogen.data.files import content_id
+from videogen.data.pictures import WHITE
 from videogen.data.saved_latents import is_same_setting, latent_settings
 from videogen.data.video_io import read_settings
 from videogen.models.hub import checkpoint_id
@@ -38,6 +39,7 @@ def provenance(args: SampleArgs) -> dict[str, object]:
     versions = {"videogen": __version__, **{name: version(name) for name in ("torch", "diffusers")}}
     images = {"image": args.image, "last_image": args.last_image}
     flags: dict[str, object] = {name: str(path) for name, path in images.items() if path is not None}
+    flags |= {"background": args.background} if flags and args.background != WHITE else {}
     flags |= {"lora": list(args.lora)} if args.lora else {}
     flags |= {"quantise": args.quantise} if args.quantise != "none" else {}
     flags |= {"gguf": [str(path) for path in args.gguf]} if args.gguf else {}
@@ -84,7 +86,7 @@ def apply_recorded_settings(base: SampleArgs, settings: Mapping[str, object]) ->
     stored = {key: value for key, value in settings.items() if key in known}
     images = {name: Path(str(settings[name])) for name in ("image", "last_image") if name in settings}
     files = {name: tuple(map(str, cast("list[object]", settings.get(name, [])))) for name in ("lora", "gguf")}
-    precision = {name: settings[name] for name in ("dtype", "quantise") if name in settings}
+    precision = {name: settings[name] for name in ("dtype", "quantise", "background") if name in settings}
     return replace(
         base,
         prompt=(str(settings["prompt"]),),

@@ -185,7 +185,7 @@ def make_clips(
     from videogen.sampling.clip_sampler import ClipRequest
     from videogen.sampling.image_prompts import open_images
 
-    images = open_images(args.image, args.last_image)
+    images = open_images(args.image, args.last_image, args.background)
     for _, group in groupby(jobs, key=lambda job: shared_settings(job.config, mixed=not images)):
         for batch in group_by_budget(group, lambda job: info.num_tokens(job.config), TOKENS_PER_PACK):
             start, config = time.monotonic(), batch[0].config

@@ -13,6 +13,7 @@ import tyro
 
 from videogen.cli.prompts import read_seed
 from videogen.config.sample import MINI, SampleConfig
+from videogen.data.pictures import WHITE, check_background
 
 SEED = tyro.constructors.PrimitiveConstructorSpec[int](
     nargs=1,
@@ -58,6 +59,8 @@ class SampleArgs:
     """The first frame, for a model that begins with one."""
     last_image: Path | None = None
     """The last frame as well, for a model that takes both."""
+    background: str = WHITE
+    """The colour behind pictures that are transparent in places: a name, or #rrggbb."""
     lora: tuple[str, ...] = ()
     """LoRA files or folders, each with =SCALE behind it where that is not 1; of a model with two experts with high: or
     low: before it, for high or low noise."""
@@ -94,6 +97,8 @@ class SampleArgs:
         return bool(self.lora or self.gguf or self.compile) or self.quantise != "none" or self.offload != "none"
 
     def __post_init__(self) -> None:
+        if self.background != WHITE:  # Pillow need not be imported for the default
+            check_background(self.background)
         if self.num < 1:
             raise ValueError(f"num must be at least 1, got {self.num}")
         if self.search is not None and (self.search < 1 or not self.sweep):

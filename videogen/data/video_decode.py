@@ -14,9 +14,10 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
-from einops import rearrange, repeat
+from einops import rearrange
 
 from videogen.data.files import error_reason
+from videogen.data.pictures import IMAGE_SUFFIXES, read_animation, read_image_file
 
 if TYPE_CHECKING:
     import av
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from numpy import ndarray
 
 Frame = TypeVar("Frame")
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 CHUNK_FRAMES = 32  # decoded before they are scaled, so that a long clip never lies in memory at its full size
 DECORD_CODECS = ("h264", "vp8", "vp9", "av1")  # In HEVC and MPEG-2, decord's seeking returns the wrong frames.
 
@@ -150,6 +150,15 @@ def decode_pyav(path: Path, request: FrameRequest) -> Iterator[ndarray]:
             yield to_rgb(chunk)
 
 
+def decode_animation(path: Path, request: FrameRequest) -> Iterator[ndarray]:
+    """Yield chunks of frames (t, h, w, 3) of an animated picture with Pillow, as FFmpeg reads no animated WebP."""
+    import numpy as np
+
+    selected = select_frames(read_animation(path), request)
+    while chunk := list(islice(selected, CHUNK_FRAMES)):
+        yield np.stack(chunk)
+
+
 READERS: dict[str, Callable[[Path, FrameRequest], Iterator[ndarray]]] = {"decord": decode_decord, "pyav": decode_pyav}
 
 
@@ -188,10 +197,15 @@ def to_rgb(frames: Sequence[av.VideoFrame]) -> ndarray:
     first = frames[0]
     graph = Graph()  # FFmpeg's own conversion, which is decord's too: PyAV's to_ndarray is far off for 10 bits
     source = graph.add_buffer(width=first.width, height=first.height, format=first.format, time_base=first.time_base)
-    graph.link_nodes(source, graph.add("format", "rgb24"), graph.add("buffersink")).configure()
+    is_transparent = any(component.is_alpha for component in first.format.components)
+    wanted = graph.add("format", "rgba" if is_transparent else "rgb24")
+    graph.link_nodes(source, wanted, graph.add("buffersink")).configure()
     for frame in frames:
         graph.push(frame)
     pixels = np.stack([graph.pull().to_ndarray() for _ in frames])
+    if is_transparent:  # on white, as pictures are
+        alpha = pixels[..., 3:].astype("float32") / 255
+        pixels = np.rint(pixels[..., :3] * alpha + 255 * (1 - alpha)).astype("uint8")
     a, b, c, d = display_matrix(first)
     if a == 0:
         pixels = rearrange(pixels, "t h w rgb -> t w h rgb")
@@ -205,22 +219,3 @@ def display_matrix(frame: av.VideoFrame) -> tuple[int, int, int, int]:
         return 1, 0, 0, 1
     a, b, _, c, d, *_ = (round(v / 65536) for v in struct.unpack("=9i", bytes(side_data)))  # 16.16 fixed point
     return a, b, c, d
-
-
-def read_image_file(path: Path) -> ndarray:
-    """Read an image as a clip of one frame (1, h, w, 3), rotated as its EXIF data asks."""
-    import imageio.v3 as iio
-    from PIL import Image
-
-    try:
-        with Image.open(path) as image:  # The further images of a JPEG, such as previews, are no frames.
-            is_animated = path.suffix.lower() in (".png", ".webp") and getattr(image, "n_frames", 1) > 1
-        if is_animated:
-            raise ValueError("it is an animation; ffmpeg can make an .mp4 of it")
-        if iio.improps(path, index=0, plugin="pillow").dtype == "uint16":  # Pillow would clip it to white
-            gray = iio.imread(path, index=0, plugin="pillow", rotate=True)
-            return repeat((gray // 257).astype("uint8"), "h w -> 1 h w rgb", rgb=3)
-        pixels = iio.imread(path, index=0, plugin="pillow", mode="RGB", rotate=True)
-    except (OSError, SyntaxError, ValueError) as error:
-        raise ValueError(f"cannot read {path}: Pillow finds no whole picture in it ({error_reason(error)})") from error
-    return rearrange(pixels, "h w rgb -> 1 h w rgb")

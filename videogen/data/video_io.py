@@ -20,14 +20,8 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 from einops import rearrange
 
 from videogen.data.files import atomic_file, error_reason, refuse_existing
-from videogen.data.video_decode import (
-    IMAGE_SUFFIXES,
-    READERS,
-    FrameRequest,
-    inspect_header,
-    open_video,
-    read_image_file,
-)
+from videogen.data.pictures import IMAGE_SUFFIXES, is_animation, read_animation, read_image_file
+from videogen.data.video_decode import READERS, FrameRequest, decode_animation, inspect_header, open_video
 
 if TYPE_CHECKING:
     from numpy import ndarray
@@ -51,6 +45,9 @@ class VideoInfo(NamedTuple):
 def probe(path: Path) -> VideoInfo:
     """Read the size, length and rate of a video or image from its headers and one frame."""
     width, height, *_ = inspect_header(path)
+    if is_animation(path):
+        ends = [seconds for seconds, _ in read_animation(path)]
+        return VideoInfo(width, height, len(ends), len(ends) / ends[-1], ends[-1])
     if path.suffix.lower() in IMAGE_SUFFIXES:
         return VideoInfo(width, height, num_frames=1, fps=1.0, seconds=0.0)
     with open_video(path) as (container, stream):
@@ -97,7 +94,9 @@ def read_video(
     size = size or (None if header.has_square_pixels else (header.width, header.height))
     slack = max(0.001, 0.55 * header.tick_seconds)  # A file's clock may have rounded a time up.
     request = FrameRequest(start_seconds + slack, 1 / fps if fps else 0.0, num_frames)
-    if path.suffix.lower() in IMAGE_SUFFIXES:
+    if is_animation(path):
+        chunks = [transform(resize(chunk, size)) for chunk in decode_animation(path, request)]
+    elif path.suffix.lower() in IMAGE_SUFFIXES:
         chunks = [transform(resize(read_image_file(path), size))] if start_seconds == 0 else []
     else:
         try:

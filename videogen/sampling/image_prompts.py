@@ -16,7 +16,7 @@ import torch
 from einops import rearrange, repeat
 from torch import Tensor
 
-from videogen.data.video_decode import read_image_file
+from videogen.data.pictures import WHITE, read_image_file
 from videogen.packing.noise import NoiseLevels, shared_level
 from videogen.packing.packs import Lengths, PackedText, PackedVideo, pack, pad_texts
 
@@ -34,13 +34,15 @@ class Images(NamedTuple):
     last: Image | None = None
 
 
-def open_images(first: Path | None, last: Path | None) -> Images | None:
-    """Open the images of a clip, upright and in 8 bits; None where there is no first."""
+def open_images(first: Path | None, last: Path | None, background: str = WHITE) -> Images | None:
+    """Open the images of a clip, upright, in 8 bits, on a background; None where there is no first."""
     from PIL import Image
 
     if first is None:
         return None
-    return Images(*(Image.fromarray(read_image_file(path)[0]) for path in (first, last) if path is not None))
+    return Images(
+        *(Image.fromarray(read_image_file(path, background)[0]) for path in (first, last) if path is not None)
+    )
 
 
 class ImageCondition(NamedTuple):
