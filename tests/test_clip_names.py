@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from tests.test_cli import QUICK, refused
-from videogen.cli.clip_files import name_clip, slug
+from videogen.cli.clip_files import name_clip
 from videogen.cli.main import sample
+from videogen.data.files import slug
 from videogen.data.video_io import probe, read_settings
 
 

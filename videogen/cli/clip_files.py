@@ -6,13 +6,11 @@ prompt, seed, --out  ->  out/a-red-circle-0.mp4, or -0-2 where that name is take
 from __future__ import annotations
 
 import os
-import re
-import unicodedata
 from collections.abc import Iterable
 from itertools import count
 from pathlib import Path
 
-from videogen.data.files import check_writable
+from videogen.data.files import check_writable, slug
 from videogen.data.video_io import WRITABLE, check_encoder
 
 OUT = Path("out")
@@ -21,16 +19,6 @@ OTHER_MEDIA = (
     ".avi", ".m4v", ".ogv", ".wmv", ".flv", ".mpg", ".mpeg", ".ts", ".3gp", ".webp", ".apng", ".avif", ".jpg", ".jpeg",
     ".tif", ".tiff", ".bmp", ".heic",
 )  # fmt: skip
-MAX_SLUG = 60, 150  # characters, and bytes in UTF-8: a file system allows 255 for a name
-
-
-def slug(prompt: str) -> str:
-    """Turn a prompt into a file name that still reads like it: the letters, marks and digits of every script."""
-    letters = unicodedata.normalize("NFC", prompt).lower()
-    kept = "".join(letter if unicodedata.category(letter)[0] in "LMN" else "-" for letter in letters)
-    num_letters, num_bytes = MAX_SLUG
-    short = re.sub("-+", "-", kept).strip("-")[:num_letters]
-    return short.encode()[:num_bytes].decode(errors="ignore").rstrip("-") or "clip"
 
 
 def split_out(out: Path | None, *, num_clips: int) -> tuple[Path | None, Path]:

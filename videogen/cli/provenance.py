@@ -110,6 +110,9 @@ def check_recorded_files(path: Path, settings: Mapping[str, object], args: Sampl
         print(f"note: {path} was made by checkpoint {was}, not {now}", file=sys.stderr)
     if (was := settings.get("device", args.device)) != args.device:
         print(f"note: {path} was made on {was}, and {args.device} rounds otherwise; --device {was}", file=sys.stderr)
+    if int(str(settings.get("pack", 1))) > 1:
+        others = f"{settings['pack']} clips in one pack (--no-exact)"
+        print(f"note: {path} was made among {others}; alone it is the same to rounding", file=sys.stderr)
     for key, current in digests(args).items():
         name = key.removesuffix(DIGEST)
         was, flag = settings.get(key), flag_of(name)

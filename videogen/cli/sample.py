@@ -26,10 +26,12 @@ from videogen.cli.provenance import (
 )
 from videogen.cli.sample_arguments import SampleArgs
 from videogen.cli.sample_jobs import SampleJob, list_rows, plan_jobs
+from videogen.cli.words import note_unknown_words
 from videogen.config.parsing import load_toml
 from videogen.config.sample import MINI, SampleConfig
 from videogen.data.saved_latents import check_latent, latent_settings, read_latent, save_latent
 from videogen.data.video_io import settings_comment, write_video
+from videogen.data.words import read_words, unknown_words
 from videogen.models.checkpoint_config import CheckpointInfo, read_checkpoint_info
 from videogen.models.hub import find_checkpoint
 from videogen.packing.bin_packing import group_by_budget
@@ -46,6 +48,7 @@ DESCRIPTION = "Make clips from prompts. Each file carries all its settings; --fr
 def run(args: SampleArgs, info: CheckpointInfo) -> int:
     """Load the checkpoint, make the clips and print their paths."""
     jobs = plan_jobs(list_rows(args, info), args, info)
+    note_unknown_words((job.prompt for job in jobs), info.folder)
     if args.dry_run:
         weights = count_bytes(args, info)
         for job in jobs:
@@ -61,7 +64,9 @@ def run(args: SampleArgs, info: CheckpointInfo) -> int:
     loading_seconds = time.monotonic() - start
     clips = make_clips(pipeline, to_denoise, args, info, about) if pipeline is not None else []
     for job, seconds in chain(decode_latents(vae, latents, args), clips):
+        unknown = unknown_words(job.prompt, read_words(info.folder))
         row = {"path": str(job.path), "seconds": round(seconds, 2), "prompt": job.prompt, "seed": job.seed}
+        row |= {"unknown_words": unknown} if unknown else {}
         line = f"{job.path}  ({format_duration(seconds)}, after {format_duration(loading_seconds)} of loading)"
         print(json.dumps(row) if args.json else line, flush=True)
     return 0
@@ -178,17 +183,21 @@ def make_clips(
     info: CheckpointInfo,
     about: Mapping[str, object],
 ) -> Iterator[tuple[SampleJob, float]]:
-    """Make clips side by side in packs of any sizes and lengths, where all other settings are equal.
+    """Make clips one by one, or side by side in packs of any sizes and lengths where all other settings are equal.
 
-    Yields each with its share of the seconds, by its tokens.
+    Yields each with its share of the seconds, by its tokens. A clip of a pack equals the clip alone to rounding, since
+    products of more rows add up in another order; its file says how many shared the pack.
     """
     from videogen.sampling.clip_sampler import ClipRequest
     from videogen.sampling.image_prompts import open_images
 
     images = open_images(args.image, args.last_image, args.background)
     for _, group in groupby(jobs, key=lambda job: shared_settings(job.config, mixed=not images)):
-        for batch in group_by_budget(group, lambda job: info.num_tokens(job.config), TOKENS_PER_PACK):
+        for batch in group_by_budget(
+            group, lambda job: info.num_tokens(job.config), 0 if args.exact else TOKENS_PER_PACK
+        ):
             start, config = time.monotonic(), batch[0].config
+            about_pack = {**about, **({"pack": len(batch)} if len(batch) > 1 else {})}
             label = f"{len(batch)} clip{'s' if len(batch) > 1 else ''}"
             with progress(num_evaluations(config), label, quiet=args.quiet) as on_evaluation:
                 requests = [ClipRequest(job.prompt, job.seed, images, job.config) for job in batch]
@@ -196,10 +205,10 @@ def make_clips(
             tokens = [info.num_tokens(job.config) for job in batch]
             seconds_per_token = (time.monotonic() - start) / sum(tokens)
             for job, latent in zip(batch, latents if args.save_latents else [], strict=False):
-                saved, settings = job.path.with_suffix(".safetensors"), settings_of(job, about)
+                saved, settings = job.path.with_suffix(".safetensors"), settings_of(job, about_pack)
                 save_latent(saved, latent, settings, overwrite=args.overwrite)
             for job, latent, num in zip(batch, latents, tokens, strict=True):
-                start, frames, settings = time.monotonic(), pipeline.frames(latent), settings_of(job, about)
+                start, frames, settings = time.monotonic(), pipeline.frames(latent), settings_of(job, about_pack)
                 write_video(job.path, frames, fps=job.config.fps, settings=settings, overwrite=args.overwrite)
                 yield job, seconds_per_token * num + time.monotonic() - start
 

@@ -9,8 +9,10 @@ import contextlib
 import errno
 import hashlib
 import os
+import re
 import secrets
 import shutil
+import unicodedata
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 MAX_FULLY_HASHED_BYTES = 2**28
 """Larger files are hashed by samples: reading all of a 14B model would take longer than loading it."""
 NUM_SAMPLES, SAMPLE_BYTES = 1000, 2**14
+MAX_SLUG = 60, 150  # characters, and bytes in UTF-8: a file system allows 255 for a name
 MANIFEST = "manifest.json"
 """Lists the hashes of a folder's files (see manifest.py); no part of what the folder is."""
 
@@ -84,6 +87,15 @@ def check_writable(path: Path) -> None:
         for folder in missing:
             with contextlib.suppress(OSError):  # it was not made, or somebody has put something into it
                 folder.rmdir()
+
+
+def slug(prompt: str) -> str:
+    """Turn a prompt into a file name that still reads like it: the letters, marks and digits of every script."""
+    letters = unicodedata.normalize("NFC", prompt).lower()
+    kept = "".join(letter if unicodedata.category(letter)[0] in "LMN" else "-" for letter in letters)
+    num_letters, num_bytes = MAX_SLUG
+    short = re.sub("-+", "-", kept).strip("-")[:num_letters]
+    return short.encode()[:num_bytes].decode(errors="ignore").rstrip("-") or "clip"
 
 
 def refuse_existing(path: Path) -> None:

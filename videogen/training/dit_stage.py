@@ -25,6 +25,7 @@ from videogen.data.folder import epoch_order
 from videogen.data.manifest import write_manifest
 from videogen.data.prefetch import count_workers, prefetch
 from videogen.data.video_io import write_video
+from videogen.data.words import write_words
 from videogen.models.checkpoint import disable_library_progress_bars
 from videogen.models.dit import VideoDiT
 from videogen.models.text_encoder import num_text_rows
@@ -60,6 +61,7 @@ from videogen.training.pack_plan import (
 )
 from videogen.training.run_checkpoints import saved_steps
 from videogen.training.widen import widen_model
+from videogen.training.words import training_words
 
 GOLDEN = (math.sqrt(5) - 1) / 2
 
@@ -297,4 +299,5 @@ class DitStage:
                 save_lora(self.model, part)
             else:
                 self.pipeline().save_pretrained(part)
+                write_words(part, training_words(self.folder, self.train_indices, self.config.dit.init))
             write_manifest(part)
