@@ -40,6 +40,7 @@ def provenance(args: SampleArgs) -> dict[str, object]:
     images = {"image": args.image, "last_image": args.last_image}
     flags: dict[str, object] = {name: str(path) for name, path in images.items() if path is not None}
     flags |= {"background": args.background} if flags and args.background != WHITE else {}
+    flags |= {name: str(path) for name, path in (("vae", args.vae), ("text", args.text)) if path is not None}
     flags |= {"lora": list(args.lora)} if args.lora else {}
     flags |= {"quantise": args.quantise} if args.quantise != "none" else {}
     flags |= {"gguf": [str(path) for path in args.gguf]} if args.gguf else {}

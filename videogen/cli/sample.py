@@ -34,6 +34,7 @@ from videogen.data.video_io import settings_comment, write_video
 from videogen.data.words import read_words, unknown_words
 from videogen.models.checkpoint_config import CheckpointInfo, read_checkpoint_info
 from videogen.models.hub import find_checkpoint
+from videogen.models.single_file import assemble, is_weight_file, load_vae_part
 from videogen.packing.bin_packing import group_by_budget
 from videogen.sampling.cost import num_evaluations
 
@@ -74,12 +75,8 @@ def run(args: SampleArgs, info: CheckpointInfo) -> int:
 
 def parse_args(argv: Sequence[str]) -> tuple[SampleArgs, CheckpointInfo]:
     """Parse flags over --from over --config over the checkpoint's own defaults."""
-    given = peek(argv, "--model")
-    model = find_checkpoint(MINI if given is None else given)
-    if not model.is_dir():
-        hint = "or leave --model out" if model != MINI else "the default one is in assets/mini of a checkout"
-        raise ValueError(f"no checkpoint folder {model}; give one with model_index.json, {hint}")
-    info = read_checkpoint_info(model)
+    info = open_model(argv)
+    model = info.folder
     base = SampleArgs(model=model, sample=info.defaults)
     if (path := peek(argv, "--config")) is not None:
         base = replace(base, sample=load_toml(SampleConfig, Path(path), over=base.sample))
@@ -98,6 +95,21 @@ def parse_args(argv: Sequence[str]) -> tuple[SampleArgs, CheckpointInfo]:
     if path is not None and recorded is not None:
         check_recorded_files(Path(path), recorded, args, argv)
     return args, info
+
+
+def open_model(argv: Sequence[str]) -> CheckpointInfo:
+    """Read the checkpoint that --model names: a folder, or files of weights together with --vae and --text."""
+    given, vae, text = (peek(argv, flag) for flag in ("--model", "--vae", "--text"))
+    if given is not None and is_weight_file(given):
+        folder, files = assemble(Path(given), Path(vae) if vae else None, Path(text) if text else None)
+        return read_checkpoint_info(folder)._replace(files=files)
+    if vae is not None or text is not None:
+        raise ValueError("--vae and --text go with a --model that is a file; a folder has its own")
+    model = find_checkpoint(MINI if given is None else given)
+    if not model.is_dir():
+        hint = "or leave --model out" if model != MINI else "the default one is in assets/mini of a checkout"
+        raise ValueError(f"no checkpoint folder {model}; give one with model_index.json, {hint}")
+    return read_checkpoint_info(model)
 
 
 def find_latents(jobs: Sequence[SampleJob], args: SampleArgs, about: Mapping[str, object]) -> dict[SampleJob, Path]:
@@ -145,6 +157,8 @@ def load_decoder(args: SampleArgs, info: CheckpointInfo) -> Autoencoder:
 
     check_device(args.device)
     dtype = getattr(torch, args.dtype)
+    if info.files is not None:
+        return load_vae_part(info.files.vae, info.folder, dtype).to(args.device)  # type: ignore[return-value]
     if info.is_plain:
         return load_network(VAE, info.folder / "vae", dtype=dtype).to(args.device)
     return load_vae(info.folder, dtype=dtype).to(args.device)  # type: ignore[call-overload]

@@ -36,7 +36,11 @@ class SampleArgs:
     """A .mp4, .mov, .mkv, .webm, .gif or .png file for one clip, or a folder; default out/<prompt>-<seed>.mp4, and -2,
     -3, ... behind that where it exists."""
     model: Path = MINI
-    """Checkpoint folder, or owner/name[@revision] of one in the Hugging Face cache."""
+    """Checkpoint folder, owner/name[@revision] of one in the Hugging Face cache, or Wan's transformer in a file."""
+    vae: Path | None = None
+    """For a --model that is a file: its VAE, a file (Wan 2.1) or a folder."""
+    text: Path | None = None
+    """For a --model that is a file: its text encoder (UMT5), a file with its tokenizer beside it, or a folder."""
     num: int = 1
     """Clips a prompt; their seeds follow on from --seed."""
     seed: Annotated[int, SEED] = 0

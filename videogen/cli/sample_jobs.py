@@ -19,6 +19,7 @@ from videogen.data.saved_latents import ENVIRONMENT_KEYS, is_same_setting, laten
 from videogen.data.video_io import check_format, read_settings
 from videogen.models.checkpoint_config import CheckpointInfo, check_images
 from videogen.packing.patch_schedule import draft_config, patch_schedule
+from videogen.sampling.gguf_files import check_gguf, transformers_of
 from videogen.sampling.lora_files import check_experts, read_lora
 
 
@@ -67,6 +68,9 @@ def plan_jobs(rows: Sequence[PromptRow], args: SampleArgs, info: CheckpointInfo)
     if args.last_image is not None and 1 in lengths:
         raise ValueError("frames must be more than 1 to begin and end with an image, got 1")
     check_experts(list(map(read_lora, args.lora)), two=info.num_experts == 2)
+    transformers_of(info, args.quantise, args.gguf)
+    for path in args.gguf:
+        check_gguf(path)
     out_file, folder = split_out(args.out, num_clips=len(rows))
     # A name of our own counts on; with --save-latents the same name is the same clip, which is resumed.
     may_exist = args.out is not None or args.save_latents or args.overwrite

@@ -54,6 +54,14 @@ NO_IMAGE = "this model begins with an image; give one for every clip (--image)"
 TEXT_ONLY = "this model makes clips from prompts alone; leave the image out"
 
 
+class ModelFiles(NamedTuple):
+    """The files or folders of a model's parts."""
+
+    transformer: Path
+    vae: Path
+    text: Path
+
+
 class CheckpointInfo(NamedTuple):
     """The facts of a checkpoint folder that its JSON holds: read once, handed down."""
 
@@ -68,6 +76,7 @@ class CheckpointInfo(NamedTuple):
     takes_image: bool
     needs_last_image: bool
     defaults: SampleConfig
+    files: ModelFiles | None = None  # of a model in single files, whose folder holds the configs alone
 
     @property
     def num_experts(self) -> int:

@@ -155,7 +155,7 @@ class Plan:
         """List the flags that all runs share: the checkpoint, its adapters and precision, the device."""
         words = ["--model", self.model] if self.model else []
         about = {name: value for name, value in self.about if value not in ("cpu", "float32")}
-        for name in ("device", "dtype", "lora", "quantise", "gguf"):
+        for name in ("vae", "text", "device", "dtype", "lora", "quantise", "gguf"):
             if values := about.get(name):
                 words += [f"--{name}", *([values] if isinstance(values, str) else values)]  # type: ignore[misc]
         return words
