@@ -124,7 +124,7 @@ def test_a_dry_run_prints_tokens_evaluations_and_memory_and_writes_nothing(
         (["x", "--sampler", "eular"], "euler, heun, dpmpp_2m"),
         (["x", "--guidance", "-1"], "guidance must be 0 or more"),
         (["x", "--num", "0"], "num must be at least 1"),
-        (["x", "--out", "clip.avi"], ".mp4, .gif, .webm, .png"),
+        (["x", "--out", "clip.avi"], ".mp4, .mov, .mkv, .webm, .gif, .png"),
         (["x", "y", "--out", "clip.mp4"], "one file for 2 clips"),
         (["x", "--out", "clip.png"], "--frames 1"),
         (["x", "--out", "clip.gif", "--fps", "120"], "fps of a .gif must be above 0 and at most 100"),

@@ -196,7 +196,7 @@ def test_prompt_seed_and_every_setting_change_the_key() -> None:
 def test_a_reference_has_more_steps_and_the_clips_own_guidance() -> None:
     plan = plan_of(["steps=1,2", "sampler=euler,heun", "shift=1,3", "guidance=1,3"], seeds=[0, 1], reference_steps=8)
     references = plan.references(plan.runs())
-    assert len(references) == 2 * 2  # seeds, guidance
+    assert len(references) == 2 * 2 * 2  # seeds, shift, guidance
     assert {(ref.config.steps, ref.config.sampler) for ref in references} == {(8, "dpmpp_2m")}
 
 

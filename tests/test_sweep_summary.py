@@ -14,10 +14,11 @@ from torch import Tensor
 
 from tests.sweeps import SMALL, plan_of
 from videogen.sweep.axes import Axis
+from videogen.sweep.choice import choose_setting
 from videogen.sweep.findings import describe_sweep, is_within_noise
 from videogen.sweep.measures import compare_to_reference, measure_clip
 from videogen.sweep.results import Row
-from videogen.sweep.summary import choose_setting, effects, mean_of, pareto_front, summarise
+from videogen.sweep.summary import effects, mean_of, pareto_front, summarise
 
 # --- measures
 

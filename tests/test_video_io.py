@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
 
+import av
 import imageio.v3 as iio
 import imageio_ffmpeg
 import numpy as np
@@ -107,6 +109,24 @@ def test_colours_survive_writing_and_reading(tmp_path: Path) -> None:
     write_video(tmp_path / "clip.mp4", frames, fps=4, crf=1)
     assert (read_video(tmp_path / "clip.mp4").int() - frames.int()).abs().max() <= 4  # limited range has 220 levels
     assert iio.immeta(tmp_path / "clip.mp4", plugin="pyav")["profile"] == "High"
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mov", ".mkv", ".webm"])
+def test_a_file_says_its_matrix_primaries_transfer_and_range(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"clip{suffix}"
+    write_video(path, waves(5), fps=8)
+    program = [imageio_ffmpeg.get_ffmpeg_exe(), "-hide_banner", "-i", path]
+    described = subprocess.run(program, capture_output=True, text=True).stderr
+    assert re.search(r"Video: (h264|vp9).*, yuv420p\(tv, bt709, ", described), (
+        described
+    )  # one name where all three agree
+    with av.open(path) as container:
+        codec = container.streams.video[0].codec_context
+        assert (codec.colorspace, codec.color_primaries, codec.color_trc, codec.color_range) == (1, 1, 1, 1)
+    if suffix in (".mp4", ".mov"):  # the atom that players read before the stream: BT.709 three times
+        video = path.read_bytes()
+        kind = b"nclx" if suffix == ".mp4" else b"nclc"
+        assert video[video.index(b"colr") :].startswith(b"colr" + kind + b"\0\1" * 3)
 
 
 def test_frames_in_chunks_give_the_same_bytes_as_frames_in_one_tensor(tmp_path: Path) -> None:

@@ -64,7 +64,7 @@ def test_arguments_of_read_video_out_of_range_are_refused(tmp_path: Path, option
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("clip.avi", {}, r"\.mp4, \.webm, \.gif or \.png, got 'clip\.avi'"),
+        ("clip.avi", {}, r"\.mp4, \.mov, \.mkv, \.webm, \.gif or \.png, got 'clip\.avi'"),
         ("clip.mp4", {"fps": 0}, "fps of a .mp4 must be above 0"),
         ("clip.gif", {"fps": 120}, "at most 100, got 120"),
         ("clip.mp4", {"crf": 60}, "crf must be from 0"),

@@ -10,6 +10,7 @@ import io
 import logging
 import os
 import sys
+from argparse import Action
 from collections.abc import Callable, Sequence
 from typing import TypeVar, cast
 
@@ -40,11 +41,14 @@ def guard(command: Callable[[Sequence[str]], int], argv: Sequence[str] | None = 
 
 def parse(kind: type[T], argv: Sequence[str], *, prog: str, description: str | None, default: T | None = None) -> T:
     """Parse flags into a dataclass by tyro; a ValueError in one sentence, with the nearest flag for an unknown one."""
-    known = flags_of(kind, default)
-    for word in argv:
-        flag = word.split("=", 1)[0]
-        if flag.startswith("--") and len(flag) > 2 and flag.replace("_", "-") not in known and flag != "--help":
+    actions = actions_of(kind, default)
+    known = {option for action in actions for option in action.option_strings}
+    lists = {option for action in actions if is_list(action) for option in action.option_strings}
+    for flag, occurrences in scan_flags(argv).items():
+        if flag not in known and flag != "--help":
             raise ValueError(f"unknown flag {flag}{nearest(flag, known)}; --help lists them all")
+        if flag in lists and any(values != occurrences[0] for values in occurrences):
+            raise ValueError(repeated(flag, occurrences))
     stderr = io.StringIO()
     try:
         with contextlib.redirect_stderr(stderr):
@@ -69,18 +73,58 @@ def first_sentence(box: str) -> str:
 
 def flags_of(kind: type[T], default: T | None = None) -> set[str]:
     """List every flag that tyro derives from a dataclass."""
-    parser = tyro.extras.get_parser(kind, default=default)
-    return {option for action in parser._actions for option in action.option_strings}
+    return {option for action in actions_of(kind, default) for option in action.option_strings}
+
+
+def actions_of(kind: type[T], default: T | None = None) -> list[Action]:
+    """List the arguments that tyro derives from a dataclass, as argparse describes them."""
+    return tyro.extras.get_parser(kind, default=default)._actions
+
+
+def is_list(action: Action) -> bool:
+    """True if an argument takes any number of values at one time, of which a second time would drop all."""
+    return action.nargs == "*" and "Append" not in type(action).__name__
+
+
+def scan_flags(argv: Sequence[str]) -> dict[str, list[list[str]]]:
+    """List the words behind each flag, once for each time that it is given, as the parser takes them apart.
+
+    Flags are spelled with - or _, values follow as words or behind =, and all words behind a bare -- are no flags.
+    """
+    found: dict[str, list[list[str]]] = {}
+    values: list[str] = []
+    for word in argv:
+        if word == "--":
+            break
+        if word.startswith("--"):
+            flag, equals, value = word.partition("=")
+            values = [value] if equals else []
+            found.setdefault(flag.replace("_", "-"), []).append(values)
+        else:
+            values.append(word)
+    return found
 
 
 def peek(argv: Sequence[str], flag: str) -> str | None:
-    """Read the value of a flag ahead of parsing, where it decides the defaults of others."""
-    for i, word in enumerate(argv):
-        if word == flag and i + 1 < len(argv):
-            return argv[i + 1]
-        if word.startswith(f"{flag}="):
-            return word.split("=", 1)[1]
-    return None
+    """Read the value of a flag ahead of parsing, where it decides the defaults of others; None where it is not given.
+
+    Raises a ValueError where it has two values: the parser would take the last, and its defaults would be the first's.
+    """
+    occurrences = [values[:1] for values in scan_flags(argv).get(flag, [])]
+    if any(value != occurrences[0] for value in occurrences):
+        raise ValueError(repeated(flag, occurrences))
+    return next(iter(occurrences[0]), None) if occurrences else None
+
+
+def is_given(argv: Sequence[str], flag: str) -> bool:
+    """True if a flag is given, with or without a value."""
+    return flag in scan_flags(argv)
+
+
+def repeated(flag: str, occurrences: Sequence[Sequence[str]]) -> str:
+    """Say that a flag is given several times."""
+    given = " and ".join(" ".join((flag, *values)) for values in occurrences)
+    return f"{flag} is given {len(occurrences)} times ({given}); give it once, with all its values behind it"
 
 
 def check_device(device: str) -> None:

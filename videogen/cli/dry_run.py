@@ -35,7 +35,7 @@ def describe(job: SampleJob, args: SampleArgs, info: CheckpointInfo, weights: in
     windows = list_windows(args, info, config)
     costs = [estimate(info, part, weights=weights, bytes_per_value=BYTES_PER_VALUE[args.dtype]) for part in windows]
     cost = Cost(sum(part.gflop for part in costs), max(part.memory_gb for part in costs))
-    row = {
+    row: dict[str, object] = {
         "path": str(job.path),
         "size": config.size,
         "frames": frames,
@@ -45,8 +45,17 @@ def describe(job: SampleJob, args: SampleArgs, info: CheckpointInfo, weights: in
         "evaluations": sum(map(num_evaluations, windows)),
         "gflop": round(cost.gflop),
         "memory_gb": round(cost.memory_gb, 2),
-        "seconds": float(f"{cost.seconds():.2g}") if args.device == "cpu" else None,
     }
-    return (
-        json.dumps(row) if args.json else "  ".join(f"{key} {value}" for key, value in row.items() if value is not None)
-    )
+    seconds = float(f"{cost.seconds():.2g}") if args.device == "cpu" else None
+    if args.json:
+        return json.dumps(row | {"seconds": seconds})
+    words = row | ({"time": format_duration(seconds)} if seconds is not None else {})
+    return "  ".join(f"{key} {value}" for key, value in words.items())
+
+
+def format_duration(seconds: float) -> str:
+    """Format a duration in the unit that a person would take: 1.4 s, 5.3 minutes, 16.7 hours, 3.2 days."""
+    for unit, length, least in (("days", 86400, 2), ("hours", 3600, 1), ("minutes", 60, 1)):
+        if seconds >= least * length:
+            return f"{seconds / length:.1f} {unit}"
+    return f"{seconds:.1f} s"

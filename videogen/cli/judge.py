@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 import numpy as np
 import tyro
 
-from videogen.cli.arguments import check_device, parse, peek
+from videogen.cli.arguments import check_device, is_given, parse
 from videogen.cli.sample import TOKENS_PER_PACK
 from videogen.config.sample import SampleConfig, resolve_frames
 from videogen.config.sizes import TIME_STRIDE
@@ -128,7 +128,7 @@ def parse_args(argv: Sequence[str]) -> tuple[JudgeArgs, CheckpointInfo | None]:
     target = next((folder for folder in folders if is_checkpoint(folder)), None)
     info = read_checkpoint_info(target) if target is not None else None
     base = JudgeArgs() if info is None else JudgeArgs(sample=info.defaults)
-    if peek(argv, "--frames") is not None:
+    if is_given(argv, "--frames"):
         base = replace(base, sample=replace(base.sample, seconds=None))
     args = parse(JudgeArgs, argv, default=base, prog="videogen judge", description=DESCRIPTION)
     named = {"target": args.target, "vae": args.vae}

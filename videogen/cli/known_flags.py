@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from videogen.cli.arguments import peek
 from videogen.cli.storyboards import fit_storyboard, list_shot_windows, list_shots
 from videogen.config.sample import SampleConfig, resolve_frames
-from videogen.data.video_decode import IMAGE_SUFFIXES, read_image_file
+from videogen.data.pictures import IMAGE_SUFFIXES, read_image_file
 from videogen.data.video_io import probe
 from videogen.models.checkpoint_config import ENDS_ALONE, NO_IMAGE, NO_START, TEXT_ONLY, CheckpointInfo
 from videogen.packing.patch_schedule import coarsest_patch

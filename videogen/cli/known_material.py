@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from videogen.cli.known_flags import Layout, lay_out, num_frames_of, parse_image
 from videogen.config.sample import SampleConfig, resolve_frames
+from videogen.data.pictures import IMAGE_SUFFIXES, read_image_file
 from videogen.data.saved_latents import is_same_setting, latent_settings, read_latent
-from videogen.data.video_decode import IMAGE_SUFFIXES
 from videogen.data.video_io import probe, read_video
 from videogen.models.checkpoint_config import CheckpointInfo
 from videogen.models.hub import checkpoint_id
@@ -61,7 +61,7 @@ def load_material(args: SampleArgs, info: CheckpointInfo) -> Material:
 
     fit = "pad" if args.fit == "pad" else "crop"
     images = [parse_image(text) for text in args.image]
-    known = [Known.at(read_video(image.path), image.seconds, fit=fit) for image in images]
+    known = [Known.at(read_image_file(image.path, args.background), image.seconds, fit=fit) for image in images]
     if args.video is None:
         return Material(tuple(known))
     layout, fps = lay_out(args, info), args.sample.fps

@@ -21,6 +21,7 @@ from videogen.cli.arguments import guard, parse, set_offline, silence_quantisers
 from videogen.cli.doctor import DoctorArgs, run_doctor
 from videogen.cli.toybox import ToyboxArgs, run_toybox
 from videogen.cli.train import run_train
+from videogen.cli.words import WordsArgs, run_words
 from videogen.config.parsing import nearest
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -106,6 +107,7 @@ COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "sample": (run_sample, "make clips from prompts, or compare settings in a sweep"),
     "train": (run_train, "train a VAE or a transformer from a recipe"),
     "toybox": (run_toybox, "write a folder of captioned clips from a world whose truth is known"),
+    "words": (run_words, "list the words that a checkpoint met in training, by kind"),
     "judge": (run_judge, "score clips or a checkpoint by what their captions say"),
     "doctor": (run_doctor, "say what is wrong with a folder of videos, and what training makes of it"),
     "bench": (run_bench, "run a measurement behind the README's numbers"),
@@ -144,7 +146,7 @@ def print_completion(words: Sequence[str]) -> int:
     def of(kind: type, name: str) -> object:
         return Annotated[kind, tyro.conf.subcommand(name, description=COMMANDS[name][1])]
 
-    kinds = (SampleArgs, TrainConfig, ToyboxArgs, JudgeArgs, DoctorArgs, BenchArgs)
+    kinds = (SampleArgs, TrainConfig, ToyboxArgs, WordsArgs, JudgeArgs, DoctorArgs, BenchArgs)
     commands = [of(kind, name) for kind, name in zip(kinds, COMMANDS, strict=True)]
     union = commands[0]
     for command in commands[1:]:

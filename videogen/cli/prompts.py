@@ -1,20 +1,25 @@
 """Read prompts files, whose rows may have settings of their own, and lists of seeds.
 
-prompts.txt, .jsonl or .csv, settings of the command  ->  PromptRow(prompt, seed, SampleConfig) a row
+prompts.txt, .json, .csv, ..., settings of the command  ->  PromptRow(prompt, seed, SampleConfig) a row
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import re
+import secrets
 from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
 from typing import NamedTuple
 
-from videogen.config.parsing import from_mapping, nearest, read_values, to_mapping
+from videogen.config.parsing import check_text, from_mapping, nearest, read_values, to_mapping
 from videogen.config.sample import SampleConfig
 from videogen.data.captions import read_rows
+
+SEEDS = range(-(2**63), 2**64)  # what torch takes
+MAX_DRAWN_SEED = 10**6  # seeds that a person can read off a file's name and type again
 
 
 class PromptRow(NamedTuple):
@@ -34,33 +39,48 @@ def read_seeds(text: str) -> list[int]:
     return seeds
 
 
+def read_seed(text: str) -> int:
+    """Read a seed: a whole number, or random (or -1) for one that is drawn now, and recorded like any other."""
+    if text.strip() in ("random", "-1"):
+        return secrets.randbelow(MAX_DRAWN_SEED)
+    if re.fullmatch(r"\s*[-+]?\d+\s*", text) is None:
+        raise ValueError(f"seed must be a whole number, got {text}; or random, which draws one")
+    if (seed := int(text)) not in SEEDS:
+        raise ValueError(f"seed must be a whole number from -2^63 to 2^64 - 1, got {seed}")
+    return seed
+
+
 def read_prompts(path: Path, settings: SampleConfig, seed: int) -> Iterator[PromptRow]:
     """Read the rows of a prompts file over the settings of the command; an error names the row by its number."""
     if not path.is_file():
         raise ValueError(f"no prompts file {path}")
+    is_empty = True
     for number, row in read_rows(path):
-        if path.suffix.lower() == ".csv" and isinstance(row, dict):  # an empty cell is one left out
-            row = {key: value for key, value in row.items() if value not in (None, "")}
+        is_empty = False
         try:
             yield parse_row({"prompt": row} if isinstance(row, str) else row, settings, seed)
         except (ValueError, TypeError) as error:
             raise ValueError(f"{path} row {number}: {error}") from None
+    if is_empty:
+        raise ValueError(f"{path} holds no prompts; give one a line, or a table with a column prompt")
 
 
 def parse_row(row: object, settings: SampleConfig, seed: int) -> PromptRow:
-    """Parse a row's prompt, seed and settings, those of the command where it has none."""
+    """Parse a row's prompt, seed and settings; null, an empty cell or none is the command's."""
     if not isinstance(row, dict) or not isinstance(row.get("prompt"), str):
         raise ValueError(f"every row needs a prompt, got {row!r}")
-    values = {str(key).replace("-", "_"): value for key, value in row.items() if key not in ("prompt", "seed")}
-    if "frames" in values:
-        values.setdefault("seconds", None)
+    cells = {str(key).strip().replace("-", "_"): value for key, value in row.items() if value not in (None, "")}
+    prompt = check_text(cells.pop("prompt", ""), "the prompt")
+    seed = read_seed(str(cells.pop("seed"))) if "seed" in cells else seed
+    if "frames" in cells:
+        cells.setdefault("seconds", None)
     allowed = {item.name for item in fields(SampleConfig)}
-    for key in values:
+    for key in cells:
         if key not in allowed:
             raise ValueError(f"unknown column {key!r}{nearest(key, allowed | {'prompt', 'seed'})}")
     texts = {item.name for item in fields(SampleConfig) if item.type == "str"}  # whose cells are not numbers
-    own = to_mapping(settings) | {key: value if key in texts else parse_cell(value) for key, value in values.items()}
-    return PromptRow(str(row["prompt"]), int(str(row.get("seed", seed))), from_mapping(SampleConfig, own))
+    own = to_mapping(settings) | {key: value if key in texts else parse_cell(value) for key, value in cells.items()}
+    return PromptRow(prompt, seed, from_mapping(SampleConfig, own))
 
 
 def parse_cell(value: object) -> object:

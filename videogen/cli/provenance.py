@@ -13,13 +13,15 @@ from pathlib import Path
 from typing import cast
 
 from videogen import __version__
-from videogen.cli.arguments import peek
+from videogen.cli.arguments import is_given
 from videogen.cli.known_flags import parse_image
+from videogen.cli.prompts import PromptRow
 from videogen.cli.sample_arguments import SampleArgs
 from videogen.cli.sample_jobs import SampleJob
 from videogen.config.parsing import from_mapping, to_mapping
 from videogen.config.sample import SampleConfig
 from videogen.data.files import content_id
+from videogen.data.pictures import WHITE
 from videogen.data.saved_latents import is_same_setting, latent_settings
 from videogen.data.video_io import read_settings
 from videogen.models.hub import checkpoint_id
@@ -30,7 +32,7 @@ PLACES = ("extend", "loop", "fit")  # flags that say what is made of it
 DIGEST = "_sha256"  # behind a flag's name: the hashes of its files
 
 
-def settings_of(job: SampleJob, about: Mapping[str, object]) -> dict[str, object]:
+def settings_of(job: SampleJob | PromptRow, about: Mapping[str, object]) -> dict[str, object]:
     """Collect everything that decides a clip, for its metadata; about is the `provenance` of its command."""
     return {"prompt": job.prompt, "seed": job.seed, **to_mapping(job.config), **about}
 
@@ -41,6 +43,8 @@ def provenance(args: SampleArgs) -> dict[str, object]:
     flags: dict[str, object] = {"image": list(args.image)} if args.image else {}
     flags |= {name: str(path) for name in FILES if (path := getattr(args, name)) is not None}
     flags |= {name: getattr(args, name) for name in PLACES if getattr(args, name) != getattr(SampleArgs, name)}
+    flags |= {"background": args.background} if args.background != WHITE else {}
+    flags |= {name: str(path) for name, path in (("vae", args.vae), ("text", args.text)) if path is not None}
     flags |= {"lora": list(args.lora)} if args.lora else {}
     flags |= {"quantise": args.quantise} if args.quantise != "none" else {}
     flags |= {"gguf": [str(path) for path in args.gguf]} if args.gguf else {}
@@ -88,7 +92,7 @@ def apply_recorded_settings(base: SampleArgs, settings: Mapping[str, object]) ->
     clips = {name: Path(str(settings[name])) for name in FILES if name in settings}
     places = {name: settings[name] for name in PLACES if name in settings}
     files = {name: tuple(map(str, cast("list[object]", settings.get(name, [])))) for name in ("lora", "gguf")}
-    precision = {name: settings[name] for name in ("dtype", "quantise") if name in settings}
+    precision = {name: settings[name] for name in ("dtype", "quantise", "background") if name in settings}
     return replace(
         base,
         prompt=(str(settings["prompt"]),),
@@ -114,19 +118,22 @@ def check_recorded_files(path: Path, settings: Mapping[str, object], args: Sampl
     """Refuse another checkpoint or other files than a clip was made of; where a flag names them, only note it."""
     was, now = settings.get("checkpoint"), checkpoint_id(args.model)
     if not is_same_setting(was, now):
-        if peek(argv, "--model") is None:
+        if not is_given(argv, "--model"):
             raise ValueError(
                 f"{path} was made by checkpoint {was}, which {args.model} is not; give its folder with --model"
             )
         print(f"note: {path} was made by checkpoint {was}, not {now}", file=sys.stderr)
     if (was := settings.get("device", args.device)) != args.device:
         print(f"note: {path} was made on {was}, and {args.device} rounds otherwise; --device {was}", file=sys.stderr)
+    if int(str(settings.get("pack", 1))) > 1:
+        others = f"{settings['pack']} clips in one pack (--no-exact)"
+        print(f"note: {path} was made among {others}; alone it is the same to rounding", file=sys.stderr)
     for key, current in digests(args).items():
         name = key.removesuffix(DIGEST)
         was, flag = settings.get(key), flag_of(name)
         if was is None or was == current:  # None: the clip had no such file, or an earlier version recorded no hash
             continue
-        if peek(argv, flag) is None:
+        if not is_given(argv, flag):
             raise ValueError(
                 f"{path} was made with {name} {settings[name]} of {was}, and what lies there now is {current}; "
                 f"give the same with {flag}"

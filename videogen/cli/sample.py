@@ -14,8 +14,8 @@ from itertools import chain, groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from videogen.cli.arguments import check_device, parse, peek
-from videogen.cli.dry_run import count_bytes, describe
+from videogen.cli.arguments import check_device, is_given, parse, peek
+from videogen.cli.dry_run import count_bytes, describe, format_duration
 from videogen.cli.known_flags import fit_settings, is_long, list_windows, window_length
 from videogen.cli.known_material import Material, load_material
 from videogen.cli.provenance import (
@@ -29,13 +29,16 @@ from videogen.cli.provenance import (
 from videogen.cli.sample_arguments import SampleArgs
 from videogen.cli.sample_jobs import SampleJob, list_rows, plan_jobs
 from videogen.cli.storyboards import list_shots, load_images
+from videogen.cli.words import note_unknown_words
 from videogen.config.parsing import load_toml
 from videogen.config.sample import MINI, SampleConfig
 from videogen.data.saved_latents import check_latent, latent_settings, read_latent, save_latent
-from videogen.data.video_io import write_video
+from videogen.data.video_io import settings_comment, write_video
+from videogen.data.words import read_words, unknown_words
 from videogen.models.checkpoint_config import CheckpointInfo, read_checkpoint_info
 from videogen.models.hub import find_checkpoint
 from videogen.models.precision import bf16_instructions
+from videogen.models.single_file import assemble, is_weight_file, load_vae_part
 from videogen.packing.bin_packing import group_by_budget
 from videogen.sampling.cost import num_evaluations
 
@@ -52,12 +55,16 @@ DESCRIPTION = "Make clips from prompts. Each file carries all its settings; --fr
 def run(args: SampleArgs, info: CheckpointInfo) -> int:
     """Load the checkpoint, make the clips and print their paths."""
     jobs = plan_jobs(list_rows(args, info), args, info)
+    note_unknown_words((job.prompt for job in jobs), info.folder)
     if args.dry_run:
         weights = count_bytes(args, info)
         for job in jobs:
             print(describe(job, args, info, weights))
         return 0
-    start, latents = time.monotonic(), find_latents(jobs, args)
+    about = provenance(args)
+    for job in jobs:
+        settings_comment(settings_of(job, about))  # which refuses what a file cannot hold
+    start, latents = time.monotonic(), find_latents(jobs, args, about)
     to_denoise, material = [job for job in jobs if job not in latents], load_material(args, info)
     pipeline = load(args, info) if to_denoise else None
     vae = pipeline.vae if pipeline is not None else load_decoder(args, info)
@@ -66,41 +73,39 @@ def run(args: SampleArgs, info: CheckpointInfo) -> int:
     if pipeline is not None:
         short, long = ([job for job in to_denoise if is_long(args, info, job.config) == long] for long in (False, True))
         clips += [
-            make(pipeline, jobs, args, info, material) for make, jobs in ((make_clips, short), (make_long_clips, long))
+            make(pipeline, jobs, args, info, about, material)
+            for make, jobs in ((make_clips, short), (make_long_clips, long))
         ]
     for job, seconds in chain.from_iterable(clips):
+        unknown = unknown_words(job.prompt, read_words(info.folder))
         row = {"path": str(job.path), "seconds": round(seconds, 2), "prompt": job.prompt, "seed": job.seed}
-        line = f"{job.path}  ({seconds:.1f} s, after {loading_seconds:.1f} s of loading)"
+        row |= {"unknown_words": unknown} if unknown else {}
+        line = f"{job.path}  ({format_duration(seconds)}, after {format_duration(loading_seconds)} of loading)"
         print(json.dumps(row) if args.json else line, flush=True)
     return 0
 
 
 def parse_args(argv: Sequence[str]) -> tuple[SampleArgs, CheckpointInfo]:
     """Parse flags over --from over --config over the checkpoint's own defaults."""
-    model = find_checkpoint(peek(argv, "--model") or MINI)
-    if not model.is_dir():
-        hint = "or leave --model out" if model != MINI else "the default one is in assets/mini of a checkout"
-        raise ValueError(f"no checkpoint folder {model}; give one with model_index.json, {hint}")
-    info = read_checkpoint_info(model)
+    info = open_model(argv)
+    model = info.folder
     base = SampleArgs(model=model, sample=info.defaults)
-    if path := peek(argv, "--config"):
+    if (path := peek(argv, "--config")) is not None:
         base = replace(base, sample=load_toml(SampleConfig, Path(path), over=base.sample))
     recorded = None
     if (path := peek(argv, "--from")) is not None:
         recorded = read_recorded_settings(Path(path))
         base = apply_recorded_settings(base, recorded)
-        if peek(argv, "--image") is not None:  # which add to each other, and here replace what was recorded
+        if is_given(argv, "--image"):  # which add to each other, and here replace what was recorded
             base = replace(base, image=())
-    if peek(argv, "--frames") is not None:
-        if peek(argv, "--seconds") is not None:
+    if is_given(argv, "--frames"):
+        if is_given(argv, "--seconds"):
             raise ValueError("give --frames or --seconds, not both")
         base = replace(base, sample=replace(base.sample, seconds=None))
     args = parse(SampleArgs, argv, default=base, prog="sample.py", description=DESCRIPTION)
-    if "--sweep" in argv and not args.sweep:
+    if is_given(argv, "--sweep") and not args.sweep:
         raise ValueError("--sweep needs what to compare: --sweep steps=4,8,16, or a grid.toml")
-    args = replace(args, model=find_checkpoint(args.model))
-    if args.model != model:
-        info = read_checkpoint_info(args.model)
+    args = replace(args, model=model)
     if path is not None and recorded is not None:
         check_recorded_files(Path(path), recorded, args, argv)
     args = replace(fit_settings(args, info, argv), dtype=resolve_dtype(args, info))
@@ -115,7 +120,22 @@ def resolve_dtype(args: SampleArgs, info: CheckpointInfo) -> Literal["float32", 
     return "bfloat16" if is_faster and info.is_plain and not args.needs_diffusers else "float32"
 
 
-def find_latents(jobs: Sequence[SampleJob], args: SampleArgs) -> dict[SampleJob, Path]:
+def open_model(argv: Sequence[str]) -> CheckpointInfo:
+    """Read the checkpoint that --model names: a folder, or files of weights together with --vae and --text."""
+    given, vae, text = (peek(argv, flag) for flag in ("--model", "--vae", "--text"))
+    if given is not None and is_weight_file(given):
+        folder, files = assemble(Path(given), Path(vae) if vae else None, Path(text) if text else None)
+        return read_checkpoint_info(folder)._replace(files=files)
+    if vae is not None or text is not None:
+        raise ValueError("--vae and --text go with a --model that is a file; a folder has its own")
+    model = find_checkpoint(MINI if given is None else given)
+    if not model.is_dir():
+        hint = "or leave --model out" if model != MINI else "the default one is in assets/mini of a checkout"
+        raise ValueError(f"no checkpoint folder {model}; give one with model_index.json, {hint}")
+    return read_checkpoint_info(model)
+
+
+def find_latents(jobs: Sequence[SampleJob], args: SampleArgs, about: Mapping[str, object]) -> dict[SampleJob, Path]:
     """Find the clips whose latents exist, from --from or an earlier try; a latent of other settings is refused."""
     latents: dict[SampleJob, Path] = {}
     for job in jobs:
@@ -124,7 +144,6 @@ def find_latents(jobs: Sequence[SampleJob], args: SampleArgs) -> dict[SampleJob,
             latents[job] = args.from_clip
         elif args.save_latents and not args.overwrite and saved.exists():
             latents[job] = saved
-    about = provenance(args) if latents else {}
     for job, path in latents.items():
         check_latent(path, settings_of(job, about))
     return latents
@@ -161,6 +180,8 @@ def load_decoder(args: SampleArgs, info: CheckpointInfo) -> Autoencoder:
 
     check_device(args.device)
     dtype = getattr(torch, args.dtype)
+    if info.files is not None:
+        return load_vae_part(info.files.vae, info.folder, dtype).to(args.device)  # type: ignore[return-value]
     if info.is_plain:
         return load_network(VAE, info.folder / "vae", dtype=dtype).to(args.device)
     return load_vae(info.folder, dtype=dtype).to(args.device)  # type: ignore[call-overload]
@@ -193,43 +214,57 @@ def load(args: SampleArgs, info: CheckpointInfo) -> ClipSampler:
 
 
 def make_clips(
-    pipeline: ClipSampler, jobs: Sequence[SampleJob], args: SampleArgs, info: CheckpointInfo, material: Material
+    pipeline: ClipSampler,
+    jobs: Sequence[SampleJob],
+    args: SampleArgs,
+    info: CheckpointInfo,
+    about: Mapping[str, object],
+    material: Material,
 ) -> Iterator[tuple[SampleJob, float]]:
-    """Make clips side by side in packs of any sizes and lengths, where all other settings are equal.
+    """Make clips one by one, or side by side in packs of any sizes and lengths where all other settings are equal.
 
-    Yields each with its share of the seconds, by its tokens.
+    Yields each with its share of the seconds, by its tokens. A clip of a pack equals the clip alone to rounding, since
+    products of more rows add up in another order; its file says how many shared the pack.
     """
     from videogen.sampling.clip_sampler import ClipRequest
 
-    about, mixed = provenance(args), not material.known
+    mixed = not material.known
     for _, group in groupby(jobs, key=lambda job: shared_settings(job.config, mixed=mixed)):
-        for batch in group_by_budget(group, lambda job: info.num_tokens(job.config), TOKENS_PER_PACK):
+        for batch in group_by_budget(
+            group, lambda job: info.num_tokens(job.config), 0 if args.exact else TOKENS_PER_PACK
+        ):
             start, config = time.monotonic(), batch[0].config
+            about_pack = {**about, **({"pack": len(batch)} if len(batch) > 1 else {})}
             label = f"{len(batch)} clip{'s' if len(batch) > 1 else ''}"
-            with progress(num_evaluations(config), label) as on_evaluation:
+            with progress(num_evaluations(config), label, quiet=args.quiet) as on_evaluation:
                 requests = [ClipRequest(job.prompt, job.seed, material.known, job.config) for job in batch]
                 latents = pipeline.sample(requests, config, on_evaluation)
             tokens = [info.num_tokens(job.config) for job in batch]
             seconds_per_token = (time.monotonic() - start) / sum(tokens)
             for job, latent in zip(batch, latents if args.save_latents else [], strict=False):
-                saved, settings = job.path.with_suffix(".safetensors"), settings_of(job, about)
+                saved, settings = job.path.with_suffix(".safetensors"), settings_of(job, about_pack)
                 save_latent(saved, latent, settings, overwrite=args.overwrite)
             for job, latent, num in zip(batch, latents, tokens, strict=True):
-                start, settings = time.monotonic(), settings_of(job, about)
+                start, settings = time.monotonic(), settings_of(job, about_pack)
                 frames = material.frame_with(pipeline.frames(latent), job.config, info.time_stride)
                 write_video(job.path, frames, fps=job.config.fps, settings=settings, overwrite=args.overwrite)
                 yield job, seconds_per_token * num + time.monotonic() - start
 
 
 def make_long_clips(
-    pipeline: ClipSampler, jobs: Sequence[SampleJob], args: SampleArgs, info: CheckpointInfo, material: Material
+    pipeline: ClipSampler,
+    jobs: Sequence[SampleJob],
+    args: SampleArgs,
+    info: CheckpointInfo,
+    about: Mapping[str, object],
+    material: Material,
 ) -> Iterator[tuple[SampleJob, float]]:
     """Make clips one after another in windows; frames are written as they come, so that memory does not grow."""
-    about = provenance(args)
     for job in jobs:
         start, config, settings = time.monotonic(), job.config, settings_of(job, about)
         windows = list_windows(args, info, config)
-        with progress(sum(map(num_evaluations, windows)), f"{len(windows)} windows") as on_evaluation:
+        label = f"{len(windows)} windows"
+        with progress(sum(map(num_evaluations, windows)), label, quiet=args.quiet) as on_evaluation:
             frames = (
                 make_storyboard(pipeline, job, args, info, on_evaluation)
                 if args.storyboard is not None
@@ -286,8 +321,11 @@ def shared_settings(config: SampleConfig, *, mixed: bool) -> SampleConfig:
 
 
 @contextlib.contextmanager
-def progress(total: int, label: str) -> Iterator[Callable[[], None]]:
-    """Show a bar on stderr that counts network evaluations."""
+def progress(total: int, label: str, *, quiet: bool = False) -> Iterator[Callable[[], None]]:
+    """Show a bar on stderr that counts network evaluations, unless it shall be quiet."""
+    if quiet:
+        yield lambda: None
+        return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 

@@ -11,7 +11,17 @@ from typing import Annotated, Literal
 
 import tyro
 
+from videogen.cli.prompts import read_seed
 from videogen.config.sample import MINI, SampleConfig
+from videogen.data.pictures import WHITE, check_background
+
+SEED = tyro.constructors.PrimitiveConstructorSpec[int](
+    nargs=1,
+    metavar="INT|random",
+    instance_from_str=lambda words: read_seed(words[0]),
+    is_instance=lambda value: isinstance(value, int),
+    str_from_instance=lambda seed: [str(seed)],
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,15 +31,20 @@ class SampleArgs:
     prompt: tyro.conf.Positional[tuple[str, ...]] = ()
     """One or more prompts."""
     prompts: Path | None = None
-    """A file of prompts: one a line, or .jsonl / .csv with a column prompt and any of seed, steps, size, ..."""
+    """A file of prompts: one a line, or .json / .jsonl / .csv with a column prompt and any of seed, steps, size, ..."""
     out: Path | None = None
-    """A .mp4, .gif, .webm or .png file for one clip, or a folder; default out/<prompt>-<seed>.mp4."""
+    """A .mp4, .mov, .mkv, .webm, .gif or .png file for one clip, or a folder; default out/<prompt>-<seed>.mp4, and -2,
+    -3, ... behind that where it exists."""
     model: Path = MINI
-    """Checkpoint folder, or owner/name[@revision] of one in the Hugging Face cache."""
+    """Checkpoint folder, owner/name[@revision] of one in the Hugging Face cache, or Wan's transformer in a file."""
+    vae: Path | None = None
+    """For a --model that is a file: its VAE, a file (Wan 2.1) or a folder."""
+    text: Path | None = None
+    """For a --model that is a file: its text encoder (UMT5), a file with its tokenizer beside it, or a folder."""
     num: int = 1
     """Clips a prompt; their seeds follow on from --seed."""
-    seed: int = 0
-    """The clip's noise."""
+    seed: Annotated[int, SEED] = 0
+    """The clip's noise; random, or -1, draws one, which the file records."""
     seeds: str | None = None
     """Several seeds for every prompt, instead of --seed and --num: 0,1,2 or a range 0:9:10."""
     sweep: tuple[str, ...] = ()
@@ -60,6 +75,8 @@ class SampleArgs:
     """A TOML file of scenes, each [[scene]] with its prompt, seconds and transition: cut, blend or continue."""
     fit: Literal["crop", "pad", "size"] = "crop"
     """Pictures of another shape than the clip: crop them, pad them with black, or give the clip the picture's size."""
+    background: str = WHITE
+    """The colour behind pictures that are transparent in places: a name, or #rrggbb."""
     lora: tuple[str, ...] = ()
     """LoRA files or folders, each with =SCALE behind it where that is not 1; of a model with two experts with high: or
     low: before it, for high or low noise."""
@@ -76,6 +93,9 @@ class SampleArgs:
     """Transformer weights in fewer bits: fp8 needs nothing more, int8 torchao, nf4 bitsandbytes and CUDA."""
     gguf: tuple[Path, ...] = ()
     """A quantised Wan transformer in place of the folder's; of two experts one for each, high noise first."""
+    exact: bool = True
+    """Make each clip alone, to the same bytes whatever is made beside it; --no-exact makes small clips side by side in
+    packs, some faster and equal to rounding."""
     compile: bool = False
     """Compile the transformer's block, for GPUs: slow to start, and on a CPU no faster afterwards (0.94 times)."""
     save_latents: bool = False
@@ -86,6 +106,8 @@ class SampleArgs:
     """Say sizes, tokens, memory and time; run nothing."""
     overwrite: bool = False
     """Replace files that exist."""
+    quiet: bool = False
+    """Show no bars."""
     json: bool = False
     """Print a JSON object a clip instead of text."""
 
@@ -95,6 +117,8 @@ class SampleArgs:
         return bool(self.lora or self.gguf or self.compile) or self.quantise != "none" or self.offload != "none"
 
     def __post_init__(self) -> None:
+        if self.background != WHITE:  # Pillow need not be imported for the default
+            check_background(self.background)
         if self.num < 1:
             raise ValueError(f"num must be at least 1, got {self.num}")
         if self.search is not None and (self.search < 1 or not self.sweep):

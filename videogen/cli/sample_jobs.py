@@ -5,24 +5,23 @@ SampleArgs, CheckpointInfo  ->  [PromptRow(prompt, seed, SampleConfig)]  ->  [Sa
 
 from __future__ import annotations
 
-import re
+import os
 from collections.abc import Iterable, Sequence
-from itertools import count
 from pathlib import Path
 from typing import NamedTuple
 
+from videogen.cli.clip_files import check_files, name_clip, split_out
 from videogen.cli.known_flags import check_rows, count_frames
-from videogen.cli.prompts import PromptRow, read_prompts, read_seeds
+from videogen.cli.prompts import SEEDS, PromptRow, read_prompts, read_seeds
 from videogen.cli.sample_arguments import SampleArgs
+from videogen.config.parsing import check_text
 from videogen.config.sample import SampleConfig, check_sampler
 from videogen.data.saved_latents import ENVIRONMENT_KEYS, is_same_setting, latent_settings
 from videogen.data.video_io import check_format, read_settings
 from videogen.models.checkpoint_config import CheckpointInfo
 from videogen.packing.patch_schedule import draft_config, patch_schedule
+from videogen.sampling.gguf_files import check_gguf, transformers_of
 from videogen.sampling.lora_files import check_experts, read_lora
-
-SUFFIXES = (".mp4", ".gif", ".webm", ".png")
-SEEDS = range(-(2**63), 2**64)  # what torch takes
 
 
 class SampleJob(NamedTuple):
@@ -36,7 +35,7 @@ class SampleJob(NamedTuple):
 
 def list_rows(args: SampleArgs, info: CheckpointInfo) -> list[PromptRow]:
     """List prompt, seed and settings of every clip that the command asks for."""
-    rows = [PromptRow(prompt, args.seed, args.sample) for prompt in args.prompt]
+    rows = [PromptRow(check_text(prompt, "the prompt"), args.seed, args.sample) for prompt in args.prompt]
     if args.prompts is not None:
         rows += read_prompts(args.prompts, args.sample, args.seed)
     if not rows:
@@ -49,9 +48,9 @@ def list_rows(args: SampleArgs, info: CheckpointInfo) -> list[PromptRow]:
         check_seeds(args, {row.seed for row in rows})
         rows = [row._replace(seed=seed) for row in rows for seed in read_seeds(args.seeds)]
     for row in rows:
-        if row.seed not in SEEDS:
+        if row.seed not in SEEDS:  # --num and --seeds count on
             raise ValueError(f"seed must be a whole number from -2^63 to 2^64 - 1, got {row.seed}")
-    return rows
+    return [row._replace(config=info.resolve_size(row.config)) for row in rows]
 
 
 def check_seeds(args: SampleArgs, seeds: set[int]) -> None:
@@ -68,35 +67,29 @@ def plan_jobs(rows: Sequence[PromptRow], args: SampleArgs, info: CheckpointInfo)
     check_rows([row.config for row in rows], args)
     lengths = [count_frames(args, info, row.config) for row in rows]
     check_experts(list(map(read_lora, args.lora)), two=info.num_experts == 2)
+    transformers_of(info, args.quantise, args.gguf)
+    for path in args.gguf:
+        check_gguf(path)
     out_file, folder = split_out(args.out, num_clips=len(rows))
-    used = set[str]()
+    # A name of our own counts on; with --save-latents the same name is the same clip, which is resumed.
+    may_exist = args.out is not None or args.save_latents or args.overwrite
+    used = set[Path]()
     jobs = []
     for (prompt, seed, config), frames in zip(rows, lengths, strict=True):
-        stem = f"{slug(prompt)}-{seed}"
-        names = (f"{stem}-{i}" if i > 1 else stem for i in count(1))
-        used.add(name := next(name for name in names if name not in used))
-        path = out_file or folder / f"{name}.mp4"
+        path = out_file or name_clip(folder, prompt, seed, used, may_exist=may_exist)
+        used.add(path)
         check_format(path, config.fps)
         if path.suffix.lower() == ".png" and frames != 1:
             raise ValueError(f"{path} holds one frame, not {frames}; add --frames 1 or write an .mp4")
-        if path.exists() and not (args.overwrite or args.dry_run or is_made_by_same_command(path, config, args)):
-            raise ValueError(f"{path} exists; add --overwrite, or choose another --out or --seed")
         jobs.append(SampleJob(prompt, seed, config, path))
+    if not args.dry_run:
+        latents = [job.path.with_suffix(".safetensors") for job in jobs if args.save_latents]
+        check_files([*used, *latents])
+    for _, _, config, path in jobs:
+        taken = os.path.lexists(path) and not (args.overwrite or args.dry_run)
+        if taken and not is_made_by_same_command(path, config, args):
+            raise ValueError(f"{path} exists; add --overwrite, or choose another --out or --seed")
     return jobs
-
-
-def split_out(out: Path | None, *, num_clips: int) -> tuple[Path | None, Path]:
-    """Read --out as one file and its folder, or as a folder alone; a ValueError where neither can be."""
-    if out is None or out.suffix.lower() not in SUFFIXES:
-        if out is not None and out.suffix and not out.is_dir():
-            raise ValueError(f"--out must be a folder or end in {', '.join(SUFFIXES)}, got {out}")
-        out_file, folder = None, out or Path("out")
-    else:
-        out_file, folder = out, out.parent
-    if out_file is not None and num_clips > 1:
-        raise ValueError(f"--out {out} is one file for {num_clips} clips; give a folder")
-    check_folder(folder)
-    return out_file, folder
 
 
 def is_made_by_same_command(path: Path, config: SampleConfig, args: SampleArgs) -> bool:
@@ -110,21 +103,14 @@ def is_made_by_same_command(path: Path, config: SampleConfig, args: SampleArgs) 
     return all(is_same_setting(recorded.get(name), current.get(name)) for name in names)
 
 
-def check_folder(folder: Path) -> None:
-    """Refuse a folder that cannot be created since a file has its name, or that of one above it."""
-    existing = next(path for path in (folder, *folder.parents, Path()) if path.exists())
-    if not existing.is_dir():
-        raise ValueError(f"{existing} is a file; give --out a folder, or another name")
-
-
 def check_settings(configs: Iterable[SampleConfig], info: CheckpointInfo) -> None:
     """Refuse settings under which a checkpoint cannot make a clip."""
     for config in configs:
         check_sampler(config.sampler)
         patch_schedule(config, info.patches)
         info.latent_grid(config)
-
-
-def slug(prompt: str) -> str:
-    """Turn a prompt into a file name that still reads like it."""
-    return re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:60].rstrip("-") or "clip"
+        if config.guidance_2 is not None and info.num_experts == 1:
+            raise ValueError(
+                f"guidance_2 is that of a second expert, and {info.folder} has one transformer; leave "
+                f"--guidance-2 {config.guidance_2:g} out, --guidance is for all noise levels"
+            )

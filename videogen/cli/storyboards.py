@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING
 
 from videogen.config.sample import SampleConfig
 from videogen.config.storyboard import Shot, plan_shots, read_storyboard
-from videogen.data.video_decode import read_image_file
-from videogen.data.video_io import read_video
+from videogen.data.pictures import read_image_file
 from videogen.models.checkpoint_config import TEXT_ONLY, CheckpointInfo
 from videogen.packing.windows import plan_windows
 
@@ -62,4 +61,4 @@ def load_images(shots: list[Shot], args: SampleArgs) -> list[Known | None]:
 
     fit = "pad" if args.fit == "pad" else "crop"
     images = [shot.scenes[0].image for shot in shots]
-    return [Known.first(read_video(Path(image)), fit=fit) if image else None for image in images]
+    return [Known.first(read_image_file(Path(image), args.background), fit=fit) if image else None for image in images]

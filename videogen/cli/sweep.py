@@ -9,23 +9,32 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+import sys
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from videogen.cli.clip_files import OUT, check_files, check_folder
+from videogen.cli.dry_run import format_duration
 from videogen.cli.known_flags import check_rows
-from videogen.cli.provenance import provenance
+from videogen.cli.prompts import PromptRow
+from videogen.cli.provenance import provenance, settings_of
 from videogen.cli.sample import load, progress
 from videogen.cli.sample_arguments import SampleArgs
-from videogen.cli.sample_jobs import SUFFIXES, check_folder, check_settings, list_rows, slug
+from videogen.cli.sample_jobs import check_settings, list_rows
+from videogen.cli.words import note_unknown_words
 from videogen.config.sample import MINI
+from videogen.data.files import slug
+from videogen.data.video_io import WRITABLE, settings_comment
+from videogen.data.words import ANY_KIND, read_words, unknown_words
 from videogen.models.checkpoint_config import CheckpointInfo
 from videogen.models.hub import checkpoint_name
 from videogen.sampling.cost import clip_flop, clip_seconds, num_evaluations
-from videogen.sweep.axes import read_axes
+from videogen.sweep.axes import Axis, read_axes
+from videogen.sweep.choice import intents
 from videogen.sweep.plan import Plan, Run, check_sweep_folder, lock_folder, max_steps
 from videogen.sweep.results import Row, gather_rows, import_pyarrow, read_rows, unfinished_runs
 
@@ -34,13 +43,14 @@ if TYPE_CHECKING:
     from videogen.sweep.measures import Score
     from videogen.sweep.runner import Team
 
+JUDGE = "videogen.toybox.judge:score"
 REFERENCE_FACTOR = 4  # steps of the references against the most steps of the axes
 
 
 def run_sweep(args: SampleArgs, info: CheckpointInfo) -> int:
     """Plan a sweep, check everything, run it and print the findings."""
-    folder = args.out or Path("out") / f"sweep-{slug((args.prompt or ('prompts',))[0])}"
-    if folder.suffix.lower() in SUFFIXES:
+    folder = args.out or OUT / f"sweep-{slug((args.prompt or ('prompts',))[0])}"
+    if folder.suffix.lower() in WRITABLE:
         raise ValueError(f"--out of a sweep is a folder, got {folder}")
     if args.image or args.video:
         raise ValueError("a sweep takes prompts alone; leave --image and --video out, or make those clips one by one")
@@ -48,6 +58,7 @@ def run_sweep(args: SampleArgs, info: CheckpointInfo) -> int:
     plan = make_plan(args, info)
     check_settings({run.config for run in plan.runs()}, info)
     check_rows([run.config for run in plan.runs()], args)
+    note_unknown_words((run.prompt for run in plan.bases), info.folder)
     if args.dry_run:
         print(estimate_sweep(plan, args, info))
         return 0
@@ -60,9 +71,13 @@ def run_sweep(args: SampleArgs, info: CheckpointInfo) -> int:
     team, device = find_team(args)
     if team.num > 1 and args.search:
         raise ValueError("--search runs in one process; leave accelerate launch out, or --search")
-    score, score_about = find_score(args.score)
+    name = args.score or choose_judge(plan, info)
+    score, score_about = find_score(name)
     plan = replace(plan, about=plan.about + tuple(score_about.items()))
     check_sweep_folder(folder, plan, overwrite=args.overwrite)
+    check_files([folder / "clips" / "clip.mp4"])
+    for run in plan.runs():
+        settings_comment(settings_of(PromptRow(*run), dict(plan.about)))
     args = replace(args, device=device)  # type: ignore[arg-type]  # cuda:1, too
     # Loading comes before the folder is touched, so that a failure to load has cleared and claimed nothing.
     pipeline = load(args, info) if args.overwrite or unfinished_runs(folder, plan) else None
@@ -88,22 +103,33 @@ def run_sweep(args: SampleArgs, info: CheckpointInfo) -> int:
 
 def make_plan(args: SampleArgs, info: CheckpointInfo) -> Plan:
     """Plan the sweep that the flags ask for."""
-    axes = read_axes(args.sweep)
+    axes = tuple(resolve_sizes(axis, info) for axis in read_axes(args.sweep))
     bases = tuple(Run(*row) for row in list_rows(args, info))
     if len({(run.prompt, run.seed) for run in bases}) < len(bases):
         raise ValueError("a sweep needs each prompt once with each seed, and one stands there twice")
     steps = REFERENCE_FACTOR * max_steps(bases, axes) if args.reference is None else args.reference
     if steps < 0:
         raise ValueError(f"--reference must be a number of steps, or 0 for none, got {steps}")
+    words = read_words(info.folder)
     about = {key: value for key, value in provenance(args).items() if key != "versions"}
     return Plan(
         bases=bases,
         axes=axes,
         reference_steps=steps,
-        model="" if args.model == MINI else checkpoint_name(args.model),
+        model="" if args.model == MINI else str(info.files.transformer) if info.files else checkpoint_name(args.model),
         defaults=info.defaults,
         about=tuple(about.items()),
+        unknown_words=tuple(dict.fromkeys(word for run in bases for word in unknown_words(run.prompt, words))),
     )
+
+
+def resolve_sizes(axis: Axis, info: CheckpointInfo) -> Axis:
+    """Replace the shapes among the sizes of an axis, such as 9:16, by sizes in pixels."""
+
+    def resolve(name: str, value: object) -> object:
+        return info.resolve_size(replace(info.defaults, size=str(value))).size if name == "size" else value
+
+    return axis._replace(places=tuple(tuple(map(resolve, axis.names, place)) for place in axis.places))
 
 
 def estimate_sweep(plan: Plan, args: SampleArgs, info: CheckpointInfo) -> str:
@@ -112,15 +138,36 @@ def estimate_sweep(plan: Plan, args: SampleArgs, info: CheckpointInfo) -> str:
     num_settings = min(args.search or len(plan.settings), len(plan.settings))
     share = num_settings / len(plan.settings)  # a search chooses some of them, and each is as likely
     references = plan.references(runs)
-    flop = share * sum(clip_flop(info, run.config) for run in (*runs, *references))
+    seconds, reference_seconds = (
+        clip_seconds(share * sum(clip_flop(info, run.config) for run in some)) if args.device == "cpu" else None
+        for some in (runs, references)
+    )
     row = {
         "runs": num_settings * len(plan.bases),
         "settings": num_settings,
         "references": round(share * len(references)),
         "evaluations": round(share * sum(num_evaluations(run.config) for run in runs)),
-        **({"seconds": float(f"{clip_seconds(flop):.2g}")} if args.device == "cpu" else {}),
     }
-    return json.dumps(row) if args.json else "  ".join(f"{key} {value}" for key, value in row.items())
+    if seconds is not None and reference_seconds is not None:
+        times = {"seconds": seconds + reference_seconds, "reference_seconds": reference_seconds}
+        row |= {name: float(f"{value:.2g}") for name, value in times.items()}
+    return json.dumps(row) if args.json else describe_estimate(plan, row)
+
+
+def describe_estimate(plan: Plan, row: Mapping[str, float]) -> str:
+    """Describe the estimate of a sweep in a person's words: the clips, what references are, and what they take."""
+    pairs = f"{row['settings']} settings under {len(plan.bases)} prompts and seeds"
+    lines = [f"{row['runs']} clips: {pairs}, {row['evaluations']:,} evaluations of the network."]
+    if num := row["references"]:
+        lines.append(
+            f"{num} references of {plan.reference_steps} steps: the same clips solved almost exactly, against which "
+            "PSNR measures what fewer steps, another sampler or a cache change. --reference 0 leaves them out, and "
+            "PSNR with them."
+        )
+    if "seconds" in row:
+        whole, of_references = (format_duration(row[name]) for name in ("seconds", "reference_seconds"))
+        lines.append(f"About {whole} in all" + (f", {of_references} of them for the references." if num else "."))
+    return "\n".join(lines)
 
 
 def find_team(args: SampleArgs) -> tuple[Team, str]:
@@ -137,6 +184,21 @@ def find_team(args: SampleArgs) -> tuple[Team, str]:
     return Team(state.process_index, state.num_processes, state.wait_for_everyone), str(state.device)
 
 
+def choose_judge(plan: Plan, info: CheckpointInfo) -> str | None:
+    """Choose the toybox's judge for axes of intent, where checkpoint and prompts are of its world; and say so."""
+    if not intents(plan.axes) or all(word.kind == ANY_KIND for word in read_words(info.folder)):
+        return None
+    from videogen.toybox.judge import parse
+
+    try:
+        for run in plan.bases:
+            parse(run.prompt)
+    except ValueError:  # a sentence beyond the judge's grammar
+        return None
+    print(f"note: the clips are judged by what their captions say (--score {JUDGE})", file=sys.stderr)
+    return JUDGE
+
+
 def find_score(name: str | None) -> tuple[Score | None, dict[str, object]]:
     """Load the function that --score names, and identify it."""
     from videogen.sweep.measures import load_score, score_id
@@ -149,13 +211,21 @@ def run_plan(
     pipeline: ClipSampler, plan: Plan, folder: Path, args: SampleArgs, team: Team, score: Score | None
 ) -> None:
     """Run what has no row yet."""
+    from videogen.sweep.report import growing_page
     from videogen.sweep.runner import Worker
     from videogen.sweep.search import search
 
     left, about = unfinished_runs(folder, plan), provenance(args)
     share = min(1.0, args.search / len(plan.settings)) if args.search else 1.0
     total = round(share * sum(num_evaluations(run.config) for run in left))
-    with progress(total, "evaluations") if team.rank == 0 else nullcontext(lambda: None) as on_evaluation:
+    grow = growing_page(folder, plan) if team.rank == 0 else lambda row: None
+
+    def tell(row: Row) -> None:
+        grow(row)
+        if args.json:
+            print_row(row)
+
+    with progress(total, "evaluations", quiet=args.quiet or team.rank > 0) as on_evaluation:
         worker = Worker(
             pipeline,
             plan,
@@ -164,7 +234,7 @@ def run_plan(
             team=team,
             about=about,
             save_latents=args.save_latents,
-            on_row=print_row if args.json else lambda row: None,
+            on_row=tell,
             on_evaluation=on_evaluation,
         )
         if args.search:

@@ -25,6 +25,13 @@ def nearest(name: str, allowed: Collection[str]) -> str:
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
+def check_text(text: str, name: str) -> str:
+    """Return a text, or refuse one that holds half a character, or bytes that are not UTF-8: no encoder reads those."""
+    if any("\ud800" <= letter <= "\udfff" for letter in text):
+        raise ValueError(f"{name} holds half a character, or bytes that are not UTF-8: {text!a}; write it anew")
+    return text
+
+
 def from_mapping(cls: type[T], values: Mapping[str, object], where: str = "") -> T:
     """Build a config dataclass from plain values; a ValueError for an unknown key suggests the nearest right one."""
     hints = typing.get_type_hints(cls)

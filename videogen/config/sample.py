@@ -9,7 +9,8 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from videogen.config.sizes import parse_size, require_positive
+from videogen.config.parsing import check_text
+from videogen.config.sizes import parse_ratio, parse_size, require_positive
 
 MINI = Path(__file__).resolve().parents[2] / "assets" / "mini"  # the default checkpoint, in a checkout
 SAMPLER_NAMES = (  # see sampling/solvers.py
@@ -23,7 +24,7 @@ class SampleConfig:
     """Everything that decides what a clip looks like, but its prompt and its seed."""
 
     size: str = "64x64"
-    """Width x height in pixels; any multiple of the model's stride."""
+    """Width x height in pixels, any multiple of the model's stride; or a shape, 9:16, of the default's area."""
     frames: int = 17
     """Length in frames, 1 + a multiple of the VAE's temporal stride; 1 is an image."""
     seconds: float | None = None
@@ -58,7 +59,9 @@ class SampleConfig:
     """Approximate: reuse the last step's blocks while the expected error is below this, such as 0.1; 0 is exact."""
 
     def __post_init__(self) -> None:
-        parse_size(self.size)
+        if parse_ratio(self.size) is None:  # which a checkpoint gives its area (CheckpointInfo.resolve_size)
+            parse_size(self.size)
+        check_text(self.negative, "negative")
         require_positive(self, "frames", "steps", "fps", "shift")
         if self.seconds is not None:
             require_positive(self, "seconds")

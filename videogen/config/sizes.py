@@ -12,8 +12,21 @@ def parse_size(size: str) -> tuple[int, int]:
     """Parse "64x48" to (64, 48): width and height in pixels."""
     match = re.fullmatch(r"\s*(\d+)\s*[xX×]\s*(\d+)\s*", size)
     if match is None or 0 in (sides := (int(match[1]), int(match[2]))):
-        raise ValueError(f"size must be WIDTHxHEIGHT in pixels, such as 64x64, got {size!r}")
+        raise ValueError(f"size must be WIDTHxHEIGHT in pixels, such as 64x64, got {size!r}; or a shape, such as 9:16")
     return sides
+
+
+def parse_ratio(size: str) -> tuple[int, int] | None:
+    """Parse "9:16" to (9, 16), the shape of a frame; None for anything else."""
+    match = re.fullmatch(r"\s*(\d+)\s*:\s*(\d+)\s*", size)
+    return None if match is None or 0 in (sides := (int(match[1]), int(match[2]))) else sides
+
+
+def fit_ratio(ratio: tuple[int, int], *, area: int, multiple: int) -> tuple[int, int]:
+    """Compute the width and height of a shape, of about an area in pixels, as the nearest multiples."""
+    width = math.sqrt(area * ratio[0] / ratio[1])
+    w, h = (multiple * max(1, round(side / multiple)) for side in (width, area / width))
+    return w, h
 
 
 def parse_patch(name: str) -> tuple[int, int, int]:

@@ -5,7 +5,9 @@ metadata.csv / .jsonl / .parquet  ->  CaptionTable: rows, and what is wrong with
 
 from __future__ import annotations
 
+import codecs
 import csv
+import io
 import json
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -51,35 +53,53 @@ def find_delimiter(path: Path) -> str:
 
 
 def read_utf8(path: Path) -> str:
-    """Read a text file, with or without a byte order mark; raises a ValueError that names a file not in UTF-8."""
+    """Read a text file in UTF-8, or in the UTF-16 that its byte order mark tells; a ValueError names any other file."""
+    data = path.read_bytes()
+    encoding = "utf-16" if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
     try:
-        return path.read_text(encoding="utf-8-sig")
+        return data.decode(encoding)
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not encoded in UTF-8: {error}; save it as UTF-8") from None
 
 
 def read_csv_rows(path: Path) -> Iterator[tuple[int, object]]:
     """Yield (number, {column: cell}) of each row; the number is that of the row's last line in the file."""
-    with path.open(newline="", encoding="utf-8-sig") as file:  # Excel begins a file with a byte order mark
-        reader = csv.DictReader(file, delimiter=find_delimiter(path))
-        try:
-            for row in reader:
-                if None in row:  # DictReader files the surplus cells under None
-                    surplus = f"{row[None]}; put texts with commas in quotes"
-                    raise ValueError(f"it has more cells than the table has columns: {surplus}")
-                yield reader.line_num, row
-        except (csv.Error, ValueError) as error:
-            raise ValueError(f"{path} row {reader.line_num}: {error}") from None
+    separator = find_delimiter(path)
+    reader = csv.DictReader(io.StringIO(read_utf8(path), newline=""), delimiter=separator)
+    try:
+        for row in reader:
+            if None in row:  # DictReader files the surplus cells under None
+                surplus = f"{row[None]}; put texts with {'tabs' if separator == TAB else repr(separator)} in quotes"
+                raise ValueError(f"it has more cells than the table has columns: {surplus}")
+            yield reader.line_num, row
+    except (csv.Error, ValueError) as error:
+        raise ValueError(f"{path} row {reader.line_num}: {error}") from None
 
 
 def read_jsonl_rows(path: Path) -> Iterator[tuple[int, object]]:
-    """Yield (line number, JSON value) of each line that is not blank."""
+    """Yield (line number, JSON value) of each line that is neither blank nor a # comment."""
     for number, line in enumerate(read_utf8(path).split("\n"), start=1):
-        if line.strip():
+        if is_content(line):
             try:
                 yield number, json.loads(line)
             except json.JSONDecodeError as error:
                 raise ValueError(f"{path} row {number}: it is not JSON: {error}") from None
+
+
+def read_json_rows(path: Path) -> Iterator[tuple[int, object]]:
+    """Yield (number, value) of each item of a JSON list, counted from 1."""
+    try:
+        rows = json.loads(read_utf8(path))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not JSON: {error}; a file with an object a line is a .jsonl") from None
+    if not isinstance(rows, list):
+        raise ValueError(f"{path} must hold a JSON list of rows, got {type(rows).__name__}")
+    yield from enumerate(rows, start=1)
+
+
+def is_content(line: str) -> bool:
+    """True if a line of a text file is neither blank nor a # comment."""
+    return bool(line.strip()) and not line.lstrip().startswith("#")
 
 
 def read_parquet_rows(path: Path) -> Iterator[tuple[int, object]]:
@@ -92,18 +112,20 @@ def read_parquet_rows(path: Path) -> Iterator[tuple[int, object]]:
 
 
 def read_rows(path: Path) -> Iterator[tuple[int, object]]:
-    """Yield (number, row) of a table file, or (number, text) of each line of any other file that is not blank."""
+    """Yield (number, row) of a table file, or (number, text) of each line of any other but blank ones and comments."""
     if (read := ROW_READERS.get(path.suffix.lower())) is not None:
         yield from read(path)
     else:
         lines = enumerate(read_utf8(path).splitlines(), start=1)
-        yield from ((number, line.strip()) for number, line in lines if line.strip())
+        yield from ((number, line.strip()) for number, line in lines if is_content(line))
 
 
 ROW_READERS: dict[str, Callable[[Path], Iterator[tuple[int, object]]]] = {
     ".csv": read_csv_rows,
+    ".tsv": read_csv_rows,
+    ".json": read_json_rows,
     ".jsonl": read_jsonl_rows,
     ".parquet": read_parquet_rows,
 }
 """Readers of table files by suffix. Their errors read "PATH row N: reason"."""
-METADATA = tuple(f"metadata{suffix}" for suffix in ROW_READERS)
+METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")

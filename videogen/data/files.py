@@ -5,11 +5,14 @@ tensors, path  ->  path.safetensors;  a finished folder.part  ->  folder
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import os
+import re
 import secrets
 import shutil
+import unicodedata
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +24,7 @@ if TYPE_CHECKING:
 MAX_FULLY_HASHED_BYTES = 2**28
 """Larger files are hashed by samples: reading all of a 14B model would take longer than loading it."""
 NUM_SAMPLES, SAMPLE_BYTES = 1000, 2**14
+MAX_SLUG = 60, 150  # characters, and bytes in UTF-8: a file system allows 255 for a name
 MANIFEST = "manifest.json"
 """Lists the hashes of a folder's files (see manifest.py); no part of what the folder is."""
 
@@ -34,7 +38,7 @@ def atomic_file(path: Path, *, overwrite: bool = True, durable: bool = True) -> 
     """
     if not overwrite:
         refuse_existing(path)
-    part = path.with_name(f".{part_name(path.stem[:40])}{path.suffix.lower()}")
+    part = part_path(path)
     part.touch(exist_ok=False)
     mode = part.stat().st_mode  # as the umask wants it; safetensors replaces it by one for the owner alone
     try:
@@ -55,6 +59,43 @@ def atomic_file(path: Path, *, overwrite: bool = True, durable: bool = True) -> 
 def part_name(stem: str) -> str:
     """Name an unfinished file or folder so that no other process and no other thread chooses the same name."""
     return f"{stem}.{os.getpid()}-{secrets.token_hex(4)}.part"
+
+
+def part_path(path: Path) -> Path:
+    """Name the unfinished file beside `path`: never longer than a file system allows, whatever the name of `path`."""
+    return path.with_name(f".{part_name(path.stem[:40])}{path.suffix.lower()}")
+
+
+def check_writable(path: Path) -> None:
+    """Write an empty unfinished file of `path` and remove it; a ValueError says why it could not be written later.
+
+    Folders that are missing are made, and removed again.
+    """
+    missing = [folder for folder in path.parents if not folder.exists()]
+    try:
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, "there is a folder of that name")
+        with contextlib.suppress(FileNotFoundError):
+            path.lstat()  # which fails for a name that is too long
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = part_path(path)
+        part.touch(exist_ok=False)
+        part.unlink()
+    except OSError as error:
+        raise ValueError(f"cannot write {path}: {error_reason(error)}; give another --out") from None
+    finally:
+        for folder in missing:
+            with contextlib.suppress(OSError):  # it was not made, or somebody has put something into it
+                folder.rmdir()
+
+
+def slug(prompt: str) -> str:
+    """Turn a prompt into a file name that still reads like it: the letters, marks and digits of every script."""
+    letters = unicodedata.normalize("NFC", prompt).lower()
+    kept = "".join(letter if unicodedata.category(letter)[0] in "LMN" else "-" for letter in letters)
+    num_letters, num_bytes = MAX_SLUG
+    short = re.sub("-+", "-", kept).strip("-")[:num_letters]
+    return short.encode()[:num_bytes].decode(errors="ignore").rstrip("-") or "clip"
 
 
 def refuse_existing(path: Path) -> None:

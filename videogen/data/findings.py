@@ -35,7 +35,6 @@ KINDS: dict[str, Kind] = {
     "no_picture": Kind("unusable", "sound alone"),
     "no_frames": Kind("unusable", "no frames"),
     "no_times": Kind("unusable", "no times"),
-    "animation": Kind("unusable", "animated picture"),
     "huge_picture": Kind("unusable", "picture too large to open"),
     "size_change": Kind("unusable", "size that changes on the way"),
     "damaged": Kind("unusable", "damaged inside"),

@@ -12,7 +12,8 @@ import numpy as np
 
 from videogen.data.findings import Finding, UnreadableFile
 from videogen.data.judgement import Judgement, judge_header
-from videogen.data.video_decode import IMAGE_SUFFIXES, decode_frames, open_video, read_image_file
+from videogen.data.pictures import IMAGE_SUFFIXES, read_image_file
+from videogen.data.video_decode import decode_frames, open_video
 from videogen.data.video_io import VideoInfo
 
 if TYPE_CHECKING:

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, NamedTuple
 from videogen.data.file_format import sniff
 from videogen.data.files import error_reason
 from videogen.data.findings import LEVELS, Finding, UnreadableFile
-from videogen.data.video_decode import IMAGE_SUFFIXES, decode_frames, display_matrix, open_video
+from videogen.data.pictures import IMAGE_SUFFIXES
+from videogen.data.video_decode import decode_frames, display_matrix, open_video
 from videogen.data.video_io import VideoInfo, count_whole_frames, probe
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 from videogen.data.captions import METADATA, CaptionTable, read_caption_tables, read_utf8
 from videogen.data.files import error_reason
 from videogen.data.findings import Finding, printable
-from videogen.data.video_decode import IMAGE_SUFFIXES
+from videogen.data.pictures import IMAGE_SUFFIXES
 
 SUFFIXES = (
     ".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".mts", ".m2ts", ".wmv", ".flv", ".3gp",

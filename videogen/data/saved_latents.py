@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 TENSOR_NAME = "latent"
-ENVIRONMENT_KEYS = ("device", "dtype", "versions")  # settings that may differ when a latent is decoded
+ENVIRONMENT_KEYS = ("device", "dtype", "versions", "pack")  # settings that may differ when a latent is decoded
 
 
 def save_latent(path: Path, latent: Tensor, settings: Mapping[str, object], *, overwrite: bool = True) -> None:

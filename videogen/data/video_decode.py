@@ -14,11 +14,12 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeVar, cast
 
-from einops import rearrange, repeat
+from einops import rearrange
 
-from videogen.data.file_format import explain_failure, explain_picture
+from videogen.data.file_format import explain_failure
 from videogen.data.files import error_reason
 from videogen.data.findings import UnreadableFile
+from videogen.data.pictures import IMAGE_SUFFIXES, read_animation, read_image_file
 
 if TYPE_CHECKING:
     import av
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from numpy import ndarray
 
 Frame = TypeVar("Frame")
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 CHUNK_FRAMES = 32  # decoded before they are scaled, so that a long clip never lies in memory at its full size
 DECORD_CODECS = ("h264", "vp8", "vp9", "av1")  # In HEVC and MPEG-2, decord's seeking returns the wrong frames.
 
@@ -110,8 +110,9 @@ def open_video(path: Path) -> Iterator[tuple[InputContainer, av.VideoStream]]:
     """Open a file with PyAV and yield it with its first video stream; errors of FFmpeg inside name the file."""
     import av.error
 
-    try:  # FFmpeg takes what stands before a colon for a protocol, but not behind a slash.
-        with av.open(path.absolute(), metadata_errors="replace") as container:  # Titles may be in Latin-1.
+    try:
+        # FFmpeg takes a colon in a relative path for a protocol; titles may be in Latin-1.
+        with av.open(path.absolute(), metadata_errors="replace") as container:
             if not container.streams.video:
                 raise UnreadableFile(path, "no_picture", "there is no picture in it")
             yield container, container.streams.video[0]
@@ -163,7 +164,8 @@ def decode_decord(path: Path, request: FrameRequest) -> Iterator[ndarray]:
         times = video.get_frame_timestamp(range(len(video))).astype(np.float64)
         starts, end = times[:, 0], times[-1, 1]
         # AVI has no times; frames that an edit list hides have negative ones, and decord counts but does not give them.
-        disordered = not np.isfinite(times).all() or starts[0] < 0 or (np.diff(starts) <= 0).any()
+        # A picture alone in a .mkv lasts no time.
+        disordered = not np.isfinite(times).all() or starts[0] < 0 or (np.diff([*starts, end]) <= 0).any()
         if inspect_header(path).is_mirrored or disordered:
             raise OSError(f"decord would show {path} mirrored or at other times")
         ends = (np.append(starts[1:], end) - starts[0]).tolist()
@@ -195,6 +197,15 @@ def decode_pyav(path: Path, request: FrameRequest) -> Iterator[ndarray]:
         while chunk := list(islice(selected, CHUNK_FRAMES)):
             check_size_stays(path, header.coded_size, chunk[0])
             yield to_rgb(chunk)
+
+
+def decode_animation(path: Path, request: FrameRequest) -> Iterator[ndarray]:
+    """Yield chunks of frames (t, h, w, 3) of an animated picture with Pillow, as FFmpeg reads no animated WebP."""
+    import numpy as np
+
+    selected = select_frames(read_animation(path), request)
+    while chunk := list(islice(selected, CHUNK_FRAMES)):
+        yield np.stack(chunk)
 
 
 READERS: dict[str, Callable[[Path, FrameRequest], Iterator[ndarray]]] = {"decord": decode_decord, "pyav": decode_pyav}
@@ -235,10 +246,15 @@ def to_rgb(frames: Sequence[av.VideoFrame]) -> ndarray:
     first = frames[0]
     graph = Graph()  # FFmpeg's own conversion, which is decord's too: PyAV's to_ndarray is far off for 10 bits
     source = graph.add_buffer(width=first.width, height=first.height, format=first.format, time_base=first.time_base)
-    graph.link_nodes(source, graph.add("format", "rgb24"), graph.add("buffersink")).configure()
+    is_transparent = any(component.is_alpha for component in first.format.components)
+    wanted = graph.add("format", "rgba" if is_transparent else "rgb24")
+    graph.link_nodes(source, wanted, graph.add("buffersink")).configure()
     for frame in frames:
         graph.push(frame)
     pixels = np.stack([graph.pull().to_ndarray() for _ in frames])
+    if is_transparent:  # on white, as pictures are
+        alpha = pixels[..., 3:].astype("float32") / 255
+        pixels = np.rint(pixels[..., :3] * alpha + 255 * (1 - alpha)).astype("uint8")
     return turn(pixels, display_matrix(first))
 
 
@@ -259,28 +275,3 @@ def display_matrix(frame: av.VideoFrame) -> tuple[int, int, int, int]:
         return 1, 0, 0, 1
     a, b, _, c, d, *_ = (round(v / 65536) for v in struct.unpack("=9i", bytes(side_data)))  # 16.16 fixed point
     return a, b, c, d
-
-
-def read_image_file(path: Path) -> ndarray:
-    """Read an image as a clip of one frame (1, h, w, 3), rotated as its EXIF data asks."""
-    import imageio.v3 as iio
-    from PIL import Image
-
-    try:
-        with Image.open(path) as image:  # The further images of a JPEG, such as previews, are no frames.
-            is_animated = path.suffix.lower() in (".png", ".webp") and getattr(image, "n_frames", 1) > 1
-        if is_animated:
-            raise UnreadableFile(path, "animation", "it is an animation; ffmpeg can make an .mp4 of it")
-        if iio.improps(path, index=0, plugin="pillow").dtype == "uint16":  # Pillow would clip it to white
-            gray = iio.imread(path, index=0, plugin="pillow", rotate=True)
-            return repeat((gray // 257).astype("uint8"), "h w -> 1 h w rgb", rgb=3)
-        pixels = iio.imread(path, index=0, plugin="pillow", mode="RGB", rotate=True)
-    except UnreadableFile:
-        raise
-    except Image.DecompressionBombError as error:
-        million = 2 * (Image.MAX_IMAGE_PIXELS or 0) / 1e6
-        words = f"the picture has more than the {million:.0f} million pixels that are opened; scale it down"
-        raise UnreadableFile(path, "huge_picture", words) from error
-    except (OSError, SyntaxError, ValueError) as error:
-        raise explain_picture(path, error) from error
-    return rearrange(pixels, "h w rgb -> 1 h w rgb")

@@ -1,14 +1,16 @@
 """Read and write videos and images; decord, PyAV and imageio are used here and where files are judged.
 
-any file FFmpeg or Pillow can read  ->  frames (t, h, w, 3) uint8  ->  .mp4, .webm, .gif or .png
+any file FFmpeg or Pillow can read  ->  frames (t, h, w, 3) uint8  ->  .mp4, .mov, .mkv, .webm, .gif or .png
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import math
 import shutil
+import subprocess
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing
 from itertools import chain
@@ -18,14 +20,8 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 from einops import rearrange
 
 from videogen.data.files import atomic_file, error_reason, refuse_existing
-from videogen.data.video_decode import (
-    IMAGE_SUFFIXES,
-    READERS,
-    FrameRequest,
-    inspect_header,
-    open_video,
-    read_image_file,
-)
+from videogen.data.pictures import IMAGE_SUFFIXES, is_animation, read_animation, read_image_file
+from videogen.data.video_decode import READERS, FrameRequest, decode_animation, inspect_header, open_video
 
 if TYPE_CHECKING:
     from av import VideoStream
@@ -34,6 +30,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 MAX_COMMENT = 100_000  # characters: Linux passes at most 128 KiB in one argument of a program
+MAY_BE_FULL = (None, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EPIPE)  # None: FFmpeg does not say
 
 
 class VideoInfo(NamedTuple):
@@ -50,6 +47,9 @@ def probe(path: Path) -> VideoInfo:
     """Read the size, length and rate of a video or image from its headers and one frame."""
     header = inspect_header(path)
     width, height = header.width, header.height
+    if is_animation(path):
+        ends = [seconds for seconds, _ in read_animation(path)]
+        return VideoInfo(width, height, len(ends), len(ends) / ends[-1], ends[-1])
     if path.suffix.lower() in IMAGE_SUFFIXES:
         return VideoInfo(width, height, num_frames=1, fps=1.0, seconds=0.0)
     with open_video(path) as (container, stream):
@@ -109,7 +109,9 @@ def read_video(
     size = size or (None if header.has_square_pixels else (header.width, header.height))
     slack = max(0.001, 0.55 * header.tick_seconds)  # A file's clock may have rounded a time up.
     request = FrameRequest(start_seconds + slack, 1 / fps if fps else 0.0, num_frames)
-    if path.suffix.lower() in IMAGE_SUFFIXES:
+    if is_animation(path):
+        chunks = [transform(resize(chunk, size)) for chunk in decode_animation(path, request)]
+    elif path.suffix.lower() in IMAGE_SUFFIXES:
         chunks = [transform(resize(read_image_file(path), size))] if start_seconds == 0 else []
     else:
         try:
@@ -139,13 +141,18 @@ def resize(frames: ndarray, size: tuple[int, int] | None) -> Tensor:
     return rearrange(planes, "t rgb h w -> t h w rgb").contiguous()
 
 
+# BT.709 throughout, and said in the file: a player guesses what it is not told, and shows another contrast. The filters
+# say it, since the encoder takes it from their frames.
 BT709 = (
-    "-vf scale=out_color_matrix=bt709:out_range=tv:flags=bicubic+accurate_rnd+full_chroma_int "
-    "-colorspace bt709 -color_primaries bt709 -color_trc bt709 -color_range tv"
+    "-vf scale=out_color_matrix=bt709:out_range=tv:flags=bicubic+accurate_rnd+full_chroma_int,"
+    "setparams=colorspace=bt709:color_primaries=bt709:color_trc=bt709:range=tv"
 )
+H264 = f"{BT709} -crf {{crf}} -threads 4"
 # Codec, pixel format, options. Threads are fixed, as the bytes depend on them. Each frame of a GIF has its own palette.
 ENCODERS = {
-    ".mp4": ("libx264", "yuv420p", f"{BT709} -crf {{crf}} -threads 4 -movflags +faststart"),
+    ".mp4": ("libx264", "yuv420p", f"{H264} -movflags +faststart"),
+    ".mov": ("libx264", "yuv420p", f"{H264} -movflags +faststart"),
+    ".mkv": ("libx264", "yuv420p", H264),
     ".webm": ("libvpx-vp9", "yuv420p", f"{BT709} -crf {{crf}} -b:v 0 -cpu-used 4 -threads 1"),
     ".gif": ("gif", "pal8", "-threads 1 -vf split[a][b];[a]palettegen=stats_mode=single[p];[b][p]paletteuse=new=1"),
 }
@@ -161,7 +168,7 @@ def write_video(
     crf: int = 12,
     overwrite: bool = False,
 ) -> None:
-    """Write frames (t, h, w, 3) uint8, whole or in chunks, as .mp4, .webm, .gif or .png with settings as a comment.
+    """Write frames (t, h, w, 3) uint8, whole or in chunks, in a format of WRITABLE with settings as a comment.
 
     crf 0 is the best picture, 51 the smallest file. The same frames and settings give the same bytes. Raises a
     ValueError for what cannot be written, a FileExistsError, or an OSError for a full disk; none leaves a partial file.
@@ -173,10 +180,7 @@ def write_video(
         raise ValueError(f"crf must be from 0 (best) to 51 (smallest), got {crf}")
     if not overwrite:
         refuse_existing(path)  # now, and once more when it is written
-    # json.dumps escapes to ASCII, which every container stores unchanged.
-    comment = json.dumps({"videogen": dict(settings)}) if settings is not None else ""
-    if len(comment) > MAX_COMMENT:
-        raise ValueError(f"settings may take {MAX_COMMENT:,} characters as JSON, got {len(comment):,}; shorten them")
+    comment = settings_comment(settings) if settings is not None else ""
     images = iterate_frames([frames] if isinstance(frames, torch.Tensor) else frames)
     if (first := next(images, None)) is None:
         raise ValueError(f"cannot write {path}: there are no frames")
@@ -190,17 +194,47 @@ def write_video(
     except FileExistsError:
         raise
     except OSError as error:
-        free = shutil.disk_usage(path.parent).free / 1e6
-        raise OSError(f"could not write {path}: {error_reason(error)}; {free:,.0f} MB are free on its disk") from error
+        reason = error_reason(error)
+        if error.errno in MAY_BE_FULL:
+            reason += f"; {shutil.disk_usage(path.parent).free / 1e6:,.0f} MB are free on its disk"
+        raise OSError(f"could not write {path}: {reason}") from error
+
+
+def settings_comment(settings: Mapping[str, object]) -> str:
+    """Format settings as a file's comment, in ASCII, which every container stores unchanged.
+
+    Raises a ValueError where they are too long.
+    """
+    comment = json.dumps({"videogen": dict(settings)})
+    if len(comment) > MAX_COMMENT:
+        raise ValueError(f"settings may take {MAX_COMMENT:,} characters as JSON, got {len(comment):,}; shorten them")
+    return comment
 
 
 def check_format(path: Path, fps: float) -> str:
     """Return the lower-case suffix of a path; raises a ValueError where it cannot be written at this frame rate."""
     if (suffix := path.suffix.lower()) not in WRITABLE:
-        raise ValueError(f"a video can be written as {', '.join(ENCODERS)} or .png, got {path.name!r}")
+        raise ValueError(f"a clip can be written as {', '.join(ENCODERS)} or .png, got {path.name!r}")
     if not (max_fps := 100 if suffix == ".gif" else 1000) >= fps > 0:
         raise ValueError(f"fps of a {suffix} must be above 0 and at most {max_fps}, got {fps}")
     return suffix
+
+
+def check_encoder(suffix: str) -> None:
+    """Ask FFmpeg whether it can encode a format; a ValueError where it cannot or is not there. A .png needs none."""
+    import imageio_ffmpeg
+
+    if suffix not in ENCODERS:
+        return
+    codec, *_ = ENCODERS[suffix]
+    advice = "install imageio-ffmpeg anew, or name a whole FFmpeg by IMAGEIO_FFMPEG_EXE"
+    try:
+        program = imageio_ffmpeg.get_ffmpeg_exe()
+        listed = subprocess.run([program, "-v", "error", "-encoders"], capture_output=True, text=True, check=True)
+    except (OSError, RuntimeError, subprocess.CalledProcessError) as error:
+        raise ValueError(f"a {suffix} is written by FFmpeg, which does not run: {error}; {advice}") from None
+    if codec not in listed.stdout.split():
+        raise ValueError(f"{program} has no encoder {codec}, which a {suffix} needs; {advice}")
 
 
 def iterate_frames(chunks: Iterable[Tensor]) -> Iterator[ndarray]:
@@ -227,7 +261,7 @@ def encode_video(path: Path, first: ndarray, rest: Iterator[ndarray], fps: float
         raise ValueError(f"{path.suffix} needs even sizes, got {width}x{height}; try {below} or {above}")
     options = f"{options.format(crf=crf)} -fflags +bitexact -flags:v +bitexact"
     writer = imageio_ffmpeg.write_frames(
-        path,
+        path.absolute(),  # in a relative path FFmpeg takes a colon for a protocol
         (width, height),
         codec=codec,
         pix_fmt_out=pixel_format,

@@ -19,7 +19,8 @@ import numpy as np
 from videogen.data.files import atomic_folder, refuse_existing
 from videogen.data.findings import Finding, UnreadableFile, printable
 from videogen.data.frame_findings import BarFinder, find_cuts, track_frames
-from videogen.data.video_decode import IMAGE_SUFFIXES, inspect_header, read_image_file
+from videogen.data.pictures import IMAGE_SUFFIXES, read_image_file
+from videogen.data.video_decode import inspect_header
 from videogen.doctor.examine import Examination, ExaminedClip
 from videogen.doctor.mend_video import Mending, write_scenes
 from videogen.doctor.summary import relative_name

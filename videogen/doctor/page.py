@@ -13,7 +13,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from videogen.data.findings import KINDS, LEVELS, Finding, printable
-from videogen.data.video_decode import IMAGE_SUFFIXES, FrameRequest, decode_pyav, read_image_file
+from videogen.data.pictures import IMAGE_SUFFIXES, read_image_file
+from videogen.data.video_decode import FrameRequest, decode_pyav
 from videogen.data.video_io import VideoInfo
 from videogen.doctor.examine import Examination, ExaminedClip
 from videogen.doctor.summary import describe_epoch, group_by_kind, relative_name

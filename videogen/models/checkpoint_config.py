@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple, cast
 
 from videogen.config.parsing import from_mapping
 from videogen.config.sample import SampleConfig
-from videogen.packing.patch_schedule import Patch, latent_grid
+from videogen.config.sizes import fit_ratio, parse_ratio
+from videogen.packing.patch_schedule import Patch, coarsest_patch, latent_grid
 
 Json = Mapping[str, object]
 VIDEOGEN_PIPELINE = "VideoPipeline"
@@ -55,6 +57,14 @@ NO_START = "strength below 1 begins with a video; give one with --video, or leav
 ENDS_ALONE = "this model takes an image as its first frame, and may take another as its last; leave the rest out"
 
 
+class ModelFiles(NamedTuple):
+    """The files or folders of a model's parts."""
+
+    transformer: Path
+    vae: Path
+    text: Path
+
+
 class CheckpointInfo(NamedTuple):
     """The facts of a checkpoint folder that its JSON holds: read once, handed down."""
 
@@ -69,6 +79,7 @@ class CheckpointInfo(NamedTuple):
     takes_known: bool  # True if each token has a noise level of its own, so that any part of a clip may be given
     needs_last_image: bool
     defaults: SampleConfig
+    files: ModelFiles | None = None  # of a model in single files, whose folder holds the configs alone
 
     @property
     def num_experts(self) -> int:
@@ -88,6 +99,14 @@ class CheckpointInfo(NamedTuple):
     def latent_grid(self, config: SampleConfig) -> tuple[int, int, int]:
         """Compute (t, h, w) of a clip's latent; a ValueError where the strides or the patches forbid the clip."""
         return latent_grid(config, self.patches, time_stride=self.time_stride, space_stride=self.space_stride)
+
+    def resolve_size(self, config: SampleConfig) -> SampleConfig:
+        """Replace a shape, such as 9:16, by the size in pixels of that shape and about the area of the default size."""
+        if (ratio := parse_ratio(config.size)) is None:
+            return config
+        multiple = self.space_stride * max(coarsest_patch(config, self.patches)[1:])
+        width, height = fit_ratio(ratio, area=self.defaults.width * self.defaults.height, multiple=multiple)
+        return replace(config, size=f"{width}x{height}")
 
     def num_tokens(self, config: SampleConfig) -> int:
         """Count the video tokens of a clip in the base patch."""

@@ -9,8 +9,10 @@ All of it is diffusers' own: ModelMixin's layerwise casting and quantisers, Diff
 
 from __future__ import annotations
 
+import shutil
+import tempfile
+from atexit import register
 from collections.abc import Callable, Sequence
-from importlib.util import find_spec
 from itertools import chain
 from pathlib import Path
 from typing import cast
@@ -30,11 +32,12 @@ from torch import Tensor, nn
 from videogen.models.checkpoint import cast_weights, meta_component
 from videogen.models.checkpoint_config import CheckpointInfo
 from videogen.models.dit import VideoDiT
+from videogen.models.single_file import convert_transformer, load_parts
 from videogen.sampling.cost import count_weights
+from videogen.sampling.gguf_files import check_gguf, require, transformers_of
 from videogen.sampling.lora_files import read_lora
 from videogen.sampling.pipeline import VideoPipeline
 
-TRANSFORMERS = ("transformer", "transformer_2")
 OTHER_NETWORKS = ("vae", "text_encoder", "image_encoder")
 
 
@@ -77,6 +80,10 @@ def load_pipeline(
     options: dict[str, object] = {
         part: read_gguf(path, info.folder / part, dtype=dtype) for part, path in zip(parts, gguf, strict=False)
     }
+    if info.files is not None:
+        if quantise in QUANTISERS:
+            raise ValueError(f"--quantise {quantise} loads a folder; with single files use fp8, or leave it out")
+        options = load_parts(info.files, info.folder, dtype) | options
     if quantise in QUANTISERS:
         package, make = QUANTISERS[quantise]
         require(package, f"--quantise {quantise}")
@@ -88,16 +95,6 @@ def load_pipeline(
         for expert in pipeline.experts:
             expert.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=dtype)
     return pipeline
-
-
-def transformers_of(info: CheckpointInfo, quantise: str, gguf: Sequence[Path]) -> list[str]:
-    """List the transformers of a checkpoint; a ValueError where the options do not go with them."""
-    parts = [part for part in TRANSFORMERS if part in info.components]
-    if gguf and quantise != "none":
-        raise ValueError(f"the weights of a .gguf are quantised already; leave --quantise {quantise} out")
-    if gguf and len(gguf) != len(parts):
-        raise ValueError(f"{info.folder} has {len(parts)} transformers, got {len(gguf)} .gguf files; give one for each")
-    return parts
 
 
 def weight_bytes(
@@ -178,15 +175,17 @@ def read_gguf(path: Path, config: Path, *, dtype: torch.dtype = torch.float32) -
     check_gguf(path)
     try:
         theirs = WanTransformer3DModel.from_single_file(
-            str(path),
+            str(lower_suffix(path)),
             config=str(config),
             quantization_config=GGUFQuantizationConfig(compute_dtype=dtype),
             dtype=dtype,
             local_files_only=True,
         )
-    except (ValueError, OSError, RuntimeError) as error:
-        reason = str(error).split("\n")[0]
+    except (ValueError, OSError, RuntimeError, NotImplementedError, KeyError) as error:
+        reason = describe_gguf_fault(path, config) or str(error).split("\n")[0]
         raise ValueError(f"{path} does not fit {config}: {reason}; give the .gguf of this model") from None
+    if missing := sorted(name for name, weight in theirs.state_dict().items() if weight.is_meta):
+        raise ValueError(f"{path} does not fit {config}: it lacks {name_all(missing)}; give the .gguf of this model")
     with torch.device("meta"):
         ours: VideoDiT = VideoDiT.from_config(VideoDiT.load_config(config))  # type: ignore[assignment]
     for name, layer in theirs.named_modules():
@@ -196,11 +195,36 @@ def read_gguf(path: Path, config: Path, *, dtype: torch.dtype = torch.float32) -
     return ours.eval()
 
 
-def check_gguf(path: Path) -> None:
-    """Refuse a .gguf that does not exist, and any where its reader is not installed."""
-    require("gguf", "--gguf")
-    if not path.is_file() or path.suffix != ".gguf":
-        raise ValueError(f"there is no .gguf file {path}; give one of a Wan transformer")
+def lower_suffix(path: Path) -> Path:
+    """Return a file, or a link to it, whose suffix is in lower case: diffusers reads no other."""
+    if path.suffix == ".gguf":
+        return path
+    folder = Path(tempfile.mkdtemp(prefix="videogen-"))
+    register(shutil.rmtree, folder, ignore_errors=True)
+    link = folder / f"{path.stem}.gguf"
+    link.symlink_to(path.absolute())
+    return link
+
+
+def describe_gguf_fault(path: Path, config: Path) -> str:
+    """Describe what a .gguf lacks of a transformer, or that it is of another architecture; empty where it has all."""
+    import gguf
+
+    reader = gguf.GGUFReader(path)
+    names = convert_transformer({tensor.name: tensor for tensor in reader.tensors})
+    with torch.device("meta"):
+        wanted = VideoDiT.from_config(VideoDiT.load_config(config)).state_dict()  # type: ignore[union-attr]
+    missing = sorted(wanted.keys() - names.keys())
+    if len(missing) > len(wanted) // 2:
+        field = reader.fields.get("general.architecture")
+        kind = field.contents() if field is not None else "unknown"
+        return f"it holds another architecture ({kind}), with {min(names, default='no tensors')} and the like"
+    return f"it lacks {name_all(missing)}" if missing else ""
+
+
+def name_all(names: Sequence[str]) -> str:
+    """Name the first of several, and how many more there are."""
+    return names[0] + (f" and {len(names) - 1} more" if len(names) > 1 else "")
 
 
 def offload(pipeline: VideoPipeline, how: str, device: str) -> None:
@@ -210,12 +234,4 @@ def offload(pipeline: VideoPipeline, how: str, device: str) -> None:
     else:
         pipeline.enable_group_offload(
             onload_device=torch.device(device), offload_type="leaf_level", use_stream=device == "cuda"
-        )
-
-
-def require(package: str, flag: str) -> None:
-    """Refuse a flag whose package is not installed."""
-    if find_spec(package) is None:
-        raise ValueError(
-            f"{flag} needs {package}, which is not installed: pip install {package}, or leave the flag out"
         )

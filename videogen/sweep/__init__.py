@@ -8,8 +8,9 @@
     results.py          rows                                   ->  results.parquet, results.csv
     runner.py           a plan and a pipeline                  ->  clips and rows; resumes, survives, stops cleanly
     search.py           the same, with settings chosen by Optuna
-    summary.py          rows                                   ->  means with intervals, the Pareto front, a choice
-    findings.py         the summary                            ->  sentences
+    summary.py          rows                                   ->  means with intervals, the Pareto front
+    choice.py           settings                               ->  the one to recommend, or what the clips cannot tell
+    findings.py         summary and choice                     ->  sentences
     plots.py, contact_sheet.py, report.py                      ->  plots, grid.mp4 and contact.png, report.html
 
 The files are listed in the order in which data passes them; cli/sweep.py is the command, `sample.py ... --sweep`.

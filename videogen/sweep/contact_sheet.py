@@ -20,10 +20,11 @@ from torch import Tensor
 from videogen.config.sizes import parse_size
 from videogen.data.files import atomic_file
 from videogen.data.video_io import read_video, write_video
+from videogen.sweep.choice import Choice
 from videogen.sweep.findings import format_setting
 from videogen.sweep.plan import Plan
 from videogen.sweep.results import Row
-from videogen.sweep.summary import Choice, Setting, setting_key
+from videogen.sweep.summary import Setting, setting_key
 
 INK, QUIET, PAPER = (34, 38, 43), (124, 132, 140), (253, 253, 252)
 GAP, LINE, FONT_SIZE = 6, 18, 13

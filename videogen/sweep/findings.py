@@ -10,10 +10,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import groupby
 
+from videogen.sweep.choice import DISTURBED, INVISIBLE_DB, Choice, Doubt, compare_settings, disturbance, intents
 from videogen.sweep.plan import Plan
-from videogen.sweep.summary import INVISIBLE_DB, Choice, Effect, Mean, Setting, pareto_front
+from videogen.sweep.summary import Effect, Mean, Setting, pareto_front
 
 MEASURE_NAMES = {"psnr_db": "PSNR", "ssim": "SSIM", "total_seconds": "seconds"}
+NUMBERS = {1: "one", 2: "two", 3: "three", 4: "four", 5: "five", 6: "six", 7: "seven", 8: "eight", 9: "nine"}
 FIELD_NAMES = {"guidance_interval": "guidance within", "cfg_zero": "CFG-Zero*"}
 
 
@@ -58,8 +60,11 @@ def describe_sweep(
     choice: Choice | None,
     quality_effects: Sequence[Effect],
 ) -> list[str]:
-    """Describe what to use, what was run, from how many steps on a solver is exact, and which axes matter."""
+    """Describe what to use or why nothing is recommended, what was run, when a solver is exact, which axes matter."""
     counts = describe_counts(plan, settings)
+    if plan.unknown_words:
+        counts += f" This checkpoint has never seen: {', '.join(plan.unknown_words)}."
+    compared = compare_settings(settings, quality, plan.axes, plan.bases[0].config)
     if quality is None:
         if not any(setting.rows for setting in settings):
             return ["No run has worked yet.", counts]
@@ -67,12 +72,45 @@ def describe_sweep(
             return ["No reference could be made, as the log says; the same command tries again.", counts]
         return ["Nothing here measures quality: give --score, or leave --reference above 0.", counts]
     sentences = [counts]
-    if choice is not None:
+    if choice is not None and choice.doubt is not None:
+        sentences = [describe_doubt(choice.setting, choice.doubt, plan.names), counts]
+    elif choice is not None:
         cost = format_cost_and_quality(choice.setting, quality)
         sentences = [f"Use {format_setting(choice.setting.values, plan.names)}: {cost}.", counts]
+    if quality == "psnr_db" and (fields := intents(plan.axes)):
+        sentences.insert(0 if choice is None else 1, describe_intents(fields))
+    if (factor := disturbance(settings)) > DISTURBED:
+        sentences.append(
+            f"Other load disturbed the seconds: equal work took up to {factor:.1f} times as long. Settings are chosen "
+            "by what they evaluate instead."
+        )
     if any("psnr_db" in setting.means for setting in settings) and "steps" in plan.names:
         sentences += describe_convergence(settings, plan.names)
-    return sentences + describe_effects(quality_effects, quality) + describe_front(settings, quality, plan.names)
+    return sentences + describe_effects(quality_effects, quality) + describe_front(compared, quality, plan.names)
+
+
+def describe_doubt(setting: Setting, doubt: Doubt, names: Sequence[str]) -> str:
+    """Say what the clips cannot tell apart, and how many of them would."""
+    noun = "seed" if doubt.is_of_seeds else "clip"
+    count = f"{NUMBERS.get(doubt.num_clips, str(doubt.num_clips))} {noun}{'' if doubt.num_clips == 1 else 's'}"
+    needed = "more than a thousand would" if doubt.num_needed is None else f"{doubt.num_needed} would"
+    if doubt.num_needed is None and doubt.are_equal:
+        needed = "all score the same, and harder prompts may not"
+    if doubt.num_clips == 1:
+        needed = "give several, such as --seeds 0:7:8"
+    others = [format_setting(rival.values, names) for rival in doubt.rivals[:3]]
+    apart = f": {' or '.join(others)} from {format_setting(setting.values, names)}" if others else ""
+    text = f"{count} cannot tell these apart{apart}; {needed}."
+    return f"Look at the clips side by side: {text}"
+
+
+def describe_intents(fields: Sequence[str]) -> str:
+    """Say of which fields closeness to a reference says nothing."""
+    listed = " and ".join(FIELD_NAMES.get(name, name.replace("_", " ")) for name in fields)
+    return (
+        f"Nothing here judges {listed}: another value makes another clip, not a better or worse solved one. Compare "
+        "the clips side by side, or give --score module:function."
+    )
 
 
 def describe_counts(plan: Plan, settings: Sequence[Setting]) -> str:

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+import re
 import shlex
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
@@ -20,12 +22,14 @@ from typing import NamedTuple
 
 from videogen.config.parsing import to_mapping
 from videogen.config.sample import SampleConfig
-from videogen.data.files import save_text
+from videogen.data.files import save_text, slug
 from videogen.data.folder_lock import lock_folder as hold_lock
+from videogen.packing.patch_schedule import parse_patch_shares
 from videogen.sweep.axes import Axis, Changes, combinations, format_value, with_changes
 
-# Fields that decide only how exactly the same clip is computed.
-SOLVER_FIELDS = ("steps", "sampler", "shift", "first_block_cache", "mag_cache")
+# Fields of effort: the same clip for less, measured by its distance to a reference. All others are of intent: another
+# clip, which only a reading of it can judge.
+EFFORT_FIELDS = ("steps", "sampler", "patch", "first_block_cache", "mag_cache")
 SDE_SAMPLERS = frozenset({"dpmpp_2m_sde"})  # each of them solves an equation of its own
 REFERENCE_SAMPLER = "dpmpp_2m"  # second order from one evaluation a step
 OWN_FILES = (
@@ -33,6 +37,8 @@ OWN_FILES = (
 )  # fmt: skip
 OWN_FOLDERS = ("clips", "references")
 LOCK = "sweep.lock"
+UNSAFE = re.compile(r"[^A-Za-z0-9._+-]")  # in a link of the page, or a file name
+MAX_NAME = 80  # characters before the key: a file system allows 255 bytes
 
 
 class Run(NamedTuple):
@@ -63,6 +69,8 @@ class Plan:
     """The checkpoint folder as the command names it, for the commands on the page; empty for the default one."""
     defaults: SampleConfig
     """The checkpoint's own settings."""
+    unknown_words: tuple[str, ...] = ()
+    """Words of the prompts that the checkpoint never met in training, for the page."""
     about: tuple[tuple[str, object], ...] = ()
     """Further facts on which two commands for one folder must agree: checkpoint, LoRAs, device, precision, score."""
 
@@ -87,6 +95,12 @@ class Plan:
         """The fields that are on axes."""
         return tuple(name for axis in self.axes for name in axis.names)
 
+    @property
+    def finest_patch(self) -> str:
+        """The patches on the axes that make the most tokens; the checkpoint's base size where that is among them."""
+        schedules = [str(setting["patch"]) for setting in self.settings]
+        return min(schedules, key=lambda text: tokens_saved(text) if text else 0.0)
+
     def runs(self, settings: Iterable[Changes] | None = None) -> list[Run]:
         """List every prompt and seed under some settings, by default under all."""
         settings = self.settings if settings is None else settings
@@ -97,9 +111,11 @@ class Plan:
         if not self.reference_steps:
             return None
         sampler = run.config.sampler if run.config.sampler in SDE_SAMPLERS else REFERENCE_SAMPLER
-        shift = self.bases[0].config.shift
-        solver = {"steps": self.reference_steps, "sampler": sampler, "shift": shift}
-        return run._replace(config=replace(run.config, **solver, first_block_cache=0.0, mag_cache=0.0))
+        exact = {"first_block_cache": 0.0, "mag_cache": 0.0}
+        patch = self.finest_patch if "patch" in self.names else run.config.patch
+        return run._replace(
+            config=replace(run.config, steps=self.reference_steps, sampler=sampler, patch=patch, **exact)
+        )
 
     def references(self, runs: Iterable[Run]) -> list[Run]:
         """List the distinct references of some runs."""
@@ -107,10 +123,18 @@ class Plan:
 
     def describe_reference(self) -> str:
         """Describe on the page the run that clips are compared with."""
-        shift = format_value(self.bases[0].config.shift)
-        text = f"{REFERENCE_SAMPLER}, {self.reference_steps} steps, shift {shift}, the other settings those of the clip"
+        text = f"{REFERENCE_SAMPLER}, {self.reference_steps} steps, the other settings those of the clip"
         names = {run.config.sampler for run in self.runs()} & SDE_SAMPLERS
         return text + "".join(f"; of {name}, itself in as many steps" for name in sorted(names))
+
+    def name_run(self, run: Run) -> str:
+        """Name a run by prompt, settings and seed, as steps=4,seed=0-<key>; the key alone makes it unique."""
+        values = {name: format_value(getattr(run.config, name)) for name in self.names}
+        prompts = {"prompt": run.prompt} if len({base.prompt for base in self.bases}) > 1 else {}
+        pairs = prompts | values | {"seed": str(run.seed)}
+        words = (f"{name}={re.sub('-+', '-', slug(text) if name == 'prompt' else UNSAFE.sub('-', text))}"
+                 for name, text in pairs.items())  # fmt: skip
+        return f"{','.join(words)[:MAX_NAME]}-{run.key}"
 
     def manifest(self) -> dict[str, object]:
         """Return all that decides the rows, as sweep.json holds it."""
@@ -131,7 +155,7 @@ class Plan:
         """List the flags that all runs share: the checkpoint, its adapters and precision, the device."""
         words = ["--model", self.model] if self.model else []
         about = {name: value for name, value in self.about if value not in ("cpu", "float32")}
-        for name in ("device", "dtype", "lora", "quantise", "gguf"):
+        for name in ("vae", "text", "device", "dtype", "lora", "quantise", "gguf"):
             if values := about.get(name):
                 words += [f"--{name}", *([values] if isinstance(values, str) else values)]  # type: ignore[misc]
         return words
@@ -153,6 +177,11 @@ class Plan:
             else:
                 words += [flag, *map(str, value if isinstance(value, list) else [value])]
         return words
+
+
+def tokens_saved(schedule: str) -> float:
+    """Average the latent cells of a token over the steps of a patch schedule."""
+    return 1 / sum(share / math.prod(patch) for patch, share in parse_patch_shares(schedule))
 
 
 def max_steps(bases: Sequence[Run], axes: Sequence[Axis]) -> int:

@@ -10,7 +10,8 @@ from __future__ import annotations
 import html
 import json
 import shlex
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from datetime import date
 from pathlib import Path
 from typing import NamedTuple
@@ -18,15 +19,17 @@ from typing import NamedTuple
 from videogen.config.parsing import to_mapping
 from videogen.data.files import save_text
 from videogen.sweep import summary
+from videogen.sweep.choice import Choice, choose_setting, compare_settings, intents
 from videogen.sweep.contact_sheet import default_position, dimensions, position_of, write_contact_sheet, write_grid
 from videogen.sweep.findings import describe_sweep, format_mean, format_setting, measure_name
 from videogen.sweep.measures import MEASURE_MEANINGS
 from videogen.sweep.plan import Plan
 from videogen.sweep.plots import check_matplotlib, plot_marginals, plot_pareto, save_png, to_svg
-from videogen.sweep.results import Row
+from videogen.sweep.results import Row, read_rows
 from videogen.sweep.runner import config_of
-from videogen.sweep.summary import Choice, Setting, effects, pareto_front, setting_key
+from videogen.sweep.summary import Effect, Setting, effects, pareto_front, setting_key
 
+PAGE_SHARE = 10  # times as long as writing the page took, until it is written anew
 TEMPLATE = Path(__file__).with_name("report.html")
 
 
@@ -35,36 +38,66 @@ class Conclusions(NamedTuple):
 
     settings: list[Setting]
     quality: str | None
-    choice: Choice | None
+    choice: Choice | None  # none where the clips do not suffice
     findings: list[str]
+    ranked: list[Setting]  # the settings, with a quality where it can be compared with that of others
+    effects: list[tuple[Effect, Effect]]  # of each axis on quality and seconds
 
     @property
     def is_rated(self) -> bool:
         """True if some setting has a quality, so that there is something to plot."""
-        return self.quality is not None and any(self.quality in setting.means for setting in self.settings)
+        return self.quality is not None and any(self.quality in setting.means for setting in self.ranked)
 
 
 def publish(folder: Path, plan: Plan, rows: Sequence[Row]) -> Conclusions:
     """Write the page, the images and best.toml into a folder that already holds the rows and the clips."""
     check_matplotlib()
-    conclusions = conclude(plan, rows)
-    best = folder / "best.toml"
-    write_best(best, plan, conclusions.choice)
-    save_text(folder / "report.html", render_html(plan, rows, conclusions, best))  # first: it needs none of the images
+    conclusions = write_page(folder, plan, rows)  # first: it needs none of the images
+    write_best(folder / "best.toml", plan, conclusions.choice)
     write_grid(folder, plan, rows, conclusions.choice)
     write_contact_sheet(folder, plan, conclusions.settings, conclusions.choice)
     if conclusions.quality is not None and conclusions.is_rated:
-        figure = plot_pareto(conclusions.settings, conclusions.quality, plan.names, legend=True)
+        figure = plot_pareto(conclusions.ranked, conclusions.quality, plan.names, legend=True)
         save_png(figure, folder / "pareto.png")
     return conclusions
 
 
+def write_page(folder: Path, plan: Plan, rows: Sequence[Row]) -> Conclusions:
+    """Write report.html of the rows that there are."""
+    conclusions = conclude(plan, rows)
+    save_text(folder / "report.html", render_html(plan, rows, conclusions, folder / "best.toml"))
+    return conclusions
+
+
+def growing_page(folder: Path, plan: Plan) -> Callable[[Row], None]:
+    """Return a function that writes the page anew as rows come, from the first on, in a tenth of the time at most."""
+    due = 0.0
+
+    def write(_row: Row) -> None:
+        nonlocal due
+        began = time.monotonic()
+        if began >= due:
+            write_page(folder, plan, list(read_rows(folder).values()))
+            due = time.monotonic() + PAGE_SHARE * (time.monotonic() - began)
+
+    return write
+
+
 def conclude(plan: Plan, rows: Sequence[Row]) -> Conclusions:
     """Summarise the rows, choose a setting and describe both."""
-    settings, quality = summary.summarise(rows, plan.names), summary.quality_name(rows)
-    choice = summary.choose_setting(settings, quality, plan.axes, plan.bases[0].config)
-    quality_effects = effects(rows, plan.axes, quality) if quality else []
-    return Conclusions(settings, quality, choice, describe_sweep(plan, settings, quality, choice, quality_effects))
+    settings, quality, base = summary.summarise(rows, plan.names), summary.quality_name(rows), plan.bases[0].config
+    choice = choose_setting(settings, quality, plan.axes, base)
+    compared = compare_settings(settings, quality, plan.axes, base)
+    both = []
+    if quality is not None:
+        clips = [row for setting in compared for row in setting.rows]
+        axes = [axis for axis in plan.axes if quality != "psnr_db" or not {*intents([axis])}]
+        both = list(zip(effects(clips, axes, quality), effects(clips, axes, "total_seconds"), strict=True))
+    findings = describe_sweep(plan, settings, quality, choice, [of_quality for of_quality, _ in both])
+    bare = [setting._replace(means={k: v for k, v in setting.means.items() if k != quality}) for setting in settings]
+    ranked = [own if own in compared else without for own, without in zip(settings, bare, strict=True)]
+    sure = choice if choice is not None and choice.doubt is None else None
+    return Conclusions(settings, quality, sure, findings, ranked, both)
 
 
 def write_best(path: Path, plan: Plan, choice: Choice | None) -> None:
@@ -92,14 +125,14 @@ def render_html(plan: Plan, rows: Sequence[Row], conclusions: Conclusions, best:
     """Render the page: the template with the plots and the data inside."""
     data = json.dumps(page_data(plan, rows, conclusions, best), ensure_ascii=False, allow_nan=False)
     parts = {"<!-- pareto -->": "", "<!-- marginals -->": "", "/* data */": data.replace("<", "\\u003c")}
-    settings, quality = conclusions.settings, conclusions.quality
+    quality = conclusions.quality
     if quality is not None and conclusions.is_rated:
-        figure = plot_pareto(settings, quality, plan.names, legend=False)
+        figure = plot_pareto(conclusions.ranked, quality, plan.names, legend=False)
         parts["<!-- pareto -->"] = to_svg(figure, f"{measure_name(quality)} against seconds, a point a setting")
-        pairs = zip(effects(rows, plan.axes, quality), effects(rows, plan.axes, "total_seconds"), strict=True)
+        pairs = [pair for pair in conclusions.effects if len(pair[0].places) > 1]
         parts["<!-- marginals -->"] = "\n".join(
             f"<figure><figcaption>{name}</figcaption>{to_svg(figure, f'what {name} does')}</figure>"
-            for name, figure in plot_marginals([pair for pair in pairs if len(pair[0].places) > 1], quality)
+            for name, figure in plot_marginals(pairs, quality)
         )
     title = f"Sweep over {', '.join(axis.name for axis in plan.axes)}"
     page = TEMPLATE.read_text(encoding="utf-8").replace("<!-- title -->", html.escape(title))
@@ -111,8 +144,9 @@ def render_html(plan: Plan, rows: Sequence[Row], conclusions: Conclusions, best:
 
 def page_data(plan: Plan, rows: Sequence[Row], conclusions: Conclusions, best: Path) -> dict[str, object]:
     """Collect the JSON that the page's script reads."""
-    settings, quality, choice, findings = conclusions
-    front = pareto_front(settings, quality) if quality else []
+    settings, quality, choice, findings, ranked, _ = conclusions
+    front = [setting.values for setting in pareto_front(ranked, quality)] if quality else []
+    quality = quality if conclusions.is_rated else None
     numbers = {setting.values: i for i, setting in enumerate(settings)}
     return {
         "date": date.today().isoformat(),
@@ -132,7 +166,7 @@ def page_data(plan: Plan, rows: Sequence[Row], conclusions: Conclusions, best: P
             {
                 "label": format_setting(setting.values, plan.names),
                 "chosen": choice is not None and setting.values == choice.setting.values,
-                "front": front.index(setting) + 1 if setting in front else 0,
+                "front": front.index(setting.values) + 1 if setting.values in front else 0,
                 "values": dict(zip(plan.names, setting.values, strict=True)),
                 "means": {
                     name: {"value": mean.value, "text": format_mean(mean, name)} for name, mean in setting.means.items()

@@ -186,8 +186,8 @@ class Worker:
         return row, written
 
     def clip_path(self, run: Run) -> Path:
-        """Name the file of a run's clip."""
-        return self.folder / "clips" / f"{run.key}.mp4"
+        """Name the file of a run's clip after what it differs in from others."""
+        return self.folder / "clips" / f"{self.plan.name_run(run)}.mp4"
 
     def write(self, run: Run, frames: Tensor) -> str:
         """Write a clip and return its path within the folder."""

@@ -25,6 +25,7 @@ from videogen.data.folder import epoch_order
 from videogen.data.manifest import write_manifest
 from videogen.data.prefetch import count_workers, prefetch
 from videogen.data.video_io import write_video
+from videogen.data.words import write_words
 from videogen.models.checkpoint import disable_library_progress_bars
 from videogen.models.dit import VideoDiT
 from videogen.models.precision import resolve_mixed_precision
@@ -62,6 +63,7 @@ from videogen.training.pack_plan import (
 )
 from videogen.training.run_checkpoints import Stretch, count_packs, count_steps, saved_steps
 from videogen.training.widen import widen_model
+from videogen.training.words import training_words
 
 GOLDEN = (math.sqrt(5) - 1) / 2
 
@@ -323,4 +325,5 @@ class DitStage:
                 save_lora(self.model, part)
             else:
                 self.pipeline().save_pretrained(part)
+                write_words(part, training_words(self.folder, self.train_indices, self.config.dit.init))
             write_manifest(part)
