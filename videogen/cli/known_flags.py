@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from videogen.cli.arguments import peek
+from videogen.cli.arguments import is_given
 from videogen.cli.storyboards import fit_storyboard, list_shot_windows, list_shots
 from videogen.config.sample import SampleConfig, resolve_frames
 from videogen.data.pictures import IMAGE_SUFFIXES, read_image_file
@@ -114,22 +114,22 @@ def fit_settings(args: SampleArgs, info: CheckpointInfo, argv: Sequence[str]) ->
     """
     for flag in ("frames", "seconds"):
         says = "storyboard" if args.storyboard is not None else "extend"
-        if getattr(args, says) is not None and peek(argv, f"--{flag}") is not None:
+        if getattr(args, says) is not None and is_given(argv, f"--{flag}"):
             raise ValueError(f"--{says} says how long the clip becomes; leave --{flag} out")
     if args.storyboard is not None:
         return fit_storyboard(args, info)
     check_material(args, info)
-    config, is_new = args.sample, any(peek(argv, f"--{flag}") is not None for flag in ("video", "image", "extend"))
+    config, is_new = args.sample, any(is_given(argv, f"--{flag}") for flag in ("video", "image", "extend"))
     if args.video is not None and is_new:
         video = probe(args.video)
-        if peek(argv, "--fps") is None and args.video.suffix.lower() not in IMAGE_SUFFIXES:
+        if not is_given(argv, "--fps") and args.video.suffix.lower() not in IMAGE_SUFFIXES:
             config = replace(config, fps=video.fps)
-        if peek(argv, "--size") is None:
+        if not is_given(argv, "--size"):
             config = replace(config, size=own_size(args.video, info, config))
-        if args.extend is not None or (peek(argv, "--frames") is None and peek(argv, "--seconds") is None):
+        if args.extend is not None or (not is_given(argv, "--frames") and not is_given(argv, "--seconds")):
             config = replace(config, frames=1, seconds=None)  # until the lengths are known
             config = replace(config, frames=lay_out(replace(args, sample=config), info).num_frames)
-    elif args.image and args.fit == "size" and is_new and peek(argv, "--size") is None:
+    elif args.image and args.fit == "size" and is_new and not is_given(argv, "--size"):
         config = replace(config, size=own_size(parse_image(args.image[0]).path, info, config))
     args = replace(args, sample=config)
     if args.video is not None or args.image:

@@ -12,7 +12,7 @@ import numpy as np
 
 from videogen.data.findings import Finding, UnreadableFile
 from videogen.data.judgement import Judgement, judge_header
-from videogen.data.pictures import IMAGE_SUFFIXES, read_image_file
+from videogen.data.pictures import IMAGE_SUFFIXES, is_animation, read_image_file
 from videogen.data.video_decode import decode_frames, open_video
 from videogen.data.video_io import VideoInfo
 
@@ -45,6 +45,8 @@ def judge_frames(path: Path) -> Judgement:
     if judgement.info is None:
         return judgement
     try:
+        if is_animation(path):  # FFmpeg reads not all of them
+            return judgement
         if path.suffix.lower() in IMAGE_SUFFIXES:
             return judge_picture(read_image_file(path)[0], judgement)
         track, bars, fingerprint = track_frames(path, judgement.info.num_frames)
