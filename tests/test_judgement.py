@@ -14,6 +14,7 @@ import pytest
 from tests.bad_files import CASES, make_cases
 from tests.test_video_io import make_video
 from videogen.config.train import DataConfig
+from videogen.data import judgement_cache
 from videogen.data.folder import VideoFolder
 from videogen.data.judgement import judge_header
 from videogen.data.judgement_cache import open_judgements
@@ -100,6 +101,21 @@ def test_every_unusable_file_is_named(tmp_path: Path) -> None:
     log: list[str] = []
     open_folder(tmp_path, log)
     assert all(any(f"bad{number}.mp4" in line for line in log) for number in range(30))
+
+
+def test_an_error_that_nobody_foresaw_is_about_its_file_and_ends_no_run(
+    clips: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_table(clips, "file_name,text\na.mp4,a\nb.mp4,b\nsub/c.mp4,c\n")
+    judge = judgement_cache.judge_header
+
+    def fail_at_b(path: Path) -> object:
+        return 1 / 0 if path.name == "b.mp4" else judge(path)
+
+    monkeypatch.setattr(judgement_cache, "judge_header", fail_at_b)
+    folder = open_folder(clips)
+    assert set(captions_by_name(folder)) == {"a.mp4", "sub/c.mp4"}
+    assert folder.problems == [(clips / "b.mp4", "ZeroDivisionError: division by zero")]
 
 
 @pytest.mark.parametrize("suffix", [".mp4", ".mkv"])

@@ -76,6 +76,7 @@ class BenchArgs:
             "teaser",
             "wan",
             "wan_vae",
+            "wild",
         ]
     ]
     """Which measurement."""
