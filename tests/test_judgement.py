@@ -163,6 +163,19 @@ def test_a_pipe_is_named_and_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.mp4")
     (tmp_path / "pipe.txt").write_text("x", encoding="utf-8")
     assert kinds_by_name(examine(DataConfig(folder=tmp_path), PATCH)) == {"pipe.mp4": {"no_file"}}
+    os.mkfifo(tmp_path / "metadata.csv")
+    assert kinds_by_name(examine(DataConfig(folder=tmp_path), PATCH))["metadata.csv"] == {"bad_row"}
+    with pytest.raises(ValueError, match=r"metadata\.csv is no regular file; write a table in its place"):
+        open_folder(tmp_path)
+
+
+def test_a_text_beside_no_clip_is_named(clips: Path) -> None:
+    for name in ("a", "gone", "folder"):
+        (clips / f"{name}.txt").write_text("x", encoding="utf-8")
+    (clips / "folder").mkdir()
+    kinds = kinds_by_name(examine(DataConfig(folder=clips), PATCH))
+    assert kinds["gone.txt"] == kinds["folder.txt"] == {"caption_alone"}
+    assert "a.txt" not in kinds
 
 
 # --- captions and metadata
