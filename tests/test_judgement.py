@@ -14,6 +14,7 @@ import pytest
 from tests.bad_files import CASES, make_cases
 from tests.test_video_io import make_video
 from videogen.config.train import DataConfig
+from videogen.data import judgement_cache
 from videogen.data.folder import VideoFolder
 from videogen.data.judgement import judge_header
 from videogen.data.judgement_cache import open_judgements
@@ -102,6 +103,21 @@ def test_every_unusable_file_is_named(tmp_path: Path) -> None:
     assert all(any(f"bad{number}.mp4" in line for line in log) for number in range(30))
 
 
+def test_an_error_that_nobody_foresaw_is_about_its_file_and_ends_no_run(
+    clips: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_table(clips, "file_name,text\na.mp4,a\nb.mp4,b\nsub/c.mp4,c\n")
+    judge = judgement_cache.judge_header
+
+    def fail_at_b(path: Path) -> object:
+        return 1 / 0 if path.name == "b.mp4" else judge(path)
+
+    monkeypatch.setattr(judgement_cache, "judge_header", fail_at_b)
+    folder = open_folder(clips)
+    assert set(captions_by_name(folder)) == {"a.mp4", "sub/c.mp4"}
+    assert folder.problems == [(clips / "b.mp4", "ZeroDivisionError: division by zero")]
+
+
 @pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
 @pytest.mark.parametrize("reader", ["auto", "pyav"])
 def test_a_size_that_changes_is_an_error_and_not_stretched(bad_files: Path, suffix: str, reader: str) -> None:
@@ -147,6 +163,19 @@ def test_a_pipe_is_named_and_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.mp4")
     (tmp_path / "pipe.txt").write_text("x", encoding="utf-8")
     assert kinds_by_name(examine(DataConfig(folder=tmp_path), PATCH)) == {"pipe.mp4": {"no_file"}}
+    os.mkfifo(tmp_path / "metadata.csv")
+    assert kinds_by_name(examine(DataConfig(folder=tmp_path), PATCH))["metadata.csv"] == {"bad_row"}
+    with pytest.raises(ValueError, match=r"metadata\.csv is no regular file; write a table in its place"):
+        open_folder(tmp_path)
+
+
+def test_a_text_beside_no_clip_is_named(clips: Path) -> None:
+    for name in ("a", "gone", "folder"):
+        (clips / f"{name}.txt").write_text("x", encoding="utf-8")
+    (clips / "folder").mkdir()
+    kinds = kinds_by_name(examine(DataConfig(folder=clips), PATCH))
+    assert kinds["gone.txt"] == kinds["folder.txt"] == {"caption_alone"}
+    assert "a.txt" not in kinds
 
 
 # --- captions and metadata

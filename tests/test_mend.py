@@ -165,9 +165,14 @@ def test_an_interrupted_copy_leaves_nothing(pair: Path, tmp_path: Path, monkeypa
     def stop(done: int, total: int) -> None:
         raise KeyboardInterrupt
 
+    begun: list[object] = []
+    mend_one = mend.mend_clip
+    monkeypatch.setattr(mend, "mend_clip", lambda *args: begun.append(args) or mend_one(*args))
     found = examine(DataConfig(folder=pair), PATCH)
+    many = replace(found, clips=[without_duplicates(clip) for clip in found.clips] * 50)
     with pytest.raises(KeyboardInterrupt):
-        mend_folder(found, tmp_path / "copy", on_file=stop)
+        mend_folder(many, tmp_path / "copy", on_file=stop)
+    assert 1 <= len(begun) < 50  # the others had not begun
     monkeypatch.setattr(mend.shutil, "copyfile", lambda *args: (_ for _ in ()).throw(OSError(28, "No space left")))
     with pytest.raises(OSError, match="No space left"):
         mend_folder(found, tmp_path / "copy")

@@ -79,6 +79,7 @@ class BenchArgs:
             "teaser",
             "wan",
             "wan_vae",
+            "wild",
         ]
     ]
     """Which measurement."""

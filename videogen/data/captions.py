@@ -31,6 +31,8 @@ def read_caption_tables(paths: Iterable[Path]) -> CaptionTable:
     table = CaptionTable({}, [])
     for path in paths:
         try:
+            if not path.is_file():  # Reading a pipe would wait for ever.
+                raise ValueError(f"{path} is no regular file; write a table in its place")
             for number, row in ROW_READERS[path.suffix](path):
                 if not isinstance(row, dict) or not all(isinstance(row.get(key), str) for key in ("file_name", "text")):
                     raise ValueError(f"{path} row {number}: every row needs file_name and text, got {row}")

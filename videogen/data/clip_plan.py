@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from videogen.config.sizes import SPACE_STRIDE, TIME_STRIDE
 from videogen.config.train import DataConfig
+from videogen.data.files import error_reason
 from videogen.data.findings import Finding
 from videogen.data.judgement import Judgement, judge_header
 from videogen.data.listing import caption_of
@@ -78,7 +79,10 @@ def judge_clip(
     texts, about_captions = caption_of(path, captions)
     if config.captions == "optional" and about_captions is not None and about_captions.kind == "no_caption":
         texts, about_captions = ("",), None
-    judgement = judge(path)
+    try:
+        judgement = judge(path)
+    except Exception as error:  # Whatever a library raises at a broken file is about that file, and ends no run.
+        judgement = Judgement(findings=(Finding("damaged", f"{type(error).__name__}: {error_reason(error)}"),))
     if about_captions is not None:
         judgement = judgement._replace(findings=(about_captions,)).with_findings(*judgement.findings)
     if judgement.info is None or judgement.fault is not None:

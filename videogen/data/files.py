@@ -1,4 +1,4 @@
-"""Write files and folders atomically (write beside, then rename), hash them, and list them.
+"""Write files and folders atomically (write beside, then rename), and hash them.
 
 tensors, path  ->  path.safetensors;  a finished folder.part  ->  folder
 """
@@ -234,14 +234,3 @@ def error_reason(error: Exception) -> str:
     """Return the last line of an error's message, or the name of its class if it has none."""
     message = getattr(error, "strerror", None) or str(error)
     return (message.strip().splitlines() or [type(error).__name__])[-1]
-
-
-def walk_files(folder: Path) -> Iterator[Path]:
-    """Yield all files of a folder and its sub-folders, following links; a folder reached twice is listed once."""
-    visited = set[str]()
-    for parent, folders, names in os.walk(folder, followlinks=True):
-        if (real_path := os.path.realpath(parent)) in visited:
-            folders.clear()
-            continue
-        visited.add(real_path)
-        yield from (Path(parent) / name for name in names)

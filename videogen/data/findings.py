@@ -58,6 +58,7 @@ KINDS: dict[str, Kind] = {
     # What training handles, for those who wonder.
     "caption_empty": Kind("note", "empty caption"),
     "captions": Kind("note", "several captions"),
+    "caption_alone": Kind("note", "text beside no clip"),
     "separator": Kind("note", "metadata with semicolons or tabs"),
     "name_form": Kind("note", "name in another Unicode form"),
     "name": Kind("note", "unusual name"),

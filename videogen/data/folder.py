@@ -4,6 +4,7 @@
 
 The layout is Hugging Face's `videofolder` (videos in any sub-folders; metadata.csv, .jsonl or .parquet with file_name
 and text), or a clip.txt beside clip.mp4. Which window of a long file is read depends on (seed, epoch, index) alone.
+Every file is judged (clip_plan.py); one that cannot be used is named.
 """
 
 from __future__ import annotations

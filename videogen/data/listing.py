@@ -54,6 +54,10 @@ def list_folder(folder: Path, *, follow_links: bool = False) -> Listing:
     clips = sorted(captions.keys() | find_clip_files(files))
     if not clips and not findings:
         raise ValueError(f"no videos in {folder}; it may hold {', '.join(SUFFIXES)} in any sub-folders")
+    captioned = {path.with_suffix("") for path in clips}
+    for path in files:
+        if path.suffix == ".txt" and path.with_suffix("") not in captioned:
+            findings.append((path, Finding("caption_alone", "no clip has its name; a caption, or only a note")))
     for path in clips:
         name = path.relative_to(folder).as_posix()
         if printable(name) != name or ":" in name or "\\" in name:

@@ -79,30 +79,30 @@ def cached_header(path: Path, _mtime_ns: int) -> VideoHeader:
 
 
 @lru_cache(maxsize=1 << 16)
-def decord_seeks(path: Path, _mtime_ns: int) -> bool:
+def decord_reads_right(path: Path, _mtime_ns: int) -> bool:
     """True if decord shows the right frames, judged from all packets of the file, which decord reads too.
 
     Its seeking counts from a keyframe on, in the order of the file: frames that follow a keyframe and are shown before
     it, as in an open group of pictures, are lost on the way; and in a transport stream it seeks to a later keyframe.
-    Frames of another size, which begin with a keyframe, it would stretch.
+    Frames of another size, which begin with a keyframe, it would stretch: one keyframe a second is looked at.
     """
     with open_video(path) as (container, stream):
         if stream.codec_context.codec.canonical_name not in DECORD_CODECS or container.format.name == "mpegts":
             return False
-        keyframe_time, coded_size = -math.inf, None
+        keyframe_time = decoded_time = -math.inf
+        second, sizes = 1 / float(stream.time_base or 1), set[tuple[int, int]]()
         stream.codec_context.skip_frame = "NONKEY"
         for packet in container.demux(stream):
             if packet.is_corrupt:
                 return False
-            for frame in packet.decode() if packet.is_keyframe or packet.pts is None else ():
-                coded_size = coded_size or (frame.width, frame.height)
-                if coded_size != (frame.width, frame.height):
-                    return False
+            if packet.pts is None or (packet.is_keyframe and packet.pts >= decoded_time + second):  # None ends the file
+                decoded_time = packet.pts or decoded_time
+                sizes |= {(frame.width, frame.height) for frame in packet.decode()}
             if packet.pts is not None:
                 keyframe_time = packet.pts if packet.is_keyframe else keyframe_time
                 if packet.pts < keyframe_time:
                     return False
-    return True
+    return len(sizes) <= 1
 
 
 @contextmanager
@@ -157,7 +157,7 @@ def decode_decord(path: Path, request: FrameRequest) -> Iterator[ndarray]:
     import numpy as np
 
     decord.logging.set_level(decord.logging.QUIET)
-    if not decord_seeks(path, path.stat().st_mtime_ns):
+    if not decord_reads_right(path, path.stat().st_mtime_ns):
         raise OSError(f"decord would return the wrong frames of {path}")
     try:
         video = decord.VideoReader(str(path.absolute()), num_threads=1)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -20,6 +19,7 @@ from videogen.data.judgement import Judgement
 from videogen.data.judgement_cache import open_judgements
 from videogen.data.listing import LocatedFinding, list_folder
 from videogen.doctor.duplicates import group_duplicates
+from videogen.doctor.threads import thread_pool
 from videogen.packing.bin_packing import plan_packs
 from videogen.packing.patch_schedule import Patch
 
@@ -81,19 +81,15 @@ def examine(
     """Examine a folder on num_threads cores; on_file is told how many files are done, and of how many."""
     listing = list_folder(config.folder, follow_links=config.follow_links)
     clips = list[ExaminedClip]()
-    with open_judgements() as known, ThreadPoolExecutor(num_threads) as pool:
+    with open_judgements() as known, thread_pool(num_threads) as pool:
 
         def judge(path: Path) -> ExaminedClip:
             judged = judge_clip(path, listing.captions, config, patch, lambda p: known.judge(p, deep=judge_frames))
             return ExaminedClip(path, *judged)
 
-        try:
-            for clip in pool.map(judge, listing.clips):
-                clips.append(clip)
-                on_file(len(clips), len(listing.clips))
-        except KeyboardInterrupt:
-            pool.shutdown(cancel_futures=True)
-            raise
+        for clip in pool.map(judge, listing.clips):
+            clips.append(clip)
+            on_file(len(clips), len(listing.clips))
     places = {clip.path: number for number, clip in enumerate(clips)}
     others = [located for located in listing.findings if located[0] not in places]
     for path, finding in listing.findings:

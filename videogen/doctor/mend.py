@@ -8,7 +8,6 @@ from __future__ import annotations
 import csv
 import shutil
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from itertools import count
 from pathlib import Path
 from threading import Lock
@@ -24,6 +23,7 @@ from videogen.data.video_decode import inspect_header
 from videogen.doctor.examine import Examination, ExaminedClip
 from videogen.doctor.mend_video import Mending, write_scenes
 from videogen.doctor.summary import relative_name
+from videogen.doctor.threads import thread_pool
 
 ABOUT_CAPTIONS = {"no_caption", "caption_encoding"}  # a caption is for people to write; the file is mended all the same
 MENDED = {"size_change", "too_oblong", *ABOUT_CAPTIONS}  # what keeps a file from training, but not from the copy
@@ -62,7 +62,7 @@ def mend_folder(
     results = list[Mended]()
     with atomic_folder(out) as part:
         names = NamesLeft(part)
-        with ThreadPoolExecutor(num_threads) as pool:
+        with thread_pool(num_threads) as pool:
             for result in pool.map(lambda clip: mend_clip(clip, found.folder, names), found.clips):
                 results.append(result._replace(outputs=tuple(path.relative_to(part) for path in result.outputs)))
                 on_file(len(results), len(found.clips))

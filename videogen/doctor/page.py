@@ -9,7 +9,6 @@ import base64
 import html
 import io
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from videogen.data.findings import KINDS, LEVELS, Finding, printable
@@ -18,6 +17,7 @@ from videogen.data.video_decode import FrameRequest, decode_pyav
 from videogen.data.video_io import VideoInfo
 from videogen.doctor.examine import Examination, ExaminedClip
 from videogen.doctor.summary import describe_epoch, group_by_kind, relative_name
+from videogen.doctor.threads import thread_pool
 
 TEMPLATE = Path(__file__).with_name("page.html")
 MAX_FILES = 1000  # on the page, the worst first: with more, a browser crawls
@@ -35,7 +35,7 @@ def render_page(
     folder = found.folder
     clips = sorted(found.clips, key=lambda clip: LEVELS.index(clip.worst) if clip.worst else len(LEVELS))[:MAX_FILES]
     cards = list[str]()
-    with ThreadPoolExecutor(num_threads) as pool:
+    with thread_pool(num_threads) as pool:
         for clip, uri in zip(clips, pool.map(picture_uri, clips), strict=True):
             cards.append(clip_card(clip, uri, folder))
             on_file(len(cards), len(clips))
