@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from videogen.cli.arguments import check_device, parse, peek
 from videogen.cli.dry_run import count_bytes, describe
-from videogen.cli.known_flags import fit_settings, is_long, list_windows, window_length
+from videogen.cli.known_flags import is_long, list_windows, window_length
 from videogen.cli.known_material import Material, load_material
 from videogen.cli.provenance import (
     apply_recorded_settings,
@@ -102,7 +102,7 @@ def parse_args(argv: Sequence[str]) -> tuple[SampleArgs, CheckpointInfo]:
         info = read_checkpoint_info(args.model)
     if path is not None and recorded is not None:
         check_recorded_files(Path(path), recorded, args, argv)
-    return fit_settings(args, info, argv), info
+    return args, info
 
 
 def find_latents(jobs: Sequence[SampleJob], args: SampleArgs) -> dict[SampleJob, Path]:
