@@ -36,9 +36,11 @@ def run_sample(argv: Sequence[str]) -> int:
     """Make clips from prompts, or compare settings in a sweep."""
     set_offline()
     silence_quantisers()
+    from videogen.cli.known_flags import fit_settings
     from videogen.cli.sample import parse_args, run
 
     args, info = parse_args(argv)
+    args = fit_settings(args, info, argv)
     if args.sweep or args.search:
         from videogen.cli.sweep import run_sweep
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Literal
 
 from videogen.cli.arguments import check_device, is_given, parse, peek
 from videogen.cli.dry_run import count_bytes, describe, format_duration
-from videogen.cli.known_flags import fit_settings, is_long, list_windows, window_length
+from videogen.cli.known_flags import is_long, list_windows, window_length
 from videogen.cli.known_material import Material, load_material
 from videogen.cli.provenance import (
     apply_recorded_settings,
@@ -108,8 +108,7 @@ def parse_args(argv: Sequence[str]) -> tuple[SampleArgs, CheckpointInfo]:
     args = replace(args, model=model)
     if path is not None and recorded is not None:
         check_recorded_files(Path(path), recorded, args, argv)
-    args = replace(fit_settings(args, info, argv), dtype=resolve_dtype(args, info))
-    return args, info
+    return replace(args, dtype=resolve_dtype(args, info)), info
 
 
 def resolve_dtype(args: SampleArgs, info: CheckpointInfo) -> Literal["float32", "bfloat16"]:
