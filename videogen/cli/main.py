@@ -74,6 +74,7 @@ class BenchArgs:
             "teaser",
             "wan",
             "wan_vae",
+            "wild",
         ]
     ]
     """Which measurement."""

@@ -5,6 +5,7 @@ SampleArgs, CheckpointInfo  ->  [PromptRow(prompt, seed, SampleConfig)]  ->  [Sa
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Sequence
 from itertools import count
@@ -15,11 +16,12 @@ from videogen.cli.prompts import PromptRow, read_prompts, read_seeds
 from videogen.cli.sample_arguments import SampleArgs
 from videogen.config.sample import SampleConfig, check_sampler, resolve_frames
 from videogen.data.saved_latents import ENVIRONMENT_KEYS, is_same_setting, latent_settings
-from videogen.data.video_io import check_format, read_settings
+from videogen.data.video_io import MAX_COMMENT, check_format, read_settings
 from videogen.models.checkpoint_config import CheckpointInfo, check_images
 from videogen.packing.patch_schedule import draft_config, patch_schedule
 from videogen.sampling.lora_files import check_experts, read_lora
 
+MAX_PROMPT = MAX_COMMENT - 10_000  # the other settings have the rest
 SUFFIXES = (".mp4", ".gif", ".webm", ".png")
 SEEDS = range(-(2**63), 2**64)  # what torch takes
 
@@ -73,6 +75,7 @@ def plan_jobs(rows: Sequence[PromptRow], args: SampleArgs, info: CheckpointInfo)
     used = set[str]()
     jobs = []
     for (prompt, seed, config), frames in zip(rows, lengths, strict=True):
+        check_prompt(prompt)
         stem = f"{slug(prompt)}-{seed}"
         names = (f"{stem}-{i}" if i > 1 else stem for i in count(1))
         used.add(name := next(name for name in names if name not in used))
@@ -84,6 +87,18 @@ def plan_jobs(rows: Sequence[PromptRow], args: SampleArgs, info: CheckpointInfo)
             raise ValueError(f"{path} exists; add --overwrite, or choose another --out or --seed")
         jobs.append(SampleJob(prompt, seed, config, path))
     return jobs
+
+
+def check_prompt(prompt: str) -> None:
+    """Refuse a prompt that a clip cannot carry: the file would be refused after all the work."""
+    try:
+        prompt.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"a prompt must be text in UTF-8, got {prompt[:60]!a}: {error.reason}") from None
+    if (num := len(json.dumps(prompt))) > MAX_PROMPT:
+        raise ValueError(
+            f"a prompt may take {MAX_PROMPT:,} characters as JSON, got {num:,}; shorten {prompt[:60]!r} ..."
+        )
 
 
 def split_out(out: Path | None, *, num_clips: int) -> tuple[Path | None, Path]:
