@@ -65,6 +65,7 @@ class BenchArgs:
         Literal[
             "busy",
             "cold",
+            "damage",
             "folder",
             "framing",
             "halfway",

@@ -21,6 +21,7 @@ from videogen.cli.sample_jobs import SampleJob
 from videogen.config.parsing import from_mapping, to_mapping
 from videogen.config.sample import SampleConfig
 from videogen.data.files import content_id
+from videogen.data.json_files import check_types
 from videogen.data.pictures import WHITE
 from videogen.data.saved_latents import is_same_setting, latent_settings
 from videogen.data.video_io import read_settings
@@ -29,6 +30,12 @@ from videogen.sampling.lora_files import read_lora
 
 FILES = ("video", "join", "mask", "storyboard")  # flags that name a file
 PLACES = ("extend", "loop", "fit")  # flags that say what is made of it
+Texts = tuple[str, ...]
+RECORDED_TYPES: dict[str, object] = {
+    "prompt": str, "seed": int, "lora": Texts, "gguf": Texts, "last_image": str, "dtype": str, "quantise": str,
+    "device": str, "checkpoint": dict[str, str], "background": str, "fit": str, "extend": float | None, "loop": bool,
+    **dict.fromkeys(FILES, str),
+}  # fmt: skip
 DIGEST = "_sha256"  # behind a flag's name: the hashes of its files
 
 
@@ -82,6 +89,7 @@ def read_recorded_settings(path: Path) -> dict[str, object]:
     settings = latent_settings(path) if is_latent(path) else read_settings(path)
     if "prompt" not in settings or "seed" not in settings:
         raise ValueError(f"{path} does not say its prompt and seed; it was not written by sample.py")
+    check_types(settings, RECORDED_TYPES, f"the settings in {path}")
     return settings
 
 

@@ -12,7 +12,7 @@ import json
 import re
 import tomllib
 import typing
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, TypeVar, cast
 
@@ -39,11 +39,11 @@ def from_mapping(cls: type[T], values: Mapping[str, object], where: str = "") ->
     for key, value in values.items():
         if key not in hints:
             raise ValueError(f"unknown key {where + key!r}{nearest(key, hints)}")
-        converted[key] = _convert(hints[key], value, f"{where}{key}")
+        converted[key] = convert(hints[key], value, f"{where}{key}")
     return cls(**converted)
 
 
-def _convert(hint: object, value: object, name: str) -> object:
+def convert(hint: object, value: object, name: str) -> object:
     """Convert one plain TOML or JSON value to the type of a field; a ValueError names the field."""
     if dataclasses.is_dataclass(hint) and isinstance(hint, type):
         if not isinstance(value, Mapping):
@@ -59,15 +59,15 @@ def _convert(hint: object, value: object, name: str) -> object:
         if value not in options:
             raise ValueError(f"{name} must be one of {', '.join(map(repr, options))}, got {value!r}")
         return value
-    if origin is tuple and isinstance(value, list | tuple):
-        kinds = options if options[-1] is not Ellipsis else (options[0],) * len(value)
+    if origin in (tuple, Sequence) and isinstance(value, list | tuple):
+        kinds = options if origin is tuple and options[-1] is not Ellipsis else (options[0],) * len(value)
         if len(kinds) != len(value):
             raise ValueError(f"{name} must have {len(kinds)} values, got {value!r}")
-        return tuple(_convert(kind, item, name) for kind, item in zip(kinds, value, strict=True))
+        return tuple(convert(kind, item, name) for kind, item in zip(kinds, value, strict=True))
     if origin is dict and isinstance(value, Mapping):
-        return {str(key): _convert(options[1], item, f"{name}.{key}") for key, item in value.items()}
-    if origin in (tuple, dict):
-        raise ValueError(f"{name} must be a {'list' if origin is tuple else 'table'}, got {value!r}")
+        return {str(key): convert(options[1], item, f"{name}.{key}") for key, item in value.items()}
+    if origin in (tuple, Sequence, dict):
+        raise ValueError(f"{name} must be a {'table' if origin is dict else 'list'}, got {value!r}")
     kinds = options or (hint,)
     if Path in kinds and isinstance(value, str | Path):
         return Path(value)

@@ -13,7 +13,7 @@ import re
 import secrets
 import shutil
 import unicodedata
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -171,7 +171,7 @@ def content_id(path: Path) -> str:
 
 def is_content(path: Path) -> bool:
     """True for the configs and the weights of a checkpoint folder."""
-    return path.suffix in (".json", ".safetensors") and path.name != MANIFEST
+    return path.suffix in (".json", ".safetensors") and path.name != MANIFEST and path.is_file()
 
 
 def file_digest(path: Path) -> bytes:
@@ -228,6 +228,16 @@ def remove_unfinished(folder: Path) -> None:
             shutil.rmtree(part, ignore_errors=True)
         else:
             part.unlink(missing_ok=True)
+
+
+def check_regular(folder: Path, suffixes: Collection[str]) -> None:
+    """Raise a ValueError for a fifo, a device or a dead link in a folder, and for a folder where a file is expected.
+
+    Whoever opened a fifo would wait for ever, and a device has no end.
+    """
+    for path in folder.rglob("*"):
+        if not path.is_file() and not (path.is_dir() and path.suffix not in suffixes):
+            raise ValueError(f"{path} is no regular file; download or save the folder again")
 
 
 def error_reason(error: Exception) -> str:

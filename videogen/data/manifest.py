@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from videogen.data.files import MANIFEST, save_tensors, save_text
+from videogen.data.json_files import read_json_object
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -47,12 +48,13 @@ def check_manifest(folder: Path, *, only: Collection[str] = (), skip: Collection
 
 def find_fault(folder: Path, *, only: Collection[str] = (), skip: Collection[str] = ()) -> str:
     """Describe the first file of a folder that is not as its manifest says; empty if all are."""
-    if not (folder / MANIFEST).is_file():
+    if not (folder / MANIFEST).exists():
         return ""
     try:
+        values = read_json_object(folder / MANIFEST, max_bytes=2**28)
         listed = {
             str(name): (int(entry["bytes"]), str(entry[HASH_KEY]))
-            for name, entry in json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"].items()
+            for name, entry in values["files"].items()  # type: ignore[attr-defined]
         }
     except (ValueError, TypeError, KeyError, AttributeError):
         return f"{folder / MANIFEST} is damaged: it is no list of files with their sizes and hashes"
@@ -91,6 +93,8 @@ def load_hashed_tensors(path: Path) -> dict[str, Tensor]:
     """Load a .safetensors file; a ValueError where it is not whole, or its tensors are not those of its hash."""
     from safetensors import SafetensorError, safe_open
 
+    if path.exists() and not path.is_file():  # opening a fifo would wait for its writer
+        raise ValueError(f"{path} is no regular file")
     try:
         with safe_open(path, framework="pt") as file:
             saved = (file.metadata() or {}).get(HASH_KEY)

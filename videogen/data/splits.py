@@ -13,11 +13,12 @@ import json
 import unicodedata
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 
 from videogen.data.files import save_text
+from videogen.data.json_files import read_json_object
 
 CLIPS = "clips.json"
 LEAST_CLIPS = 5
@@ -105,12 +106,12 @@ def split_at(names: Sequence[str], held_out: Collection[str]) -> tuple[list[int]
 def read_clips(run_dir: Path, most: int, seed: int) -> dict[str, list[str]] | None:
     """Read which clips a run began with; None if none has begun with this seed and this number of held-out clips."""
     path = run_dir / CLIPS
-    if not path.is_file():
+    if not path.exists():
         return None
     try:
-        kept = json.loads(path.read_text(encoding="utf-8"))
+        kept = read_json_object(path, max_bytes=2**30)
         is_same = (kept["seed"], kept["val_clips"]) == (seed, most)
-        clips = {side: [str(name) for name in kept[side]] for side in ("train", "held_out")}
+        clips = {side: [str(name) for name in cast("list[object]", kept[side])] for side in ("train", "held_out")}
     except (ValueError, TypeError, KeyError):
         raise ValueError(
             f"{path} is damaged: it is no list of the clips that the run began with; remove it, and clips are held out "

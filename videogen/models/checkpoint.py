@@ -8,20 +8,23 @@ Classes of diffusers, and the faces that our networks have there, are imported f
 from __future__ import annotations
 
 import inspect
-from collections.abc import Collection
+import math
+from collections.abc import Collection, Mapping
 from importlib import import_module
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar, cast
+from typing import TYPE_CHECKING, TypeVar, cast, get_type_hints
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from videogen.data.files import error_reason
+from videogen.data.json_files import check_types
 from videogen.data.manifest import check_manifest
 from videogen.models.checkpoint_config import CLASSES, NETWORKS, check_family, components_of, read_json
 from videogen.models.text_encoder import meta_encoder
+from videogen.models.weight_headers import check_sizes, read_shapes
 
 if TYPE_CHECKING:
     from diffusers.models.modeling_utils import ModelMixin
@@ -67,15 +70,10 @@ def check_weights(kind: type[Network], folder: Path) -> Network:
     missing = sorted(name for name in _shards_of(folder) if not (folder / name).is_file())
     if missing:
         raise ValueError(f"{folder} lacks {missing[0]}, one of the files of its weights; download it again")
+    shapes = read_shapes(folder)
+    check_sizes(read_json(folder / "config.json"), shapes, folder / "config.json")
     network = meta_network(kind, folder)
     wanted = {name: tuple(p.shape) for name, p in network.state_dict().items()}
-    shapes: dict[str, tuple[int, ...]] = {}
-    for path in files:
-        try:
-            with safe_open(path, framework="pt") as file:
-                shapes |= {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-        except SafetensorError as error:
-            raise ValueError(f"{path} is not whole: {error}; download or save the checkpoint again") from None
     ignored = getattr(kind, "_keys_to_ignore_on_load_unexpected", None) or ()
     surplus = {name for name in shapes.keys() - wanted.keys() if not any(key in name for key in ignored)}
     for fault, names in (("lacks", wanted.keys() - shapes.keys()), ("has an extra weight", surplus)):
@@ -89,10 +87,29 @@ def check_weights(kind: type[Network], folder: Path) -> Network:
 
 
 def meta_network(kind: type[Network], folder: Path) -> Network:
-    """Build a network as its config says on the meta device: all of it but the weights' values."""
-    config, known = read_json(folder / "config.json"), inspect.signature(kind).parameters
-    with torch.device("meta"):
-        return kind(**{name: value for name, value in config.items() if name in known})
+    """Build a network as its config says on the meta device: all of it but the weights' values.
+
+    Raises a ValueError that names the value of the config which is of a wrong type, or makes no network.
+    """
+    path = folder / "config.json"
+    config, known = read_json(path), get_type_hints(inspect.unwrap(kind.__init__))
+    check_types(config, known, path)
+    check_statistics(config, path)
+    try:
+        with torch.device("meta"):
+            return kind(**{name: value for name, value in config.items() if name in known})
+    except (TypeError, ArithmeticError, RuntimeError, LookupError, AttributeError, AssertionError) as error:
+        raise ValueError(f"{path} makes no {kind.__name__}: {error_reason(error)}") from None
+
+
+def check_statistics(config: Mapping[str, object], path: Path) -> None:
+    """Refuse a VAE's statistics that are not one for each channel, or deviations that are not above 0."""
+    channels = config.get("latent_channels", config.get("z_dim"))
+    for name in ("latents_mean", "latents_std"):
+        if isinstance(values := config.get(name), list) and channels is not None and len(values) != channels:
+            raise ValueError(f"{path} has {len(values)} values of {name} for {channels} latent channels")
+        if isinstance(values, list) and not all(math.isfinite(v) and (v > 0 or name == "latents_mean") for v in values):
+            raise ValueError(f"{path} has a {name} that is not finite, or not above 0")
 
 
 def load_network(kind: type[Network], folder: Path, *, dtype: torch.dtype = torch.float32) -> Network:

@@ -17,6 +17,8 @@ from typing import NamedTuple, cast
 from videogen.config.parsing import from_mapping
 from videogen.config.sample import SampleConfig
 from videogen.config.sizes import fit_ratio, parse_ratio
+from videogen.data.files import check_regular
+from videogen.data.json_files import check_types, read_json_object
 from videogen.packing.patch_schedule import Patch, coarsest_patch, latent_grid
 
 Json = Mapping[str, object]
@@ -40,6 +42,14 @@ FLOAT32_PARTS = ("time_embedder", "scale_shift_table", "norm1", "norm2", "norm3"
 UNUSED_PARTS = ("pooler",)
 DIFFUSERS_CLASSES = {"VideoDiT": "WanTransformer3DModel", "WanVAE": "AutoencoderKLWan"}
 CONFIG_KEYS_DIFFUSERS_LACKS = ("prediction", "extra_patch_sizes", "num_facts", "nearby")
+COMPONENTS = (
+    "transformer", "transformer_2", "vae", "text_encoder", "tokenizer", "scheduler", "image_encoder", "image_processor",
+)  # fmt: skip
+INDEX_TYPES = {"boundary_ratio": float | None, "expand_timesteps": bool, "defaults": dict[str, object] | None}
+DIT_TYPES = {"patch_size": tuple[int, int, int], "extra_patch_sizes": tuple[tuple[int, int, int], ...]}
+DIT_TYPES |= {"in_channels": int, "out_channels": int | None}
+TEXT_TYPES = {"hidden_act": str, "position_embedding_type": str | None}
+VAE_TYPES = {"scale_factor_temporal": int | None, "scale_factor_spatial": int | None}
 NETWORKS = ("transformer", "transformer_2", "vae")
 # The class of a scheduler, the sampler that runs it, and the key of its shift.
 SAMPLER_OF = {
@@ -94,6 +104,7 @@ class CheckpointInfo(NamedTuple):
         if classes != PLAIN_CLASSES or tokenizer not in PLAIN_TOKENIZERS or not path.is_file():
             return False
         text = read_json(self.folder / "text_encoder" / "config.json")
+        check_types(text, TEXT_TYPES, self.folder / "text_encoder" / "config.json")
         return text.get("hidden_act", "gelu") == "gelu" and text.get("position_embedding_type") in (None, "absolute")
 
     def latent_grid(self, config: SampleConfig) -> tuple[int, int, int]:
@@ -116,11 +127,15 @@ class CheckpointInfo(NamedTuple):
 
 def read_checkpoint_info(folder: Path) -> CheckpointInfo:
     """Read a checkpoint folder's configs; a ValueError where it is of another family or not complete."""
-    if not (folder / "model_index.json").is_file():
+    if not (folder / "model_index.json").exists():
         raise ValueError(f"{folder} is not a checkpoint folder: it has no model_index.json")
+    check_regular(folder, (".json", ".safetensors", ".txt", ".model"))
     index = read_json(folder / "model_index.json")
     check_family(index, folder)
+    check_index(index, folder / "model_index.json")
     dit_config, vae_config = (read_json(folder / part / "config.json") for part in ("transformer", "vae"))
+    check_types(dit_config, DIT_TYPES, folder / "transformer" / "config.json")
+    check_types(vae_config, VAE_TYPES, folder / "vae" / "config.json")
     needs_image = has_image_channels(dit_config)
     return CheckpointInfo(
         folder=folder,
@@ -133,21 +148,24 @@ def read_checkpoint_info(folder: Path) -> CheckpointInfo:
         needs_image=needs_image,
         takes_known=index["_class_name"] == VIDEOGEN_PIPELINE or bool(index.get("expand_timesteps")),
         needs_last_image=bool(dit_config.get("pos_embed_seq_len")),
-        defaults=from_mapping(SampleConfig, default_settings(index, folder)),
+        defaults=read_defaults(index, folder),
     )
 
 
 def read_json(path: Path) -> dict[str, object]:
     """Read a JSON object; a ValueError where the file is missing or holds none."""
-    if not path.is_file():
+    if not path.exists():
         raise ValueError(f"{path.parent} has no {path.name}; the checkpoint is not complete")
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not whole: {error}; download or save the checkpoint again") from None
-    if not isinstance(values, dict):
-        raise ValueError(f"{path} must hold a JSON object, got {type(values).__name__}")
-    return values
+        return read_json_object(path)
+    except ValueError as error:
+        raise ValueError(f"{error}; download or save the checkpoint again") from None
+
+
+def check_index(index: Json, path: Path) -> None:
+    """Refuse a model_index.json whose values are of wrong types, naming the first."""
+    pair = [part for part in COMPONENTS if part in index]
+    check_types(index, {**dict.fromkeys(pair, tuple[str | None, str | None]), **INDEX_TYPES}, path)
 
 
 def components_of(index: Json) -> dict[str, str]:
@@ -203,6 +221,14 @@ def default_settings(index: Json, folder: Path) -> dict[str, object]:
     if index.get("expand_timesteps"):  # Wan 2.2 5B
         settings |= {"size": "1280x704", "frames": 121, "fps": 24.0}
     return settings | {"cfg_zero": False} | _scheduler_settings(folder)
+
+
+def read_defaults(index: Json, folder: Path) -> SampleConfig:
+    """Read a checkpoint's default settings; a ValueError names the file whose settings are wrong."""
+    try:
+        return from_mapping(SampleConfig, default_settings(index, folder))
+    except ValueError as error:
+        raise ValueError(f"{folder / 'model_index.json'} has wrong defaults: {error}") from None
 
 
 def has_image_channels(dit_config: Json) -> bool:

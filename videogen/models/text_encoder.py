@@ -19,6 +19,10 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from videogen.data.files import error_reason
+from videogen.models.checkpoint_config import read_json
+from videogen.models.weight_headers import check_sizes, read_shapes
+
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -59,7 +63,7 @@ def load_encoder(folder: Path, part: str = "text_encoder", *, dtype: torch.dtype
     import transformers
 
     path = folder / part
-    class_name = encoder_class(transformers.AutoConfig.from_pretrained(path)) or "AutoModel"
+    class_name = encoder_class(read_encoder_config(path)) or "AutoModel"
     try:
         encoder, info = getattr(transformers, class_name).from_pretrained(
             path, dtype=dtype, output_loading_info=True, use_safetensors=True
@@ -68,17 +72,37 @@ def load_encoder(folder: Path, part: str = "text_encoder", *, dtype: torch.dtype
         reason = str(error).split("\n")[0]
         message = f"{path} has no complete .safetensors weights: {reason}; download the checkpoint again"
         raise ValueError(message) from None
+    except (TypeError, ArithmeticError, LookupError, AttributeError) as error:
+        raise ValueError(f"{path} makes no encoder: {error_reason(error)}; download the checkpoint again") from None
     for fault, names in (("lacks", info["missing_keys"]), ("has an extra weight", info["unexpected_keys"])):
         if names:
             raise ValueError(f"{path} {fault} {min(names)}; its weights do not belong to its config.json")
     return encoder.eval().requires_grad_(False)
 
 
+def read_encoder_config(path: Path) -> PreTrainedConfig:
+    """Read an encoder's config, compared with its weights: transformers would build a network of any size."""
+    import transformers
+
+    try:
+        shapes = read_shapes(path)
+    except ValueError as error:
+        reason = str(error).partition(";")[0]
+        raise ValueError(
+            f"{path} has no complete .safetensors weights: {reason}; download the checkpoint again"
+        ) from None
+    check_sizes(read_json(path / "config.json"), shapes, path / "config.json")
+    try:
+        return transformers.AutoConfig.from_pretrained(path)
+    except Exception as error:  # transformers checks types by errors of its own, of which no two versions have the same
+        raise ValueError(f"{path / 'config.json'} is no config of an encoder: {error_reason(error)}") from None
+
+
 def meta_encoder(path: Path) -> PreTrainedModel:
     """Build the encoder of a folder on the meta device, without the values of its weights."""
     import transformers
 
-    config = transformers.AutoConfig.from_pretrained(path)
+    config = read_encoder_config(path)
     class_name = encoder_class(config)
     with torch.device("meta"):
         return getattr(transformers, class_name)(config) if class_name else transformers.AutoModel.from_config(config)

@@ -10,9 +10,9 @@ run once more on tensors without values, and a gradient flows back to those that
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
+from diffusers.loaders.lora_pipeline import WanLoraLoaderMixin
 from diffusers.utils.state_dict_utils import convert_unet_state_dict_to_peft
 from peft.utils import get_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
@@ -21,13 +21,10 @@ from torch import Tensor
 from videogen.data.files import error_reason
 from videogen.data.manifest import check_manifest
 
-if TYPE_CHECKING:
-    from videogen.sampling.pipeline import VideoPipeline
-
 WEIGHTS = "pytorch_lora_weights.safetensors"
 
 
-def load_lora(pipeline: VideoPipeline, path: Path, adapter: str, part: str) -> None:
+def load_lora(pipeline: WanLoraLoaderMixin, path: Path, adapter: str, part: str) -> None:
     """Load a LoRA's file or folder as an adapter of one transformer (part); a ValueError where it does not fit."""
     file = find_file(path)
     where = {"load_into_transformer_2": True} if part == "transformer_2" else {}
@@ -79,7 +76,9 @@ def meta_leaf(opened: safe_open, name: str) -> Tensor:
     return torch.empty(opened.get_slice(name).get_shape(), device="meta", requires_grad=True)
 
 
-def used_tensors(pipeline: VideoPipeline, tensors: dict[str, Tensor], model: torch.nn.Module, adapter: str) -> set[str]:
+def used_tensors(
+    pipeline: WanLoraLoaderMixin, tensors: dict[str, Tensor], model: torch.nn.Module, adapter: str
+) -> set[str]:
     """Name the tensors of a LoRA that reach its adapter: those with a gradient, and the alphas."""
     # The conversion scales some in place, which leaves forbid.
     copies = {name: tensor.clone() if tensor.is_meta else tensor for name, tensor in tensors.items()}

@@ -24,6 +24,7 @@ from videogen.config.parsing import to_mapping
 from videogen.config.sample import SampleConfig
 from videogen.data.files import save_text, slug
 from videogen.data.folder_lock import lock_folder as hold_lock
+from videogen.data.json_files import read_json_object
 from videogen.packing.patch_schedule import parse_patch_shares
 from videogen.sweep.axes import Axis, Changes, combinations, format_value, with_changes
 
@@ -208,8 +209,11 @@ def check_sweep_folder(folder: Path, plan: Plan, *, overwrite: bool) -> None:
     """Raise a ValueError if a folder holds something else than a sweep or, without overwrite, another sweep."""
     path = folder / "sweep.json"
     manifest = json.loads(json.dumps(plan.manifest()))
-    if path.is_file() and not overwrite:
-        saved = json.loads(path.read_text(encoding="utf-8"))
+    if path.exists() and not overwrite:
+        try:
+            saved = read_json_object(path)
+        except ValueError as error:
+            raise ValueError(f"{error}; choose another --out, or add --overwrite to begin anew") from None
         changed = sorted(key for key in {*manifest, *saved} if manifest.get(key) != saved.get(key))
         if changed:
             raise ValueError(

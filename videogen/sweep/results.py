@@ -9,18 +9,23 @@ from __future__ import annotations
 
 import csv
 import io
+import json
+import logging
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from videogen.data.files import atomic_file, save_text
+from videogen.config.parsing import to_mapping
+from videogen.data.files import atomic_file, error_reason, save_text
 
 if TYPE_CHECKING:
     from types import ModuleType
 
     from videogen.sweep.plan import Plan, Run
 
+logger = logging.getLogger(__name__)
 Row = dict[str, object]
+NUMBERS = ("_seconds", "_gb", "_db")
 
 
 def add_row(folder: Path, row: Row, rank: int = 0) -> None:
@@ -37,8 +42,13 @@ def save_rows(folder: Path, stem: str, rows: Iterable[Row]) -> None:
     text = io.StringIO()
     writer = csv.DictWriter(text, fieldnames=list(rows[0]) if rows else [], lineterminator="\n")
     writer.writeheader()
-    writer.writerows(rows)
+    writer.writerows({name: quote_formula(value) for name, value in row.items()} for row in rows)
     save_text(folder / f"{stem}.csv", text.getvalue())
+
+
+def quote_formula(value: object) -> object:
+    """Put an apostrophe before a text that a spreadsheet would run as a formula."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
 
 
 def read_rows(folder: Path) -> dict[str, Row]:
@@ -52,10 +62,27 @@ def read_rows(folder: Path) -> dict[str, Row]:
 
 
 def unfinished_runs(folder: Path, plan: Plan, runs: Sequence[Run] | None = None) -> list[Run]:
-    """List the runs of a plan that have no row yet, failed, or were not compared with the plan's reference."""
-    rows = read_rows(folder).items()
-    done = {key for key, row in rows if not row.get("error") and (row.get("reference") or not plan.reference_steps)}
-    return [run for run in (plan.runs() if runs is None else runs) if run.key not in done]
+    """List the runs of a plan that have no whole row yet, failed, or were not compared with the plan's reference."""
+    rows = read_rows(folder)
+    return [
+        run for run in (plan.runs() if runs is None else runs) if not is_done(rows.get(run.key, {}), run, folder, plan)
+    ]
+
+
+def is_done(row: Row, run: Run, folder: Path, plan: Plan) -> bool:
+    """True if a row is that of a run, with its clip and its reference."""
+    files = [row.get("clip"), *([row.get("reference")] if plan.reference_steps else [])]
+    return (
+        not row.get("error")
+        and all(name and (folder / str(name)).is_file() for name in files)
+        and row.items() >= settings_row(run).items()
+    )
+
+
+def settings_row(run: Run) -> Row:
+    """Return a run's settings as the columns of its row."""
+    settings = {name: json.dumps(v) if isinstance(v, list) else v for name, v in to_mapping(run.config).items()}
+    return {"key": run.key, "prompt": run.prompt, "seed": run.seed, **settings}
 
 
 def gather_rows(folder: Path, order: Sequence[str] = ()) -> list[Row]:
@@ -88,9 +115,28 @@ def import_pyarrow() -> tuple[ModuleType, ModuleType]:
 
 
 def read_parquet(path: Path) -> list[Row]:
-    """Read the rows of a Parquet file; none if there is no such file."""
-    _, parquet = import_pyarrow()
-    return parquet.read_table(path).to_pylist() if path.is_file() else []
+    """Read the rows of a Parquet file, none if there is no such file; what is damaged is left out, and made again."""
+    pyarrow, parquet = import_pyarrow()
+    try:
+        rows = parquet.read_table(path).to_pylist() if path.is_file() else []
+    except (pyarrow.ArrowException, OSError) as error:
+        logger.warning("%s is damaged, and its rows are made again: %s", path, error_reason(error))
+        return []
+    whole = [row for row in rows if has_types(row)]
+    if len(whole) < len(rows):
+        logger.warning("%d rows of %s are damaged and are made again", len(rows) - len(whole), path)
+    return whole
+
+
+def has_types(row: Row) -> bool:
+    """True if a row has a key, texts where texts stand and numbers where numbers stand."""
+    texts = [row.get(name) for name in ("clip", "reference", "error")]
+    numbers = [value for name, value in row.items() if name.endswith(NUMBERS)]
+    return (
+        isinstance(row.get("key"), str)
+        and all(value is None or isinstance(value, str) for value in texts)
+        and all(value is None or isinstance(value, int | float) for value in numbers)
+    )
 
 
 def write_parquet(path: Path, rows: Sequence[Row]) -> None:

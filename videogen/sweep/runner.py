@@ -24,6 +24,7 @@ from torch import Tensor
 from videogen.config.parsing import from_mapping, to_mapping
 from videogen.config.sample import SampleConfig
 from videogen.data.files import save_tensors
+from videogen.data.manifest import load_hashed_tensors
 from videogen.data.saved_latents import save_latent
 from videogen.data.video_io import write_video
 from videogen.interruption import StopRequest
@@ -32,7 +33,7 @@ from videogen.sampling.clip_sampler import ClipSampler
 from videogen.sweep.measures import Score, apply_score, compare_to_reference, measure_clip, score_id
 from videogen.sweep.plan import Plan, Run, lock_folder
 from videogen.sweep.resource_usage import synchronise
-from videogen.sweep.results import Row, add_row, gather_rows, unfinished_runs
+from videogen.sweep.results import Row, add_row, gather_rows, settings_row, unfinished_runs
 from videogen.sweep.shared_calls import BatchedRuns, RunResult, reason_of
 
 if TYPE_CHECKING:
@@ -108,7 +109,7 @@ class Worker:
         """
         left = unfinished_runs(self.folder, self.plan, runs)
         self.team.wait()  # until all have seen the same rows
-        missing = [ref for ref in self.plan.references(left) if not self.reference_path(ref.key).is_file()]
+        missing = [ref for ref in self.plan.references(left) if not self.has_reference(ref.key)]
         with StopRequest("finishing the rows that are being made; Ctrl-C again stops at once") as stop:
             self.batch.encode_texts([*left, *missing])
             for pack in self.team.share(self.batch.packs(missing)):
@@ -137,6 +138,15 @@ class Worker:
     def reference_path(self, key: str) -> Path:
         """Name the file of a reference's latent."""
         return self.folder / "references" / f"{key}.safetensors"
+
+    def has_reference(self, key: str) -> bool:
+        """True if a reference's latent is whole and its clip is there."""
+        path = self.reference_path(key)
+        try:
+            load_hashed_tensors(path)
+        except (ValueError, OSError):
+            return False
+        return path.with_suffix(".mp4").is_file()
 
     def decode_reference(self, key: str) -> Tensor | None:
         """Decode a reference into frames; None where it could not be made."""
@@ -197,12 +207,11 @@ class Worker:
 
     def new_row(self, run: Run, result: RunResult) -> Row:
         """Fill a row with what is known before decoding."""
-        settings = {k: json.dumps(v) if isinstance(v, list) else v for k, v in to_mapping(run.config).items()}
         cost = {k: v for k, v in result._asdict().items() if k not in ("latent", "error")}
         empty = dict.fromkeys(("clip", "reference"))
         return {
-            "key": run.key, "prompt": run.prompt, "seed": run.seed, **settings, **empty, "total_seconds": None, **cost,
-            "decode_seconds": None, "command": self.plan.command(run), "error": None,
+            **settings_row(run), **empty, "total_seconds": None, **cost, "decode_seconds": None,
+            "command": self.plan.command(run), "error": None,
         }  # fmt: skip
 
 

@@ -109,7 +109,7 @@ class TextCache:
         self.text_id = "|".join(checkpoint_id(folder)["sha256"] for folder in folders) + ("|bf16" if bf16 else "")
         self.embeddings = OrderedDict[str, Tensor]()
         self.files: dict[str, Path] = {}
-        for path in sorted(cache_dir.glob("[!.]*.safetensors")):
+        for path in sorted(path for path in cache_dir.glob("[!.]*.safetensors") if path.is_file()):
             with contextlib.suppress(SafetensorError, OSError), safe_open(path, "pt") as file:
                 self.files |= dict.fromkeys(file.keys(), path)
 

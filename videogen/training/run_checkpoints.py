@@ -98,7 +98,7 @@ def find_step_fault(folder: Path) -> str:
     paths = {folder / f"{name}.safetensors" for name in ("model", "optimizer")}
     for path in sorted(paths | set(folder.glob("*.safetensors"))):  # a folder of earlier versions has no manifest
         if not path.is_file():
-            return f"{path} is missing"
+            return f"{path} is missing, or no regular file"
         try:
             with safe_open(path, "pt"):
                 pass

@@ -14,6 +14,7 @@ from typing import NamedTuple
 from videogen.config.parsing import dotted, to_mapping
 from videogen.config.train import TrainConfig
 from videogen.data.files import save_text
+from videogen.data.json_files import read_json_object
 
 logger = logging.getLogger(__name__)
 CONFIG = "config.json"
@@ -60,11 +61,11 @@ SETTINGS = {
 def changes_since(config: TrainConfig, run_dir: Path) -> list[Change]:
     """List the settings that changed since the run in a folder was started; a ValueError if its config is damaged."""
     path = run_dir / CONFIG
-    if not path.is_file():
+    if not path.exists():
         return []
     try:
-        before = dict(dotted(json.loads(path.read_text(encoding="utf-8"))))
-    except (ValueError, AttributeError, RecursionError):
+        before = dict(dotted(read_json_object(path)))
+    except ValueError:
         raise ValueError(
             f"{path} is damaged: it is no recipe in JSON, so what changed since cannot be told; remove it to go on"
         ) from None
