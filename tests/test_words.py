@@ -78,11 +78,11 @@ def test_training_on_the_toybox_keeps_kinds_and_adds_what_the_first_checkpoint_k
     clips = ToyboxClips(DataConfig(toybox=20, toybox_captions=2), (1, 1, 1))
     words = training_words(clips, range(20), None)
     assert {word.kind for word in words} >= {"thing", "colour", "motion", "place"}
-    assert sum(word.count for word in words) == sum(
+    assert sum(word.num for word in words) == sum(
         len(split_words(clips.caption(i, epoch))) for i in range(20) for epoch in range(2)
     )
-    more = {word.text: word.count for word in training_words(clips, range(20), knowing)}
-    assert more["circle"] == {word.text: word.count for word in words}.get("circle", 0) + 2
+    more = {word.text: word.num for word in training_words(clips, range(20), knowing)}
+    assert more["circle"] == {word.text: word.num for word in words}.get("circle", 0) + 2
 
 
 def test_a_list_of_words_does_not_change_what_a_checkpoint_is(own_checkpoint: Path) -> None:
@@ -138,7 +138,7 @@ def test_the_words_command_lists_them_by_kind(
     ]  # fmt: skip
     assert main(["words", "--model", str(knowing), "--json"]) == 0
     first = json.loads(capsys.readouterr().out.splitlines()[0])
-    assert first == {"kind": "sentence", "text": "a", "count": 2}
+    assert first == {"kind": "sentence", "text": "a", "num": 2}
     refused(capsys, main(["words", "--model", str(checkpoint)]), "keeps no list of its training captions' words")
 
 

@@ -81,7 +81,7 @@ def to_pixels(image: Image, background: str) -> ndarray:
     if has_16_bits:  # which Pillow would clip to white
         image = Image.fromarray((np.asarray(image) // 257).astype("uint8"))
     elif image.mode in ("I", "F"):
-        low, high = (float(bound) for bound in image.getextrema())
+        low, high = float(np.asarray(image).min()), float(np.asarray(image).max())
         if image.mode == "I" or low < 0 or high > 1:
             raise ValueError(f"its numbers reach from {low:g} to {high:g}; save it in 8 or 16 bits, or in 0 to 1")
         image = Image.fromarray(np.rint(np.asarray(image) * 255).astype("uint8"))

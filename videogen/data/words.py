@@ -27,7 +27,7 @@ class Word(NamedTuple):
 
     kind: str
     text: str
-    count: int
+    num: int
 
 
 def split_words(text: str) -> list[str]:
@@ -45,9 +45,9 @@ def add_words(words: Iterable[Word], more: Iterable[Word]) -> list[Word]:
     """Add the counts of two lists; the kinds are those of the first."""
     total: dict[str, Word] = {}
     for word in (*words, *more):
-        earlier = total.get(word.text, word._replace(count=0))
-        total[word.text] = earlier._replace(count=earlier.count + word.count)
-    return sorted(total.values(), key=lambda word: (-word.count, word.text))
+        earlier = total.get(word.text, word._replace(num=0))
+        total[word.text] = earlier._replace(num=earlier.num + word.num)
+    return sorted(total.values(), key=lambda word: (-word.num, word.text))
 
 
 def write_words(folder: Path, words: Iterable[Word]) -> None:
@@ -64,7 +64,7 @@ def read_words(folder: Path) -> list[Word]:
         return []
     try:
         rows = [line.split("\t") for line in path.read_text(encoding="utf-8").splitlines()[1:]]
-        return [Word(kind, text, int(count)) for kind, text, count in rows]
+        return [Word(kind, text, int(num)) for kind, text, num in rows]
     except ValueError as error:
         raise ValueError(f"{path} is no list of words: {error}; remove it, or copy the folder again") from None
 

@@ -12,7 +12,11 @@ from videogen.data.words import split_words
 from videogen.toybox.world import captions
 from videogen.toybox.world.phrases import tables
 
-SMALL = {*split_words("a an and the of to in on at by with from that it its is are be as while not does do other")}
+SMALL = {
+    *split_words(
+        "a an and the of to in on at by with from that it its is are be as while not does do other there picture image"
+    )
+}
 OTHER = "sentence"  # the words between
 # The tables of the free captions by what they name. "A little bird" is small, and "the camera moves right" a motion.
 SECTIONS = {
