@@ -234,7 +234,7 @@ VALID_ROW = '{"file_name": "a.mp4", "text": "x"}'
         ("metadata.csv", "file,caption\na.mp4,red\n", "row 2: every row needs file_name and text"),
         ("metadata.csv", "file_name,text\na.mp4,a cat, at night\n", "row 2: it has more cells than the table"),
         ("metadata.csv", f'file_name,text\na.mp4,"{"red " * 40000}\n', "row .*: field larger than field limit"),
-        ("metadata.csv", "file_name,text\na.mp4,caf\udce9\n", "row .*: 'utf-8' codec can't decode byte 0xe9"),
+        ("metadata.csv", "file_name,text\na.mp4,caf\udce9\n", "is not encoded in UTF-8: 'utf-8' codec can't decode byte 0xe9"),
         ("metadata.jsonl", "caf\udce9\n", "is not encoded in UTF-8: 'utf-8' codec can't decode byte 0xe9"),
         ("metadata.jsonl", f'{VALID_ROW}\n{{"file_name": "b.mp4"}}\n', "row 2: every row needs file_name and text"),
         ("metadata.jsonl", f'{VALID_ROW}\n\n{{"text": "b"}}\n', "row 3: every row needs file_name and text"),
