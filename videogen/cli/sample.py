@@ -229,9 +229,8 @@ def make_clips(
 
     mixed = not material.known
     for _, group in groupby(jobs, key=lambda job: shared_settings(job.config, mixed=mixed)):
-        for batch in group_by_budget(
-            group, lambda job: info.num_tokens(job.config), 0 if args.exact else TOKENS_PER_PACK
-        ):
+        budget = 0 if args.exact and args.device == "cpu" else TOKENS_PER_PACK
+        for batch in group_by_budget(group, lambda job: info.num_tokens(job.config), budget):
             start, config = time.monotonic(), batch[0].config
             about_pack = {**about, **({"pack": len(batch)} if len(batch) > 1 else {})}
             label = f"{len(batch)} clip{'s' if len(batch) > 1 else ''}"
