@@ -329,7 +329,7 @@ def test_a_dry_run_of_the_vae_counts_the_steps_of_an_epoch(tmp_path: Path, capsy
     words = [str(ROOT / "configs" / "toybox-vae.toml"), "--data.toybox", "400", "--run", str(tmp_path / "run")]
     assert train([*words, "--dry-run", "--json"]) == 0
     plan = json.loads(capsys.readouterr().out)
-    assert (plan["steps_per_epoch"], plan["fill"], plan["memory_gb"]) == (42, None, None)  # 42 is (400 - 64) / 8.
+    assert (plan["steps_per_epoch"], plan["fill"], plan["memory_gb"]) == (45, None, None)  # 45 is (400 - 40) / 8.
     assert train([*words, "--dry-run"]) == 0
     table = capsys.readouterr().out
     assert "42 steps an epoch of 8 clips each" in table

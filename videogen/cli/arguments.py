@@ -6,6 +6,7 @@ argv, dataclass  ->  an instance;  command  ->  0 done, 1 failure, 2 wrong input
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import logging
 import os
@@ -31,7 +32,16 @@ def guard(command: Callable[[Sequence[str]], int], argv: Sequence[str] | None = 
     except (ValueError, FileExistsError, FileNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except (FloatingPointError, OSError, RuntimeError) as error:
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:  # of which the message has all
+            name = str(error.filename)
+            print(
+                f"error: a name of {len(name):,} letters is too long: {name[:40]}...; shorten it", file=sys.stderr
+            )
+            return 2
+        print(f"failed: {error}", file=sys.stderr)
+        return 1
+    except (FloatingPointError, RuntimeError) as error:
         print(f"failed: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

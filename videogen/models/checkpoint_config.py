@@ -45,6 +45,9 @@ CONFIG_KEYS_DIFFUSERS_LACKS = ("prediction", "extra_patch_sizes", "num_facts", "
 COMPONENTS = (
     "transformer", "transformer_2", "vae", "text_encoder", "tokenizer", "scheduler", "image_encoder", "image_processor",
 )  # fmt: skip
+NEEDED = ("transformer", "vae", "text_encoder", "tokenizer")
+# Without any of them transformers makes a tokenizer of no words.
+VOCABULARIES = ("tokenizer.json", "spiece.model", "vocab.txt", "vocab.json", "sentencepiece.bpe.model")
 INDEX_TYPES = {"boundary_ratio": float | None, "expand_timesteps": bool, "defaults": dict[str, object] | None}
 DIT_TYPES = {"patch_size": tuple[int, int, int], "extra_patch_sizes": tuple[tuple[int, int, int], ...]}
 DIT_TYPES |= {"in_channels": int, "out_channels": int | None}
@@ -133,6 +136,10 @@ def read_checkpoint_info(folder: Path) -> CheckpointInfo:
     index = read_json(folder / "model_index.json")
     check_family(index, folder)
     check_index(index, folder / "model_index.json")
+    if missing := [part for part in NEEDED if part not in components_of(index)]:
+        raise ValueError(f"{folder / 'model_index.json'} names no {missing[0]}; the checkpoint is not complete")
+    if not any((folder / "tokenizer" / name).is_file() for name in VOCABULARIES):
+        raise ValueError(f"{folder / 'tokenizer'} has no {VOCABULARIES[0]}; the checkpoint is not complete")
     dit_config, vae_config = (read_json(folder / part / "config.json") for part in ("transformer", "vae"))
     check_types(dit_config, DIT_TYPES, folder / "transformer" / "config.json")
     check_types(vae_config, VAE_TYPES, folder / "vae" / "config.json")
