@@ -13,7 +13,7 @@ from tests.test_cli import QUICK, refused
 from videogen.cli.main import main, sample
 from videogen.config.sample import MINI
 from videogen.config.train import DataConfig
-from videogen.data.captions import read_captions
+from videogen.data.listing import list_folder
 from videogen.data.words import Word, add_words, count_words, read_words, split_words, unknown_words, write_words
 from videogen.models.hub import checkpoint_id
 from videogen.toybox.dataset import ToyboxClips
@@ -68,9 +68,9 @@ def test_training_on_a_folder_keeps_the_words_of_its_captions_with_the_checkpoin
 ) -> None:
     recipe = tiny_recipe("dit", clips_folder, checkpoint, tmp_path / "run", steps=1, save_every=1, val_every=1)
     assert fit(recipe)
-    captions = read_captions(clips_folder)
+    captions = list_folder(clips_folder).captions
     words = {word.text for word in read_words(tmp_path / "run" / "checkpoint")}
-    assert words <= {word for caption in captions.values() for word in split_words(caption)}
+    assert words <= {word for texts in captions.values() for caption in texts for word in split_words(caption)}
     assert len(words) > 10
 
 

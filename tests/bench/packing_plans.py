@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from itertools import product
 from typing import NamedTuple
 
-from videogen.data.folder import fit_size
+from videogen.data.clip_plan import fit_size
 from videogen.packing.bin_packing import balance_ranks, plan_packs
 
 CELL, STRIDE = 16, 4  # pixels and frames of a token

@@ -23,5 +23,5 @@ def training_words(clips: VideoFolder | ToyboxClips, indices: Sequence[int], beg
         captions = (clips.caption(index, epoch) for index in indices[:MAX_CLIPS] for epoch in epochs)
         words = count_words(captions, kind_of)
     else:
-        words = count_words(clips.caption(index, 0) for index in indices)
+        words = count_words(caption for index in indices for caption in clips.entries[index].captions)
     return add_words(words, read_words(begun_from) if begun_from is not None else [])
