@@ -94,8 +94,8 @@ class SampleArgs:
     gguf: tuple[Path, ...] = ()
     """A quantised Wan transformer in place of the folder's; of two experts one for each, high noise first."""
     exact: bool = True
-    """On a CPU, make each clip alone, to the same bytes whatever is made beside it; --no-exact makes small clips side by
-    side in one pack, a fifth faster and equal to rounding, as a GPU always does."""
+    """On a CPU, make each clip alone, to the same bytes whatever is made beside it; --no-exact makes small clips side
+    by side in one pack, a fifth faster and equal to rounding, as a GPU always does."""
     compile: bool = False
     """Compile the transformer's block, for GPUs: slow to start, and on a CPU no faster afterwards (0.94 times)."""
     save_latents: bool = False
