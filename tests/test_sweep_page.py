@@ -109,7 +109,7 @@ def test_the_page_opens_from_disk_without_an_error_and_without_network(page: Web
     assert page.find_element(By.TAG_NAME, "h1").text == "Sweep over steps, guidance, sampler"
     assert "12 settings, 2 prompts, 2 seeds: 48 clips." in page.find_element(By.ID, "findings").text
     assert page.find_elements(By.CSS_SELECTOR, "#pareto svg")
-    assert len(page.find_elements(By.CSS_SELECTOR, "#marginals svg")) == 2  # steps, sampler: PSNR judges no guidance
+    assert len(page.find_elements(By.CSS_SELECTOR, "#marginals svg")) == 2  # PSNR judges no guidance
 
 
 def test_the_clips_play_in_step(page: WebDriver) -> None:
