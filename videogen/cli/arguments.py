@@ -34,9 +34,7 @@ def guard(command: Callable[[Sequence[str]], int], argv: Sequence[str] | None = 
     except OSError as error:
         if error.errno == errno.ENAMETOOLONG:  # of which the message has all
             name = str(error.filename)
-            print(
-                f"error: a name of {len(name):,} letters is too long: {name[:40]}...; shorten it", file=sys.stderr
-            )
+            print(f"error: a name of {len(name):,} letters is too long: {name[:40]}...; shorten it", file=sys.stderr)
             return 2
         print(f"failed: {error}", file=sys.stderr)
         return 1
