@@ -97,8 +97,9 @@ def plan_folder(config: TrainConfig) -> FolderPlan:
     names = ("width", "height", "frames", "tokens")
     clips = [dict(zip(names, size, strict=True)) | {"clips": num_clips} for size, num_clips in sorted(sizes.items())]
     tokens, unusable = sum(lengths[index] for index in train), len(getattr(folder, "problems", ()))
-    changes = {"came": split.came, "went": split.went}
-    plan = FolderPlan(clips=clips, unusable=unusable, held_out=len(val), tokens=tokens, **changes)
+    plan = FolderPlan(
+        clips=clips, unusable=unusable, held_out=len(val), tokens=tokens, came=split.came, went=split.went
+    )
     if config.stage == "vae":
         return replace(plan, steps_per_epoch=math.ceil(len(train) / config.vae.batch_clips))
     extra = {name: parse_patch(name) for name in config.dit.patches}
