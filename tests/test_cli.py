@@ -239,7 +239,7 @@ def test_help_imports_neither_torch_nor_the_other_slow_libraries() -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "needs a recipe"),
+        ([], "needs a folder"),
         (["configs/none.toml"], "no config file"),
         (["configs/folder-vae.toml", "--run.stepz", "3"], "did you mean '--run.steps'"),
         (["configs/folder-vae.toml", "--optim.lr", "0"], "lr must be above 0"),
@@ -332,7 +332,7 @@ def test_a_dry_run_of_the_vae_counts_the_steps_of_an_epoch(tmp_path: Path, capsy
     assert (plan["steps_per_epoch"], plan["fill"], plan["memory_gb"]) == (45, None, None)  # 45 is (400 - 40) / 8.
     assert train([*words, "--dry-run"]) == 0
     table = capsys.readouterr().out
-    assert "42 steps an epoch of 8 clips each" in table
+    assert "45 steps an epoch of 8 clips each" in table
     assert f"{len(plan['clips']) - 16} more" in table  # The table lists the 16 most frequent sizes and lengths.
 
 

@@ -129,7 +129,7 @@ def test_a_duration_has_a_persons_unit(seconds: float, text: str) -> None:
 
 
 def test_a_dry_run_says_its_time_in_a_persons_unit(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert sample(["x", "--model", str(checkpoint), "--steps", "100000000", "--dry-run"]) == 0
+    assert sample(["x", "--model", str(checkpoint), "--steps", "10000000000", "--dry-run"]) == 0
     assert capsys.readouterr().out.rstrip().endswith((" hours", " days"))
 
 

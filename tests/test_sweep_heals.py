@@ -18,7 +18,7 @@ from videogen.sweep.results import Row, read_parquet, unfinished_runs
 from videogen.sweep.runner import sweep
 
 PLAN = plan_of(["steps=1,2"], reference_steps=3)
-FIRST = PLAN.runs()[0].key
+FIRST = PLAN.name_run(PLAN.runs()[0])
 
 
 def change_rows(folder: Path, change: Callable[[list[Row]], list[Row]]) -> None:

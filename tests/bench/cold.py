@@ -25,13 +25,14 @@ from tests.bench.machine import Rows, publish
 PROMPT = "a red circle moves right"
 IN_THIS_PROCESS = """
 import sys, time
+from videogen.cli.known_material import Material
 from videogen.cli.provenance import provenance
 from videogen.cli.sample import make_clips, load, list_rows, parse_args, plan_jobs
 args, info = parse_args(sys.argv[1:])
 jobs, pipeline = plan_jobs(list_rows(args, info), args, info), load(args, info)
-list(make_clips(pipeline, jobs, args, info, provenance(args)))
+list(make_clips(pipeline, jobs, args, info, provenance(args), Material()))
 wall, cpu = time.perf_counter(), time.process_time()
-list(make_clips(pipeline, jobs, args, info, provenance(args)))
+list(make_clips(pipeline, jobs, args, info, provenance(args), Material()))
 print(time.perf_counter() - wall, time.process_time() - cpu)
 """
 

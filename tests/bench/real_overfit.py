@@ -29,7 +29,7 @@ def table(run_dir: Path) -> tuple[list[str], list[list[float]]]:
     rows = []
     for entry in folder.entries:
         settings = replace(pipeline.defaults, size=f"{entry.width}x{entry.height}", frames=entry.frames)
-        frames = pipeline([entry.caption], settings, seeds=[0])[0]
+        frames = pipeline([entry.captions[0]], settings, seeds=[0])[0]
         sample = rearrange(frames, "t h w c -> c t h w").float() / 127.5 - 1
         rows.append([psnr(resize(sample, clip.shape), clip) for clip in clips])
     return [entry.path.name for entry in folder.entries], rows

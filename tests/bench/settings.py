@@ -40,9 +40,10 @@ def summarise_sweep(folder: Path) -> dict[str, object]:
         raise ValueError(f"{folder} has no rows; give the folder of a sweep")
     axes = [name for name in to_mapping(SampleConfig()) if len({str(row[name]) for row in rows}) > 1]
     settings = summarise(rows, axes)
-    path = folder / "best.toml"
-    best = to_mapping(load_toml(SampleConfig, path))
-    rule = next(line for line in path.read_text(encoding="utf-8").splitlines() if "The rule" in line)
+    path, best, rule = folder / "best.toml", None, "no setting is told from the others by so few clips"
+    if path.is_file():
+        best = to_mapping(load_toml(SampleConfig, path))
+        rule = next(line for line in path.read_text(encoding="utf-8").splitlines() if "The rule" in line)
     means = [
         dict(zip(axes, setting.values, strict=True))
         | {
@@ -59,7 +60,7 @@ def summarise_sweep(folder: Path) -> dict[str, object]:
         "seeds": len({row["seed"] for row in rows}),
         "axes": axes,
         "rule": rule.removeprefix("# "),
-        "chosen": {name: best[name] for name in axes},
+        "chosen": None if best is None else {name: best[name] for name in axes},
         "rows": result_rows,
     }
 

@@ -35,7 +35,7 @@ from videogen.config.sample import MINI, SampleConfig
 from videogen.data.saved_latents import check_latent, latent_settings, read_latent, save_latent
 from videogen.data.video_io import settings_comment, write_video
 from videogen.data.words import read_words, unknown_words
-from videogen.models.checkpoint_config import CheckpointInfo, read_checkpoint_info
+from videogen.models.checkpoint_config import CheckpointInfo, check_vocabulary, read_checkpoint_info
 from videogen.models.hub import find_checkpoint
 from videogen.models.precision import bf16_instructions
 from videogen.models.single_file import assemble, is_weight_file, load_vae_part
@@ -191,6 +191,8 @@ def load(args: SampleArgs, info: CheckpointInfo) -> ClipSampler:
 
     Otherwise by diffusers, whose import and that of transformers take longer than a short clip.
     """
+    if info.files is None:
+        check_vocabulary(info.folder)
     import torch
 
     check_device(args.device)

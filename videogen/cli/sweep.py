@@ -52,8 +52,10 @@ def run_sweep(args: SampleArgs, info: CheckpointInfo) -> int:
     folder = args.out or OUT / f"sweep-{slug((args.prompt or ('prompts',))[0])}"
     if folder.suffix.lower() in WRITABLE:
         raise ValueError(f"--out of a sweep is a folder, got {folder}")
-    if args.image or args.video:
-        raise ValueError("a sweep takes prompts alone; leave --image and --video out, or make those clips one by one")
+    if args.image or args.video or args.storyboard:
+        raise ValueError(
+            "a sweep takes prompts alone; leave --image, --video and --storyboard out, or make those clips one by one"
+        )
     check_folder(folder)
     plan = make_plan(args, info)
     check_settings({run.config for run in plan.runs()}, info)

@@ -118,7 +118,7 @@ class CheckpointInfo(NamedTuple):
         """Replace a shape, such as 9:16, by the size in pixels of that shape and about the area of the default size."""
         if (ratio := parse_ratio(config.size)) is None:
             return config
-        multiple = self.space_stride * max(coarsest_patch(config, self.patches)[1:])
+        multiple = self.space_stride * max(coarsest_patch(config, self.patches[0], self.patches[0])[1:])
         width, height = fit_ratio(ratio, area=self.defaults.width * self.defaults.height, multiple=multiple)
         return replace(config, size=f"{width}x{height}")
 
@@ -138,8 +138,6 @@ def read_checkpoint_info(folder: Path) -> CheckpointInfo:
     check_index(index, folder / "model_index.json")
     if missing := [part for part in NEEDED if part not in components_of(index)]:
         raise ValueError(f"{folder / 'model_index.json'} names no {missing[0]}; the checkpoint is not complete")
-    if not any((folder / "tokenizer" / name).is_file() for name in VOCABULARIES):
-        raise ValueError(f"{folder / 'tokenizer'} has no {VOCABULARIES[0]}; the checkpoint is not complete")
     dit_config, vae_config = (read_json(folder / part / "config.json") for part in ("transformer", "vae"))
     check_types(dit_config, DIT_TYPES, folder / "transformer" / "config.json")
     check_types(vae_config, VAE_TYPES, folder / "vae" / "config.json")
@@ -157,6 +155,12 @@ def read_checkpoint_info(folder: Path) -> CheckpointInfo:
         needs_last_image=bool(dit_config.get("pos_embed_seq_len")),
         defaults=read_defaults(index, folder),
     )
+
+
+def check_vocabulary(folder: Path) -> None:
+    """Refuse a checkpoint folder whose tokenizer has no vocabulary: transformers would make one of nothing."""
+    if not any((folder / "tokenizer" / name).is_file() for name in VOCABULARIES):
+        raise ValueError(f"{folder / 'tokenizer'} has no {VOCABULARIES[0]}; the checkpoint is not complete")
 
 
 def read_json(path: Path) -> dict[str, object]:

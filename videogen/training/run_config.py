@@ -19,9 +19,10 @@ from videogen.data.json_files import read_json_object
 logger = logging.getLogger(__name__)
 CONFIG = "config.json"
 FREE = {
-    "data.workers", "dit.gradient_checkpointing",
+    "data.workers", "data.decoded", "dit.gradient_checkpointing",
     "optim.lr", "optim.betas", "optim.weight_decay", "optim.warmup_steps", "optim.decay_share", "optim.grad_clip",
-    "run.dir", "run.steps", "run.minutes", "run.save_every", "run.val_every", "run.sample_every", "run.sample_prompts",
+    "run.dir", "run.steps", "run.minutes", "run.save_every", "run.val_every", "run.sample_every", "run.sample_rarer",
+    "run.sample_prompts",
     "run.compile", "run.mixed_precision", "run.skip_bad_steps",
 }  # fmt: skip
 """Settings that may change within a run: how long it is, how fast, how it steps and what it leaves behind."""
@@ -75,11 +76,13 @@ def changes_since(config: TrainConfig, run_dir: Path) -> list[Change]:
         name: value for name, value in DEFAULTS.items() if setting_of(name) not in set(map(setting_of, before))
     } | before
     changes = [Change(name, now.get(name), before.get(name)) for name in sorted(before.keys() | now.keys())]
-    return [change for change in changes if change.now != change.before and not is_same_path(change)]
+    return [change for change in changes if change.now != change.before and not is_same_value(change)]
 
 
-def is_same_path(change: Change) -> bool:
-    """True if a folder is only written in another way."""
+def is_same_value(change: Change) -> bool:
+    """True if a folder is only written in another way, or a precision left to the machine."""
+    if change.name == "run.mixed_precision" and "auto" in (change.now, change.before):
+        return True
     paths = [value for value in (change.now, change.before) if isinstance(value, str)]
     return change.name in PATHS and len(paths) == 2 and Path(paths[0]).resolve() == Path(paths[1]).resolve()
 
