@@ -75,7 +75,7 @@ def hold_out(names: Sequence[str], most: int, seed: int) -> list[str]:
 
 def hold_out_by_order(names: Sequence[str], most: int, seed: int) -> list[str]:
     """Choose the clips that earlier versions held out, by their places in the folder: for runs begun by them."""
-    order = torch.randperm(len(names), generator=torch.Generator().manual_seed(seed)).tolist()
+    order: list[int] = torch.randperm(len(names), generator=torch.Generator().manual_seed(seed)).tolist()
     return [names[index] for index in order[: min(most, len(names) // 2)]]
 
 

@@ -10,6 +10,7 @@ run once more on tensors without values, and a gradient flows back to those that
 from __future__ import annotations
 
 from pathlib import Path
+from typing import cast
 
 import torch
 from diffusers.loaders.lora_pipeline import WanLoraLoaderMixin
@@ -82,10 +83,9 @@ def used_tensors(
     """Name the tensors of a LoRA that reach its adapter: those with a gradient, and the alphas."""
     # The conversion scales some in place, which leaves forbid.
     copies = {name: tensor.clone() if tensor.is_meta else tensor for name, tensor in tensors.items()}
+    named = cast("dict[str, Tensor]", pipeline.lora_state_dict(copies))
     converted = {
-        name.removeprefix("transformer."): tensor
-        for name, tensor in pipeline.lora_state_dict(copies).items()
-        if name.startswith("transformer.")
+        name.removeprefix("transformer."): tensor for name, tensor in named.items() if name.startswith("transformer.")
     }
     if "lora_A" not in next(iter(converted), ""):
         converted = convert_unet_state_dict_to_peft(converted)

@@ -60,7 +60,8 @@ def median_seconds(step: Callable[[], object], device: torch.device) -> float:
 def measure_vae_step(config: TrainConfig) -> float:
     """Measure the seconds of a VAE step on crops."""
     vae, device = config.vae, compute_device()
-    model = VideoVAE(vae.channels, vae.width, linear_encoder=vae.linear_encoder).to(device)
+    model = VideoVAE(vae.channels, vae.width, linear_encoder=vae.linear_encoder)
+    model.to(device)  # type: ignore[call-overload]
     optimizer, generator = make_optimizer(model, config.optim), torch.Generator().manual_seed(0)
     crops = torch.rand(vae.batch_clips * vae.crops, 3, vae.crop_frames, vae.crop, vae.crop, device=device) * 2 - 1
     bf16 = resolve_mixed_precision(config.run).mixed_precision == "bf16"
@@ -79,7 +80,8 @@ def measure_dit(config: TrainConfig, network: Mapping[str, object], grid: Grid) 
     """Measure a DiT on clips whose latents have a grid (t, h, w), as many as a pass of a CPU takes."""
     device, dit = compute_device(), config.dit
     torch.manual_seed(0)
-    model = cast("VideoDiT", VideoDiT.from_config(dict(network))).to(device)
+    model = cast("VideoDiT", VideoDiT.from_config(dict(network)))
+    model.to(device)  # type: ignore[call-overload]
     optimizer, generator = make_optimizer(model, config.optim), torch.Generator().manual_seed(0)
     latent = torch.randn(cast("int", network["in_channels"]), *grid, generator=generator)
     patch_tokens = len(pack([latent], model.base_patch).tokens)
