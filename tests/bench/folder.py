@@ -8,12 +8,14 @@ trained, at the first clip's size; a rank of 1 is the caption's own clip, and ch
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
 from einops import rearrange
@@ -36,6 +38,13 @@ from videogen.training.progress import is_validation, read_log  # noqa: E402
 from videogen.training.step_speed import DitSpeed  # noqa: E402
 
 PARTS = ("the beginning", "the middle", "the end")
+SMALLER = {
+    "NETWORKS": ((1, 1), (1, 1)),
+    "CHANNELS": 4,
+    "LEAST_STEPS": 2,
+    "measure_vae_step": lambda config: 1.0,
+    "measure_dit": lambda config, network, grid: DitSpeed(1e-3, 1.0),
+}
 
 
 def write_clips(out: Path, parts: Sequence[str] = PARTS, num_frames: int | None = None) -> None:
@@ -84,11 +93,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--run", type=Path, help="folder of clips and run; a temporary one by default")
     args = parse_flags(parser, argv, {"minutes": 0.01})
     set_num_threads()
-    if args.small:
-        folder_plan.NETWORKS, folder_plan.CHANNELS, folder_plan.LEAST_STEPS = ((1, 1), (1, 1)), 4, 2
-        folder_plan.measure_vae_step = lambda config: 1.0
-        folder_plan.measure_dit = lambda config, network, grid: DitSpeed(1e-3, 1.0)
-    with tempfile.TemporaryDirectory() as temporary:
+    smaller = patch.multiple(folder_plan, **SMALLER) if args.small else contextlib.nullcontext()
+    with smaller, tempfile.TemporaryDirectory() as temporary:
         place = args.run or Path(temporary)
         if not (place / "clips").is_dir():
             (place / "clips").mkdir(parents=True)

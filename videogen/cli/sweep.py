@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from videogen.cli.clip_files import OUT, check_files, check_folder
 from videogen.cli.dry_run import format_duration
-from videogen.cli.known_flags import check_rows
+from videogen.cli.known_flags import check_material, check_rows
 from videogen.cli.prompts import PromptRow
 from videogen.cli.provenance import provenance, settings_of
 from videogen.cli.sample import load, progress
@@ -56,6 +56,7 @@ def run_sweep(args: SampleArgs, info: CheckpointInfo) -> int:
         raise ValueError(
             "a sweep takes prompts alone; leave --image, --video and --storyboard out, or make those clips one by one"
         )
+    check_material(args, info)
     check_folder(folder)
     plan = make_plan(args, info)
     check_settings({run.config for run in plan.runs()}, info)
