@@ -21,12 +21,12 @@ sys.path.insert(0, str(ROOT))
 
 from tests.bench.flags import make_parser, parse_flags  # noqa: E402
 from tests.bench.machine import Rows, publish  # noqa: E402
-from videogen.cli.threads import WAITING_SETTINGS  # noqa: E402
+from videogen.cli.threads import SPIN_COUNT, WAITING_SETTINGS  # noqa: E402
 
 ENVIRONMENTS = {
     "one thread": {"OMP_NUM_THREADS": "1"},
     "all, spinning": {},
-    "all, sleeping": {"OMP_WAIT_POLICY": "passive"},
+    "all, sleeping": {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": SPIN_COUNT},
 }
 STEP = """
 import statistics, sys, time, torch
