@@ -14,8 +14,8 @@ from collections.abc import MutableMapping
 from pathlib import Path
 
 SPIN_COUNT = "1000"
-"""Turns that GNU's threads wait before they sleep: as fast as spinning where nothing else runs, and beside a busy process
-1.2 times the time of one thread (assets/LOG.md)."""
+"""Turns that GNU's threads wait before they sleep: as fast as spinning where nothing else runs, and beside a busy
+process 1.2 times the time of one thread (assets/LOG.md)."""
 WAITING_SETTINGS = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
 
 
