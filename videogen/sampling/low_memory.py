@@ -182,7 +182,7 @@ def read_gguf(path: Path, config: Path, *, dtype: torch.dtype = torch.float32) -
             local_files_only=True,
         )
     except (ValueError, OSError, RuntimeError, NotImplementedError, KeyError) as error:
-        # All of these stand for one fault, a file of another model or damaged: diffusers has no error of its own for it.
+        # All of these stand for one fault, a file of another model or damaged: diffusers has no error for it.
         reason = describe_gguf_fault(path, config) or str(error).split("\n")[0]
         raise ValueError(f"{path} does not fit {config}: {reason}; give the .gguf of this model") from None
     if missing := sorted(name for name, weight in theirs.state_dict().items() if weight.is_meta):
