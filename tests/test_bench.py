@@ -270,7 +270,7 @@ def test_foreground_is_where_a_clip_differs_from_its_background() -> None:
 
 
 def test_the_hand_written_sentences_differ_and_name_one_thing() -> None:
-    cases = list_cases(JudgeArgs(captions=mini.SENTENCES), None)
+    cases = list_cases(JudgeArgs(captions=mini.PARAPHRASES), None)
     assert len({case.prompt for case in cases}) == len(cases) == 100
     assert {len(case.clauses.things) for case in cases} == {1}
 

@@ -12,6 +12,8 @@ import pytest
 import torch
 
 from tests.conftest import assert_same_state
+from tests.wan_folders import save
+from videogen.cli.main import sample
 from videogen.cli.train import train
 from videogen.config.parsing import format_toml, load_toml
 from videogen.config.sample import SampleConfig
@@ -20,7 +22,7 @@ from videogen.data import folder as folder_module
 from videogen.data.folder import VideoFolder
 from videogen.models.checkpoint_config import read_checkpoint_info
 from videogen.sampling.clip_sampler import load_clip_sampler
-from videogen.training import folder_plan, folder_run
+from videogen.training import folder_lora, folder_plan, folder_run
 from videogen.training.folder_plan import VaeChoice, expectation, read_plan
 from videogen.training.step_speed import DitSpeed
 from videogen.training.trainer import Trainer
@@ -236,3 +238,65 @@ def test_samples_become_ever_rarer(finished: dict[str, TrainConfig]) -> None:
     for trainer.step in range(1, 1001):
         due += [trainer.step] if trainer.are_samples_due else []
     assert due == [10, 20, 40, 80, 160, 320, 640, 1000]
+
+
+@pytest.fixture
+def quick_lora(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take the fewest steps, whatever a step takes, and measure nothing."""
+    monkeypatch.setattr(folder_lora, "measure_model", lambda config, info: DitSpeed(0.01, 1.0))
+    monkeypatch.setattr(folder_lora, "SAMPLE_STEPS", 2)
+
+
+@pytest.mark.usefixtures("quick_lora")
+def test_a_folder_becomes_a_lora_of_a_model_with_samples_beside_their_sources(
+    silent_clips: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, run = tmp_path / "wan", tmp_path / "run"
+    save("T2V 2.1", model)
+    words = [str(silent_clips), "--lora", "--model", str(model), "--run", str(run)]
+    assert train([*words, "--minutes", "0.01", "--data.max-tokens", "24"]) == 0
+    said = capsys.readouterr()
+    assert "LoRA: rank 8" in said.err
+    assert "too few steps for a LoRA to show" in said.err
+    assert f"--model {model} --lora {run / 'checkpoint'}" in said.err
+    assert [path.suffix for path in (run / "checkpoint").glob("*.safetensors")] == [".safetensors"]
+    assert not (run / "checkpoint" / "transformer").exists()
+    assert len(list((run / "results").glob("*-sample.mp4"))) == 3
+    assert sample(["a cat", "--model", str(model), "--lora", str(run / "checkpoint"), "--steps", "1",
+                   "--size", "16x16", "--frames", "1", "--out", str(tmp_path / "a.png")]) == 0  # fmt: skip
+    assert train(words) == 0  # it has nothing left to do
+    assert train(words[:1] + words[4:]) == 2
+    assert "trains a LoRA of" in capsys.readouterr().err
+
+
+def test_the_rank_grows_with_the_clips_and_the_steps_fit_the_time(
+    silent_clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save("T2V 2.1", tmp_path / "wan")
+    data = DataConfig(folder=silent_clips, captions="optional", max_tokens=24)
+    monkeypatch.setattr(folder_lora, "RANKS", ((3, 2), (100, 5)))
+    steps = []
+    for seconds in (1e-4, 1e-2, 10.0):
+        monkeypatch.setattr(folder_lora, "measure_model", lambda config, info, each=seconds: DitSpeed(each, 0.0))
+        (stage,) = folder_lora.make_lora_plan(tmp_path / "run", 2.0, data, tmp_path / "wan").stages
+        assert stage.dit.lora_rank == 5
+        steps.append(stage.run.steps)
+    assert steps[0] > steps[1] > steps[2] == STEPS  # the first by the views that are wanted, the second by the time
+
+
+def test_what_no_lora_can_be_trained_of_is_refused(
+    silent_clips: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for kind, reason in (
+        ("T2V A14B", "two transformers"),
+        ("TI2V 5B", "cells of 16 pixels"),
+        ("I2V 2.1", "begins with an image"),
+    ):
+        save(kind, tmp_path / kind)
+        assert train([str(silent_clips), "--lora", "--model", str(tmp_path / kind)]) == 2
+        assert reason in capsys.readouterr().err
+    for words in (["--lora"], ["--model", str(tmp_path)]):
+        assert train([str(silent_clips), *words]) == 2
+        assert "--lora and --model FOLDER go together" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="go together"):
+        folder_run.train(silent_clips, lora=True)

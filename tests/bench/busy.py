@@ -90,7 +90,10 @@ def time_step(kind: str, way: str, repeats: int) -> float:
 
 
 def measure(kind: str, *, rounds: int, repeats: int, busy: Sequence[int]) -> Rows:
-    """Measure the steps of one kind beside numbers of busy processes: medians in milliseconds, and their ratios."""
+    """Measure the steps of one kind beside numbers of busy processes: medians in milliseconds, and their ratios.
+
+    Each row is printed as soon as it is there, since all of them take minutes.
+    """
     rows: Rows = {}
     for num in busy:
         times: dict[str, list[float]] = {way: [] for way in ENVIRONMENTS}
@@ -104,6 +107,7 @@ def measure(kind: str, *, rounds: int, repeats: int, busy: Sequence[int]) -> Row
             "sleeping / one thread": round(medians["all, sleeping"] / medians["one thread"], 2),
             "sleeping / spinning": round(medians["all, sleeping"] / medians["all, spinning"], 2),
         }
+        print(kind, f"{num} busy", rows[f"{num} busy"], flush=True)
     return rows
 
 

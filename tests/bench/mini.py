@@ -32,6 +32,21 @@ from rich.progress import Progress
 from tests.bench import readme
 from tests.bench.flags import ROOT, make_parser, parse_flags
 from tests.bench.judged import BenchClip, clips_per_pack, judge_clips, sample_pack, write_result
+from tests.bench.mini_aims import (
+    AFTER_VAE,
+    ALL_CAPTIONS,
+    BY_HAND,
+    BY_OTHERS,
+    DEFAULT,
+    HELD_OUT,
+    NEW_COMBINATIONS,
+    NEW_WORDS,
+    OWN,
+    SHUFFLED,
+    VAE_FACTS,
+    Verdicts,
+    compare_with_floors,
+)
 from tests.bench.patches import psnr
 from videogen.cli.arguments import check_device
 from videogen.cli.judge import JudgeArgs, count_as_json, list_cases, reconstruct, render_case
@@ -41,26 +56,15 @@ from videogen.data.files import save_text
 from videogen.models.checkpoint_config import read_checkpoint_info
 from videogen.models.hub import checkpoint_id, find_checkpoint
 from videogen.sampling.pipeline import VideoPipeline
-from videogen.toybox.judge import Clauses, judge
-from videogen.toybox.judge.scores import Case, JudgedClip, Proportion, count_clauses, count_clips
+from videogen.toybox.judge import judge
+from videogen.toybox.judge.scores import Case, JudgedClip, count_clauses
 from videogen.toybox.judge.workers import CORES, worker_pool
 from videogen.toybox.world.backgrounds import render_background
 from videogen.toybox.world.render import masks
 from videogen.toybox.world.scenes import Scene
-from videogen.toybox.world.things import SHAPES
 
-SENTENCES = ROOT / "tests" / "paraphrases.jsonl"
-HELD_OUT, NEW_COMBINATIONS, BY_HAND = "held-out captions", "new combinations", "paraphrases"
-NEW_WORDS = "new sentences"
-DEFAULT, OWN, AFTER_VAE, SHUFFLED = "default", "the world's own", "after the VAE", "shuffled captions"
+PARAPHRASES, SENTENCES = (ROOT / "tests" / f"{name}.jsonl" for name in ("paraphrases", "sentences"))
 FEWER_STEPS = (8, 4)
-VAE_AIMS = (
-    ("VAE: PSNR on held-out clips, dB", "psnr_db", 32.0),
-    ("VAE: foreground IoU on held-out clips", "foreground_iou", 0.92),
-)
-
-Verdict = tuple[Case, dict[str, bool]]
-Verdicts = dict[str, dict[str, list[Verdict]]]  # by the set of captions, then by the way of making clips
 Maker = Callable[[Sequence[tuple[Case, int]]], list[tuple[BenchClip, dict[str, float]]]]
 Key = tuple[str, str, int]
 
@@ -108,46 +112,6 @@ class Row(NamedTuple):
     @property
     def key(self) -> Key:
         return self.captions, self.way, self.number
-
-
-class Aim(NamedTuple):
-    """A clause, the clips that it applies to, and the least share of them in which it should hold."""
-
-    name: str
-    least: float
-    clause: str
-    applies: Callable[[Clauses], bool] = lambda clauses: True
-    captions: str = HELD_OUT
-
-
-def has_colours_of_shapes_only(clauses: Clauses) -> bool:
-    """True if a colour is named, and every one is a shape's."""
-    coloured = [thing.kind for thing in clauses.things if thing.colour]
-    return bool(coloured) and set(coloured) <= set(SHAPES)
-
-
-def has_one_thing(clauses: Clauses) -> bool:
-    """True if one thing is named."""
-    return len(clauses.things) == 1
-
-
-def has_two_things(clauses: Clauses) -> bool:
-    """True if two things are named."""
-    return len(clauses.things) == 2
-
-
-AIMS = (
-    Aim("background", 0.97, "background"),
-    Aim("colour of shapes", 0.95, "colour", has_colours_of_shapes_only),
-    Aim("class (shape, digit, sprite)", 0.88, "class"),
-    Aim("count (1-2)", 0.92, "count", lambda clauses: has_one_thing(clauses) or has_two_things(clauses)),
-    Aim("direction / motion kind", 0.88, "motion"),
-    Aim("camera", 0.85, "camera"),
-    Aim("all clauses, one object", 0.70, "all", has_one_thing),
-    Aim("all clauses, two objects", 0.45, "all", has_two_things),
-    Aim("held-out combinations: all clauses, one object", 0.60, "all", has_one_thing, NEW_COMBINATIONS),
-    Aim("paraphrases outside the grammar: all clauses, one object", 0.55, "all", has_one_thing, BY_HAND),
-)
 
 
 # --- clips
@@ -207,7 +171,8 @@ def list_parts(pipeline: VideoPipeline, *, num_clips: int, num_seeds: int) -> li
     cases = {
         HELD_OUT: list_cases(JudgeArgs(clips=num_clips, sample=defaults), None),
         NEW_COMBINATIONS: list_cases(JudgeArgs(clips=num_clips, sample=defaults, held_out=True), None),
-        BY_HAND: list_cases(JudgeArgs(clips=num_clips, captions=SENTENCES), None),
+        BY_HAND: list_cases(JudgeArgs(clips=num_clips, captions=PARAPHRASES), None),
+        BY_OTHERS: list_cases(JudgeArgs(clips=num_clips, captions=SENTENCES), None),
         NEW_WORDS: list_cases(JudgeArgs(clips=num_clips, sample=defaults, new_words=True), None),
     }
     fewer = {f"{steps} steps": replace(defaults, steps=steps) for steps in FEWER_STEPS if steps < defaults.steps}
@@ -302,7 +267,7 @@ def make_row(part: Part, number: int, verdict: JudgedClip, facts: dict[str, floa
 
 def collect_verdicts(parts: Sequence[Part], rows: Mapping[Key, Row]) -> Verdicts:
     """Collect the clauses that hold in the clips of each part, and in the default's under the captions of others."""
-    verdicts: Verdicts = {name: {} for name in (HELD_OUT, NEW_COMBINATIONS, BY_HAND, NEW_WORDS)}
+    verdicts: Verdicts = {name: {} for name in ALL_CAPTIONS}
     for part in parts:
         part_rows = [rows[part.captions, part.way, number] for number in range(len(part.cases) * part.num_seeds)]
         verdicts[part.captions][part.way] = [(part.case(row.number), row.holds) for row in part_rows]
@@ -317,26 +282,6 @@ def sampled_ways(verdicts: Verdicts) -> list[str]:
     return [way for way in verdicts[HELD_OUT] if way not in (AFTER_VAE, OWN, SHUFFLED)]
 
 
-def count_aim(aim: Aim, verdicts: Sequence[Verdict]) -> Proportion:
-    """Count the clips in which an aim's clause holds, of those that it applies to."""
-    applicable = [(case, holds) for case, holds in verdicts if aim.clause in holds and aim.applies(case.clauses)]
-    return count_clips([(case.prompt, holds[aim.clause]) for case, holds in applicable])
-
-
-def compare_with_floors(verdicts: Verdicts, vae: Mapping[str, float]) -> list[dict[str, object]]:
-    """Compare every share with its floor; met is None where no clip has the clause."""
-    comparisons: list[dict[str, object]] = [
-        {"name": name, "least": least, "value": vae[fact], "met": vae[fact] >= least} for name, fact, least in VAE_AIMS
-    ]
-    for aim in AIMS:
-        counts = {way: count_aim(aim, of_way) for way, of_way in verdicts[aim.captions].items()}
-        share = counts[DEFAULT].share if counts[DEFAULT].num else None
-        measured = {way: count_as_json(number) for way, number in counts.items()}
-        met = None if share is None else share >= aim.least
-        comparisons.append({"name": aim.name, "least": aim.least, "value": share, "met": met, "measured": measured})
-    return comparisons
-
-
 def collect_facts(rows: Mapping[Key, Row], way: str, name: str) -> list[float]:
     """Collect a fact of all clips that were made in one way."""
     return [row.facts[name] for row in rows.values() if row.way == way]
@@ -345,7 +290,7 @@ def collect_facts(rows: Mapping[Key, Row], way: str, name: str) -> list[float]:
 def summarise_rows(parts: Sequence[Part], rows: Mapping[Key, Row]) -> dict[str, object]:
     """Summarise all rows: means of the VAE's measures, medians of the seconds a clip."""
     verdicts = collect_verdicts(parts, rows)
-    vae = {fact: round(statistics.fmean(collect_facts(rows, AFTER_VAE, fact)), 3) for _, fact, _ in VAE_AIMS}
+    vae = {fact: round(statistics.fmean(collect_facts(rows, AFTER_VAE, fact)), 3) for _, fact in VAE_FACTS}
     seconds = {way: round(statistics.median(collect_facts(rows, way, "seconds")), 3) for way in sampled_ways(verdicts)}
     return {
         "vae": {**vae, "clips": len(collect_facts(rows, AFTER_VAE, "psnr_db"))},

@@ -115,7 +115,8 @@ def mini_table(result: dict) -> str:
             cells = {way: percent(score) for way, score in row["measured"].items()}
             body.append([row["name"], f"{row['least']:.0%}", cells[default], met, *(cells.get(w, "") for w in others)])
         else:
-            body.append([row["name"], f"{row['least']:g}", f"{row['value']:.4g}", met, *("" for _ in others)])
+            least = "" if row["least"] is None else f"{row['least']:g}"
+            body.append([row["name"], least, f"{row['value']:.4g}", met, *("" for _ in others)])
     settings, seconds = result["settings"], result["seconds_a_clip"]
     header = ["clause", "at least", f"{default} ({settings['steps']} steps)", "met", *others]
     length = f"{settings['frames']} frames" if settings["seconds"] is None else f"{settings['seconds']:g} seconds"

@@ -32,6 +32,10 @@ class TrainFolderArgs:
     """How long to train, 30 by default; of a run that is complete, how much longer."""
     run: Path | None = None
     """Folder of the run; default runs/ and the folder's name."""
+    lora: bool = False
+    """Train a LoRA of the weights that --model names, which stay as they are."""
+    model: Path | None = None
+    """The model that --lora adapts: a folder of Wan 2.1 text to video, or of our own."""
     data: DataConfig = field(default_factory=DataConfig)
     """How clips are read."""
     dry_run: bool = False
@@ -44,6 +48,8 @@ class TrainFolderArgs:
     def __post_init__(self) -> None:
         if self.minutes is not None and not 0 < self.minutes < 1e6:
             raise ValueError(f"--minutes must be above 0, got {self.minutes:g}")
+        if self.lora != (self.model is not None):
+            raise ValueError("--lora and --model FOLDER go together: the model is what the LoRA is trained for")
         if self.data.toybox:
             raise ValueError("--data.toybox draws clips, and a folder was given; leave it out")
 
@@ -54,8 +60,8 @@ def train_folder(argv: Sequence[str]) -> int:
     data = replace(args.data, folder=args.folder)
     set_offline()
     silence_quantisers()
-    from videogen.training.folder_plan import make_plan, recipes
-    from videogen.training.folder_run import MINUTES, default_run, prepare_plan, sample_command, train_planned
+    from videogen.training.folder_plan import recipes
+    from videogen.training.folder_run import default_run, new_plan, prepare_plan, sample_command, train_planned
 
     run = args.run or default_run(args.folder)
 
@@ -63,14 +69,13 @@ def train_folder(argv: Sequence[str]) -> int:
         print(line, file=sys.stderr, flush=True)
 
     if args.dry_run or args.write_recipes is not None:
-        kept = replace(data, captions="optional", decoded=run / "clips")
-        plan = make_plan(run, args.minutes or MINUTES, kept)
+        plan = new_plan(run, args.minutes, data, args.model)
         for line in plan.lines:
             say(line)
         if args.write_recipes is not None:
             write_recipes(args.write_recipes, {name: format_toml(recipe) for name, recipe in recipes(plan).items()})
         return 0
-    plan = prepare_plan(run, args.minutes, data, say)
+    plan = prepare_plan(run, args.minutes, data, say, args.model)
     if not train_planned(run):
         say(f"stopped; the same command goes on with {run}")
         return 0

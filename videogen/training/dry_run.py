@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch
 
@@ -63,6 +63,15 @@ def _read_config(folder: Path, part: str) -> dict[str, object] | None:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
+class StepCost(NamedTuple):
+    """What a step of a DiT's training takes."""
+
+    weights: int  # trained values
+    frozen_weights: int  # values that are not trained: a LoRA's model, the VAE, the text encoder
+    memory_gb: float  # weights, optimiser state, averages and the activations of a pack
+    seconds_per_step: float | None  # on this machine's CPU; None with an accelerator
+
+
 @dataclass(frozen=True, kw_only=True)
 class FolderPlan:
     """The clips, packs and cost of a training run; what is not known is None."""
@@ -76,10 +85,10 @@ class FolderPlan:
     fill: float | None = None  # share of the token budget that the packs of an epoch use; the VAE has no packs
     steps_per_epoch: int = 0  # optimiser steps in which every clip is seen data.repeats times
     more_steps: dict[str, int] = field(default_factory=dict)  # the same for each extra patch size and its clips
-    weights: int | None = None  # trained values
-    frozen_weights: int | None = None  # values that are not trained: a LoRA's model, the VAE, the text encoder
-    memory_gb: float | None = None  # weights, optimiser state, averages and the activations of a pack
-    seconds_per_step: float | None = None  # on this machine's CPU
+    weights: int | None = None  # as in StepCost
+    frozen_weights: int | None = None
+    memory_gb: float | None = None
+    seconds_per_step: float | None = None
 
 
 def plan_folder(config: TrainConfig) -> FolderPlan:
@@ -112,11 +121,15 @@ def plan_folder(config: TrainConfig) -> FolderPlan:
         steps_per_epoch=len(packs[base]),
         more_steps={name: len(packs[patch]) if patch in trained else 0 for name, patch in extra.items()},
     )
-    return plan if network is None else _with_cost(plan, config, network, packed)
+    if network is None:
+        return plan
+    return replace(plan, **step_cost(config, network, packed, plan.steps_per_epoch)._asdict())
 
 
-def _with_cost(plan: FolderPlan, config: TrainConfig, network: dict[str, object], lengths: Sequence[int]) -> FolderPlan:
-    """Add the number of weights, the memory and the time per step; lengths are the tokens of an epoch's clips."""
+def step_cost(
+    config: TrainConfig, network: dict[str, object], lengths: Sequence[int], steps_per_epoch: int
+) -> StepCost:
+    """Estimate the weights, the memory and the time of a step; lengths are the tokens of an epoch's clips."""
     with torch.device("meta"):
         model = cast("VideoDiT", VideoDiT.from_config(network))
         model = add_lora(model, config.dit, seed=0) if config.dit.lora_rank else model
@@ -125,11 +138,11 @@ def _with_cost(plan: FolderPlan, config: TrainConfig, network: dict[str, object]
     sizes = {name: value for name, value in network.items() if isinstance(value, int)}
     budget, recompute = config.data.token_budget, config.dit.gradient_checkpointing
     memory = training_memory(sizes, budget, weights, frozen=frozen, averages=len(config.optim.ema), recompute=recompute)
-    forward = sum(dit_flop(sizes, length) for length in lengths) / plan.steps_per_epoch
+    forward = sum(dit_flop(sizes, length) for length in lengths) / steps_per_epoch
     # The backward pass costs twice the forward pass, or once if the weights themselves need no gradient.
     flop = forward * ((3 if recompute else 2) + (not config.dit.lora_rank))
     seconds = None if torch.cuda.is_available() else clip_seconds(flop)
-    return replace(plan, weights=weights, frozen_weights=frozen, memory_gb=round(memory, 2), seconds_per_step=seconds)
+    return StepCost(weights, frozen, round(memory, 2), seconds)
 
 
 def format_plan(plan: FolderPlan, config: TrainConfig) -> str:

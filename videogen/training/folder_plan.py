@@ -265,15 +265,7 @@ def describe(
     run: Path, clips: VideoFolder, choice: VaeChoice, stages: Sequence[TrainConfig], minutes: float
 ) -> list[str]:
     """Say in ten lines what the run will do and what to expect of it."""
-    data, dit, entries = clips.config, stages[-1], clips.entries
-    split = split_folder(clips, dit)
-    held_out = f"{len(split.val)} held out (--data.val-clips 0 trains on all)" if split.val else "none held out"
-    sizes = count_shapes(clips)
-    shown = ", ".join(f"{n} of {w}x{h}, {t} frames" for (w, h, t), n in sizes.most_common(3))
-    largest = max(entries, key=lambda entry: entry.info.width * entry.info.height)
-    captioned = sum(any(entry.captions) for entry in entries)
-    words = {0: "no clip has a caption: it is trained without words, and a prompt will change nothing"}
-    sentence = words.get(captioned, f"{captioned} of {len(entries)} clips have captions")
+    dit, entries = stages[-1], clips.entries
     if choice.takes_shipped:
         vae = f"VAE and first weights: the shipped checkpoint's, which reads this folder at {choice.shipped:.1f} dB"
     else:
@@ -281,27 +273,51 @@ def describe(
             f"VAE: a new one from the folder's principal components ({choice.components:.1f} dB; the shipped one reads "
             f"it at {choice.shipped:.1f}), {stages[0].run.steps:,} steps"
         )
-    epoch_tokens = sum(entry.num_tokens for entry in entries)
-    views = dit.run.steps * dit.data.token_budget / epoch_tokens
-    pixels = sum(entry.frames * entry.width * entry.height * 3 for entry in entries) * windows(data, clips)
-    network, optimizer = dit.dit, dit.optim.optimizer
+    views, network = count_views(clips, dit), dit.dit
     precision = "bf16" if dit.run.mixed_precision == "bf16" else "float32"
-    done = time.strftime("%H:%M", time.localtime(time.time() + 60 * minutes))
+    return [
+        *describe_clips(clips, dit),
+        vae,
+        f"transformer: {network.num_attention_heads * network.attention_head_dim} wide, {network.num_layers} blocks, "
+        f"{dit.run.steps:,} steps of {dit.data.token_budget:,} tokens in {precision} by {dit.optim.optimizer}",
+        f"each clip is seen about {views:,.0f} times: {expectation(views, len(entries))}",
+        *describe_end(clips, run, minutes),
+    ]
+
+
+def describe_clips(clips: VideoFolder, dit: TrainConfig) -> list[str]:
+    """Say which clips are used, at which sizes, and with which captions."""
+    data, entries, split, sizes = clips.config, clips.entries, split_folder(clips, dit), count_shapes(clips)
+    held_out = f"{len(split.val)} held out (--data.val-clips 0 trains on all)" if split.val else "none held out"
+    shown = ", ".join(f"{n} of {w}x{h}, {t} frames" for (w, h, t), n in sizes.most_common(3))
+    largest = max(entries, key=lambda entry: entry.info.width * entry.info.height)
+    captioned = sum(any(entry.captions) for entry in entries)
+    words = {0: "no clip has a caption: it is trained without words, and a prompt will change nothing"}
     return [
         f"{len(entries)} clips of {data.folder}: {len(split.train)} to train on, {held_out}; {len(clips.problems)} "
         "files are not used" + (", named above" if clips.problems else ""),
         f"sizes: {shown}" + (f" and {len(sizes) - 3} more" if len(sizes) > 3 else "")
         + f"; {largest.info.width}x{largest.info.height} is trained at {largest.width}x{largest.height}, "
         "--data.max-tokens raises it",
-        sentence,
-        vae,
-        f"transformer: {network.num_attention_heads * network.attention_head_dim} wide, {network.num_layers} blocks, "
-        f"{dit.run.steps:,} steps of {dit.data.token_budget:,} tokens in {precision} by {optimizer}",
-        f"each clip is seen about {views:,.0f} times: {expectation(views, len(entries))}",
-        f"disk: {pixels / 1e6:,.0f} MB of decoded copies beside weights and latents, in {run}",
+        words.get(captioned, f"{captioned} of {len(entries)} clips have captions"),
+    ]  # fmt: skip
+
+
+def describe_end(clips: VideoFolder, run: Path, minutes: float) -> list[str]:
+    """Say what the run writes, when it will be done, and how it is stopped."""
+    pixels = sum(entry.frames * entry.width * entry.height * 3 for entry in clips.entries)
+    megabytes = pixels * windows(clips.config, clips) / 1e6
+    done = time.strftime("%H:%M", time.localtime(time.time() + 60 * minutes))
+    return [
+        f"disk: {megabytes:,.0f} MB of decoded copies beside weights and latents, in {run}",
         f"time: {minutes:g} minutes, until about {done}; the first samples come within two, in {run / 'samples'}",
         "Ctrl-C saves, and the same command goes on",
-    ]  # fmt: skip
+    ]
+
+
+def count_views(clips: VideoFolder, dit: TrainConfig) -> float:
+    """Return how often a run sees each clip."""
+    return dit.run.steps * dit.data.token_budget / sum(entry.num_tokens for entry in clips.entries)
 
 
 def count_shapes(clips: VideoFolder) -> Counter[tuple[int, int, int]]:

@@ -11,15 +11,18 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from videogen.config.train import DataConfig, TrainConfig
+from videogen.config.train import DataConfig, DitConfig, TrainConfig
 from videogen.data.files import atomic_folder, save_text
 from videogen.data.folder import VideoFolder
 from videogen.data.folder_lock import lock_run
 from videogen.data.manifest import find_fault
 from videogen.data.video_io import write_video
 from videogen.models.checkpoint_config import read_checkpoint_info
+from videogen.models.hub import find_checkpoint
 from videogen.models.streaming import to_uint8
-from videogen.sampling.clip_sampler import ClipRequest, load_clip_sampler
+from videogen.sampling.clip_sampler import ClipRequest, ClipSampler, load_clip_sampler
+from videogen.sampling.pipeline import VideoPipeline
+from videogen.training.folder_lora import make_lora_plan
 from videogen.training.folder_plan import RunPlan, extend_plan, make_plan, read_plan, spread
 from videogen.training.progress import read_log
 from videogen.training.run_checkpoints import newest_whole_step
@@ -49,13 +52,23 @@ FIGURE = """<figure><video src="{source}" autoplay loop muted playsinline></vide
 <video src="{sample}" autoplay loop muted playsinline></video><figcaption>{caption}</figcaption></figure>"""
 
 
-def train(folder: str | Path, *, minutes: float | None = None, run: str | Path | None = None) -> Path:
+def train(
+    folder: str | Path,
+    *,
+    minutes: float | None = None,
+    run: str | Path | None = None,
+    lora: bool = False,
+    model: str | Path | None = None,
+) -> Path:
     """Train on a folder for so many minutes (30 by default) and return the checkpoint's folder.
 
-    The same call again goes on with a run that was stopped; one that is complete goes on where minutes are given.
+    With lora a LoRA of a model is trained, and what is returned is the LoRA's folder. The same call again goes on with
+    a run that was stopped; one that is complete goes on where minutes are given.
     """
+    if lora != (model is not None):
+        raise ValueError("lora=True and model=FOLDER go together: the model is what the LoRA is trained for")
     run = default_run(Path(folder)) if run is None else Path(run)
-    prepare_plan(run, minutes, DataConfig(folder=Path(folder)), say=lambda _: None)
+    prepare_plan(run, minutes, DataConfig(folder=Path(folder)), say=lambda _: None, model=model and Path(model))
     if not train_planned(run):
         raise RuntimeError(f"the run in {run} was stopped; the same call goes on")
     return run / "checkpoint"
@@ -66,15 +79,23 @@ def default_run(folder: Path) -> Path:
     return Path("runs") / folder.resolve().name
 
 
-def prepare_plan(run: Path, minutes: float | None, data: DataConfig, say: Callable[[str], object]) -> RunPlan:
+def new_plan(run: Path, minutes: float | None, data: DataConfig, model: Path | None) -> RunPlan:
+    """Plan a checkpoint of a folder, or with a model a LoRA of it."""
+    data = replace(data, captions="optional", decoded=run / "clips")
+    minutes = MINUTES if minutes is None else minutes
+    return make_plan(run, minutes, data) if model is None else make_lora_plan(run, minutes, data, model)
+
+
+def prepare_plan(
+    run: Path, minutes: float | None, data: DataConfig, say: Callable[[str], object], model: Path | None = None
+) -> RunPlan:
     """Make the plan of a new run, or read that of one that goes on, and say it line by line.
 
-    Raises a ValueError where the run is of another folder, or was planned for other minutes and is not done.
+    Raises a ValueError where the run is of another folder or model, or was planned for other minutes and is not done.
     """
     plan = read_plan(run)
     if plan is None:
-        data = replace(data, captions="optional", decoded=run / "clips")
-        plan = make_plan(run, MINUTES if minutes is None else minutes, data)
+        plan = new_plan(run, minutes, data, model)
         run.mkdir(parents=True, exist_ok=True)
         plan.save(run)
         for line in plan.lines:
@@ -82,6 +103,10 @@ def prepare_plan(run: Path, minutes: float | None, data: DataConfig, say: Callab
         return plan
     if Path(plan.folder).resolve() != data.folder.resolve():
         raise ValueError(f"{run} is a run of {plan.folder}, not of {data.folder}; give another folder with --run")
+    adapted = plan.stages[-1].dit.init if plan.stages[-1].dit.lora_rank else None
+    if (adapted and adapted.resolve()) != (model and find_checkpoint(model).resolve()):
+        trained = "a whole checkpoint" if adapted is None else f"a LoRA of {adapted}"
+        raise ValueError(f"{run} trains {trained}; go on with the same flags, or give another folder with --run")
     if minutes is not None and has_results(run, plan):
         plan = extend_plan(plan, minutes, step_seconds(run))
         plan.save(run)
@@ -126,8 +151,9 @@ def is_complete(stage: TrainConfig) -> bool:
 
 def sample_command(run: Path, plan: RunPlan) -> str:
     """Return the command that makes a clip with the checkpoint of a run."""
-    prompt = plan.stages[-1].run.sample_prompts[0]
-    return f"python sample.py {shlex.quote(prompt)} --model {shlex.quote(str(run / 'checkpoint'))}"
+    stage, trained = plan.stages[-1], shlex.quote(str(run / "checkpoint"))
+    model = f"{shlex.quote(str(stage.dit.init))} --lora {trained}" if stage.dit.lora_rank else trained
+    return f"python sample.py {shlex.quote(stage.run.sample_prompts[0])} --model {model}"
 
 
 def has_results(run: Path, plan: RunPlan) -> bool:
@@ -136,12 +162,22 @@ def has_results(run: Path, plan: RunPlan) -> bool:
     return page.is_file() and f'name="steps" content="{plan.stages[-1].run.steps}"' in page.read_text(encoding="utf-8")
 
 
+def load_sampler(run: Path, dit: DitConfig) -> ClipSampler:
+    """Load what a run has trained: its checkpoint, or its LoRA on the model that it is of."""
+    if not dit.lora_rank:
+        return load_clip_sampler(read_checkpoint_info(run / "checkpoint"))
+    assert dit.init is not None, "a LoRA is of a model"
+    pipeline = VideoPipeline.load(dit.init)
+    pipeline.add_loras([str(run / "checkpoint")])
+    return pipeline
+
+
 def write_results(run: Path, plan: RunPlan) -> None:
     """Make a page of clips of the folder beside what the checkpoint makes of their captions, once a number of steps."""
     if has_results(run, plan):
         return
     dit = plan.stages[-1]
-    sampler = load_clip_sampler(read_checkpoint_info(run / "checkpoint"))
+    sampler = load_sampler(run, dit.dit)
     folder = VideoFolder(dit.data, sampler.transformer.base_patch, log=lambda _: None)
     figures: list[str] = []
     with atomic_folder(run / "results") as part:
