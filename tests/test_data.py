@@ -120,7 +120,7 @@ def test_a_clip_equals_the_rendered_frames(tmp_path: Path) -> None:
     assert clip.video.abs().max() <= 1
 
 
-def test_a_clip_depends_on_seed_epoch_and_index_alone(tmp_path: Path) -> None:
+def test_a_clip_depends_on_seed_epoch_and_name_alone(tmp_path: Path) -> None:
     for name in ("a", "b", "c"):
         write_caption(write_clip(tmp_path / f"{name}.mp4", num_frames=33, seed=ord(name)))
     folder, reopened = (open_folder(tmp_path, max_seconds=1.2, windows=3) for _ in range(2))
@@ -133,6 +133,10 @@ def test_a_clip_depends_on_seed_epoch_and_index_alone(tmp_path: Path) -> None:
     config = DataConfig(folder=tmp_path, max_seconds=1.2, windows=3)
     reseeded = VideoFolder(config, PATCH, seed=1, log=lambda message: None)
     assert reseeded.start_seconds(0, 0) != folder.start_seconds(0, 0)
+    starts = [folder.start_seconds(index, epoch) for index in range(3) for epoch in range(3)]
+    write_caption(write_clip(tmp_path / "0.mp4"))  # one more file, which all others come after
+    more = VideoFolder(config, PATCH, log=lambda message: None)
+    assert [more.start_seconds(index, epoch) for index in range(1, 4) for epoch in range(3)] == starts
 
 
 def test_an_epoch_order_holds_every_index_and_changes_with_epoch_and_seed() -> None:

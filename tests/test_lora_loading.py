@@ -80,22 +80,52 @@ def test_a_whole_lora_of_another_trainer_is_applied_as_in_diffusers(folder: Path
     assert_same_latents(sample_with(folder, path), latents_of(theirs, SETTINGS))
 
 
+DIFFERENCES = {
+    "blocks.0.norm3.diff": "blocks.0.norm2.weight", "blocks.1.norm3.diff_b": "blocks.1.norm2.bias",
+    "blocks.0.self_attn.norm_q.diff": "blocks.0.attn1.norm_q.weight",
+    "blocks.0.self_attn.q.diff_b": "blocks.0.attn1.to_q.bias", "blocks.1.ffn.2.diff": "blocks.1.ffn.net.2.weight",
+    "time_projection.1.diff_b": "condition_embedder.time_proj.bias", "patch_embedding.diff": "patch_embedding.weight",
+    "text_embedding.0.diff_b": "condition_embedder.text_embedder.linear_1.bias", "head.head.diff": "proj_out.weight",
+}  # fmt: skip
+
+
+def test_differences_of_weights_are_added_to_the_weights_at_the_scale(folder: Path, tmp_path: Path) -> None:
+    by_hand = VideoPipeline.from_pretrained(folder)
+    weights, differences = dict(by_hand.transformer.named_parameters()), dict[str, Tensor]()
+    with torch.no_grad():
+        for seed, (name, target) in enumerate(DIFFERENCES.items()):
+            differences[f"diffusion_model.{name}"] = difference = random(*weights[target].shape, seed=seed)
+            weights[target] += 0.5 * difference
+    by_hand.add_loras([f"{write(tmp_path / 'matrices.safetensors', other_trainer())}=0.5"])
+    path = write(tmp_path / "all.safetensors", other_trainer() | differences)
+    pipeline = VideoPipeline.from_pretrained(folder)
+    pipeline.add_loras([f"{path}=0.5"])
+    latents = [p.sample([ClipRequest(PROMPT, 5)], SETTINGS)[0] for p in (pipeline, by_hand)]
+    assert torch.equal(*latents)
+    assert not torch.equal(latents[0], sample_with(folder, tmp_path / "matrices.safetensors"))
+
+
+def test_differences_of_biases_change_a_clip_as_in_diffusers(folder: Path, tmp_path: Path) -> None:
+    layers = [name.removesuffix(".alpha") for name in other_trainer() if name.endswith(".alpha")]
+    biases = {f"{layer}.diff_b": random(36, seed=seed) for seed, layer in enumerate(layers)}
+    path = write(tmp_path / "biases.safetensors", other_trainer() | biases)
+    theirs = WanPipeline.from_pretrained(str(folder))
+    theirs.set_progress_bar_config(disable=True)
+    theirs.load_lora_weights(str(path))
+    assert_same_latents(sample_with(folder, path), latents_of(theirs, SETTINGS))
+
+
 @pytest.mark.parametrize(
-    "name",
-    [
-        "diffusion_model.blocks.0.norm3.diff",
-        "diffusion_model.blocks.1.norm3.diff_b",
-        "diffusion_model.time_projection.1.diff_b",
-    ],
+    ("name", "width"), [("blocks.0.norm3.diff", 35), ("blocks.7.norm3.diff", 36), ("blocks.0.norm1.diff", 36)]
 )
-def test_what_diffusers_drops_of_another_trainer_s_lora_is_refused_unless_it_is_zero(
-    name: str, folder: Path, tmp_path: Path
+def test_a_difference_that_has_no_weight_is_refused_unless_it_is_zero(
+    name: str, width: int, folder: Path, tmp_path: Path
 ) -> None:
-    tensors = other_trainer()
-    path = write(tmp_path / "part.safetensors", tensors | {name: random(36)})
+    tensors, name = other_trainer(), f"diffusion_model.{name}"
+    path = write(tmp_path / "part.safetensors", tensors | {name: random(width)})
     assert refusal(folder, path).startswith(f"{path} would be used in part: 1 of its 49 tensors have no place")
     assert f"({name})" in refusal(folder, path)
-    zero = write(tmp_path / "zero.safetensors", tensors | {name: torch.zeros(36)})
+    zero = write(tmp_path / "zero.safetensors", tensors | {name: torch.zeros(width)})
     assert torch.equal(sample_with(folder, zero), sample_with(folder, write(tmp_path / "a.safetensors", tensors)))
 
 
@@ -141,7 +171,7 @@ def test_the_command_refuses_in_one_sentence_and_a_damaged_lora_is_named(
     folder: Path, lora: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = [PROMPT, "--model", str(folder), "--size", "32x64", "--frames", "9", "--out", str(tmp_path / "a.mp4")]
-    path = write(tmp_path / "part.safetensors", other_trainer() | {"diffusion_model.blocks.0.norm3.diff": random(36)})
+    path = write(tmp_path / "part.safetensors", other_trainer() | {"diffusion_model.blocks.0.norm1.diff": random(36)})
     assert sample([*words, "--lora", str(path)]) == 2
     assert "used in part: 1 of its 49 tensors" in capsys.readouterr().err
     write_manifest(lora.parent)

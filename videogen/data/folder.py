@@ -3,8 +3,8 @@
     folder  ->  VideoFolder: entries (path, caption, size, frames, token count)  ->  Clip (3, t, h, w) in [-1, 1]
 
 The layout is Hugging Face's `videofolder` (videos in any sub-folders; metadata.csv, .jsonl or .parquet with file_name
-and text), or a clip.txt beside clip.mp4. Which window of a long file is read depends on (seed, epoch, index) alone.
-Every file is judged (clip_plan.py); one that cannot be used is named.
+and text), or a clip.txt beside clip.mp4. Which window of a long file is read depends on seed, epoch and the file's name
+alone. Every file is judged (clip_plan.py); one that cannot be used is named.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from videogen.data.findings import KINDS, Finding, printable
 from videogen.data.judgement_cache import open_judgements
 from videogen.data.listing import list_folder
 from videogen.data.manifest import load_hashed_tensors, save_hashed_tensors
+from videogen.data.splits import name_hash
 from videogen.data.video_io import VideoInfo, read_video
 from videogen.packing.noise import step_generator
 from videogen.packing.patch_schedule import Patch
@@ -144,8 +145,9 @@ class VideoFolder:
         slack = entry.info.seconds - entry.frames / self.config.fps
         if slack <= 1 / self.config.fps:
             return 0.0
-        window = epoch % self.config.windows
-        return slack * torch.rand((), generator=step_generator(self.seed, window, index)).item()
+        name = entry.path.relative_to(self.config.folder).as_posix()
+        clip, window = int.from_bytes(name_hash(name, self.seed)[:8]), epoch % self.config.windows
+        return slack * torch.rand((), generator=step_generator(self.seed, clip, window)).item()
 
     def read(self, index: int, epoch: int = 0) -> Clip:
         """Read the clip of an epoch: decoded from its file, or as an earlier reading kept it in data.decoded."""

@@ -1,14 +1,16 @@
 """Load a LoRA into a transformer: all of its tensors, or a refusal that names those that would be left out.
 
-    file or folder, VideoPipeline  ->  an adapter of the transformer, or a ValueError
+    file or folder, VideoPipeline  ->  an adapter of the transformer and changed weights, or a ValueError
 
-diffusers converts what other trainers write, and drops what it has no place for: differences of norms and biases, DoRA
-scales of other programs, layers that the model lacks. Which tensors take part is asked of the conversion itself: it is
-run once more on tensors without values, and a gradient flows back to those that it used.
+Other trainers write differences of weights and biases beside the matrices: they are added to the weights here.
+diffusers converts the matrices, and drops what it has no place for: DoRA scales of others, layers that the model lacks.
+Which tensors take part is asked of the conversion itself: it is run once more on tensors without values, and a gradient
+flows back to those that it used.
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import cast
 
@@ -17,26 +19,34 @@ from diffusers.loaders.lora_pipeline import WanLoraLoaderMixin
 from diffusers.utils.state_dict_utils import convert_unet_state_dict_to_peft
 from peft.utils import get_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from torch import Tensor, nn
 
 from videogen.data.files import error_reason
 from videogen.data.manifest import check_manifest
+from videogen.models.single_file import convert_transformer
 
 WEIGHTS = "pytorch_lora_weights.safetensors"
+WAN_NAMES = "diffusion_model."  # begins the names of trainers that keep those of Wan's own code
+DIFFERENCES = {".diff": ".weight", ".diff_b": ".bias"}
 
 
-def load_lora(pipeline: WanLoraLoaderMixin, path: Path, adapter: str, part: str) -> None:
-    """Load a LoRA's file or folder as an adapter of one transformer (part); a ValueError where it does not fit."""
-    file = find_file(path)
+def load_lora(pipeline: WanLoraLoaderMixin, path: Path, adapter: str, part: str, scale: float = 1.0) -> None:
+    """Load a LoRA's file or folder as an adapter of one transformer (part); a ValueError where it does not fit.
+
+    Differences of weights are added to the weights at this scale; that of the adapter is the caller's to set.
+    """
+    file, model = find_file(path), getattr(pipeline, part)
     where = {"load_into_transformer_2": True} if part == "transformer_2" else {}
     try:
         names = read_shapes(file)
-        pipeline.load_lora_weights(
-            str(file), adapter_name=adapter, local_files_only=True, use_safetensors=True, **where
-        )
+        weights = weights_of_differences(names, model)
+        matrices = {name: tensor for name, tensor in names.items() if name not in weights}
+        # The file's metadata, which scales the matrices of diffusers' own LoRAs, is read where all of it is loaded.
+        source = read_tensors(file, matrices) if weights else str(file)
+        pipeline.load_lora_weights(source, adapter_name=adapter, local_files_only=True, use_safetensors=True, **where)
         if adapter not in pipeline.get_list_adapters().get(part, ()):
             raise ValueError("it names none of its layers as diffusers does")
-        left_out = set(names) - used_tensors(pipeline, names, getattr(pipeline, part), adapter)
+        left_out = set(matrices) - used_tensors(pipeline, matrices, model, adapter)
     except (KeyError, ValueError, RuntimeError, AttributeError, TypeError, IndexError) as error:
         raise ValueError(f"{path} is no LoRA for this model: {error_reason(error)}") from error
     if left_out := sorted(name for name in left_out if not is_zero(file, name)):
@@ -45,6 +55,35 @@ def load_lora(pipeline: WanLoraLoaderMixin, path: Path, adapter: str, part: str)
             f"{path} would be used in part: {len(left_out)} of its {len(names)} tensors have no place in this model "
             f"({shown}); give a LoRA of this model whose layers all have matrices A and B"
         )
+    add_differences(read_tensors(file, weights), weights, scale)
+
+
+def weights_of_differences(names: Mapping[str, Tensor], model: nn.Module) -> dict[str, nn.Parameter]:
+    """Find the weights that a LoRA's differences, in the names of Wan's own code, are to be added to.
+
+    Weights in fewer bits than floats have are none of them: a sum would be rounded, or mean nothing.
+    """
+    targets = {
+        name.removeprefix(WAN_NAMES).removesuffix(suffix) + kind: name
+        for name in names
+        for suffix, kind in DIFFERENCES.items()
+        if name.startswith(WAN_NAMES) and name.endswith(suffix)
+    }
+    weights = {name.replace(".base_layer.", "."): weight for name, weight in model.named_parameters()}
+    found = {name: weights[target] for target, name in convert_transformer(targets).items() if target in weights}
+    return {
+        name: weight
+        for name, weight in found.items()
+        if type(weight.data) is Tensor and weight.itemsize > 1 and weight.shape == names[name].shape
+    }
+
+
+@torch.no_grad()
+def add_differences(differences: Mapping[str, Tensor], weights: Mapping[str, nn.Parameter], scale: float) -> None:
+    """Add differences at a scale to weights, in float32."""
+    for name, difference in differences.items():
+        weight = weights[name]
+        weight.copy_(weight.float() + scale * difference.to(weight.device).float())
 
 
 def find_file(path: Path) -> Path:
@@ -72,14 +111,18 @@ def read_shapes(file: Path) -> dict[str, Tensor]:
     return tensors
 
 
+def read_tensors(file: Path, names: Collection[str]) -> dict[str, Tensor]:
+    """Read some of a file's tensors."""
+    with safe_open(file, framework="pt") as opened:
+        return {name: opened.get_tensor(name) for name in names}
+
+
 def meta_leaf(opened: safe_open, name: str) -> Tensor:
     """Make a tensor of a file's shape that has no values and takes a gradient."""
     return torch.empty(opened.get_slice(name).get_shape(), device="meta", requires_grad=True)
 
 
-def used_tensors(
-    pipeline: WanLoraLoaderMixin, tensors: dict[str, Tensor], model: torch.nn.Module, adapter: str
-) -> set[str]:
+def used_tensors(pipeline: WanLoraLoaderMixin, tensors: dict[str, Tensor], model: nn.Module, adapter: str) -> set[str]:
     """Name the tensors of a LoRA that reach its adapter: those with a gradient, and the alphas."""
     # The conversion scales some in place, which leaves forbid.
     copies = {name: tensor.clone() if tensor.is_meta else tensor for name, tensor in tensors.items()}

@@ -132,7 +132,7 @@ class VideoPipeline(DiffusionPipeline, WanLoraLoaderMixin, ClipSampler):
         scales: dict[str, dict[str, float]] = {}
         for number, (path, scale, expert) in enumerate(loras):
             part, adapter = "transformer_2" if expert == "low" else "transformer", f"lora_{number}"
-            load_lora(self, path, adapter, part)
+            load_lora(self, path, adapter, part, scale)
             scales.setdefault(part, {})[adapter] = scale
         for part, of_part in scales.items():
             getattr(self, part).set_adapters(list(of_part), list(of_part.values()))
