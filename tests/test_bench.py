@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from transformers import BertModel, PreTrainedTokenizerFast
 
-from tests.bench import framing, halfway, judged, mini, patches, readme, sizes, teaser
+from tests.bench import framing, halfway, judged, mini, mini_aims, patches, readme, sizes, teaser
 from tests.bench.judged import BenchClip
 from tests.bench.timed import plan_second_part
 from tests.conftest import tiny_dit
@@ -177,14 +177,15 @@ def test_a_checkpoint_is_compared_with_every_floor(
         "held-out captions": [*sampled_ways, "after the VAE", "the world's own", "shuffled captions"],
         "new combinations": [*sampled_ways, "shuffled captions"],
         "paraphrases": [*sampled_ways, "shuffled captions"],
+        "sentences of another hand": ["default", "shuffled captions"],
         "new sentences": ["default", "shuffled captions"],
     }
     assert result["scores"]["paraphrases"]["4 steps"]["all"]["clips"] == 3  # one clip a caption
     assert result["scores"]["held-out captions"]["after the VAE"]["all"]["clips"] == result["vae"]["clips"] == 3
     assert list(result["seconds_a_clip"]) == sampled_ways
-    assert len(result["floors"]) == 12
+    assert len(result["floors"]) == 2 + 4 + 11  # the VAE's facts, what the judge says after it, and the checkpoint
     done_rows = read_json_lines(rows.with_suffix(".done.jsonl"))
-    assert len(done_rows) == 3 * 3 * (2 + 1) + 2 * 3 + 3 * 2
+    assert len(done_rows) == 3 * 3 * (2 + 1) + 2 * (3 * 2) + 3 * 2
     by_clip = {(row["captions"], row["prompt"], row["seed"]) for row in done_rows if row["way"] == "default"}
     assert {seed for name, _, seed in by_clip if name == "paraphrases"} == {*range(6)}  # every clip has its own noise
     assert not rows.exists()
@@ -234,7 +235,8 @@ def test_an_interrupted_measurement_resumes_with_the_same_result(
 def test_each_floor_applies_to_the_clips_that_its_name_says() -> None:
     def applicable_aims(caption: str) -> set[str]:
         clauses = parse(caption)
-        return {aim.name for aim in mini.AIMS if aim.captions == mini.HELD_OUT and aim.applies(clauses)}
+        aims = [aim for aim in mini_aims.AIMS if (aim.captions, aim.way) == (mini_aims.HELD_OUT, mini_aims.DEFAULT)]
+        return {aim.name for aim in aims if aim.applies(clauses)}
 
     common = {"background", "class (shape, digit, sprite)", "direction / motion kind", "camera"}
     star, digit, cat = "a red star moves left", "a red digit 7 moves left", "a small cat moves left"
@@ -252,10 +254,10 @@ def test_a_floor_counts_the_clips_whose_caption_has_its_clause() -> None:
         (star, {"motion": False, "all": False}),
         (no_motion, {"all": True}),
     ]
-    aims = {aim.name: aim for aim in mini.AIMS}
-    assert mini.count_aim(aims["direction / motion kind"], verdicts)[:2] == (1, 2)
-    assert mini.count_aim(aims["all clauses, one object"], verdicts)[:2] == (2, 3)
-    assert mini.count_aim(aims["camera"], verdicts)[:2] == (0, 0)
+    aims = {aim.name: aim for aim in mini_aims.AIMS}
+    assert mini_aims.count_aim(aims["direction / motion kind"], verdicts)[:2] == (1, 2)
+    assert mini_aims.count_aim(aims["all clauses, one object"], verdicts)[:2] == (2, 3)
+    assert mini_aims.count_aim(aims["camera"], verdicts)[:2] == (0, 0)
 
 
 def test_foreground_is_where_a_clip_differs_from_its_background() -> None:

@@ -44,6 +44,8 @@ class DataConfig:
     """Longest clip in seconds; of a longer file, each epoch reads another stretch of this length."""
     windows: int = 4
     """Number of stretches of a file longer than max_seconds; the epochs read them in turn."""
+    scenes: bool = False
+    """True looks at every frame of a file of over a minute, and reads each of its scenes as a clip of its own."""
     max_tokens: int = 400
     """Most video tokens of one clip; a larger clip is scaled down, keeping its shape."""
     token_budget: int = 2560

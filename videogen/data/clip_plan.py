@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 from videogen.config.sizes import SPACE_STRIDE, TIME_STRIDE
 from videogen.config.train import DataConfig
@@ -18,6 +18,9 @@ from videogen.data.judgement import Judgement, judge_header
 from videogen.data.listing import caption_of
 from videogen.data.video_io import VideoInfo
 from videogen.packing.patch_schedule import Patch
+
+FILM_SECONDS = 60.0  # a longer file is a film, whose scenes are clips of their own where data.scenes says so
+LEAST_SCENE_SECONDS = 1.0
 
 
 class ClipShape(NamedTuple):
@@ -66,6 +69,19 @@ def plan_clip(info: VideoInfo, config: DataConfig, patch: Patch) -> ClipShape:
     width, height = fit_size(info.width, info.height, cell=cell, max_cells=max_cells)
     num_tokens = (latent_frames // pt) * (height // (SPACE_STRIDE * ph)) * (width // (SPACE_STRIDE * pw))
     return ClipShape(1 + (latent_frames - 1) * TIME_STRIDE, width, height, num_tokens)
+
+
+def find_scenes(judgement: Judgement) -> list[tuple[float, float]]:
+    """List the scenes of a file whose frames were all looked at: when each begins and how long it lasts, in seconds.
+
+    Those shorter than a second are left out, and a frame at each cut is, too: times are rounded in many files.
+    """
+    assert judgement.info is not None, "a file that cannot be read has no scenes"
+    info, cuts = judgement.info, cast("list[float]", judgement.facts.get("cuts", []))
+    starts = [0.0, *(cut + 0.5 / info.fps for cut in cuts)]
+    ends = [*(cut - 0.5 / info.fps for cut in cuts), info.seconds]
+    scenes = [(start, end - start) for start, end in zip(starts, ends, strict=True)]
+    return [(start, seconds) for start, seconds in scenes if seconds >= LEAST_SCENE_SECONDS]
 
 
 def judge_clip(

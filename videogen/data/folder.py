@@ -25,9 +25,11 @@ from torch import Tensor
 
 from videogen.config.sizes import TIME_STRIDE
 from videogen.config.train import DataConfig
-from videogen.data.clip_plan import judge_clip
+from videogen.data.clip_plan import FILM_SECONDS, find_scenes, judge_clip, plan_clip
 from videogen.data.findings import KINDS, Finding, printable
-from videogen.data.judgement_cache import open_judgements
+from videogen.data.frame_findings import judge_frames
+from videogen.data.judgement import Judgement
+from videogen.data.judgement_cache import JudgementCache, open_judgements
 from videogen.data.listing import list_folder
 from videogen.data.manifest import load_hashed_tensors, save_hashed_tensors
 from videogen.data.splits import name_hash
@@ -54,6 +56,15 @@ class ClipEntry:
     width: int
     height: int
     num_tokens: int
+    start: float = 0.0  # of its scene in the file, in seconds; info has the scene's length
+    scene: str = ""  # of a film: told from its other scenes by this end of its name, as in film.mp4#t=12.50
+
+
+def judge_scenes(path: Path, known: JudgementCache) -> Judgement:
+    """Judge a file by its header, and a film by all of its frames, which tells where its cuts are."""
+    judgement = known.judge(path)
+    is_film = judgement.info is not None and judgement.info.seconds > FILM_SECONDS
+    return known.judge(path, deep=judge_frames) if is_film else judgement
 
 
 def scale_and_crop(frames: Tensor, width: int, height: int) -> Tensor:
@@ -88,14 +99,15 @@ class VideoFolder:
         self.problems += [(path, finding.words) for path, finding in listing.findings if finding.level == "unusable"]
         noticed = defaultdict[str, list[tuple[Path, Finding]]](list)
         with open_judgements() as known, ThreadPoolExecutor() as pool:
-            judged = pool.map(
-                lambda path: judge_clip(path, listing.captions, config, patch, known.judge), listing.clips
-            )
+            judge = known.judge if not config.scenes else lambda path: judge_scenes(path, known)
+            judged = pool.map(lambda path: judge_clip(path, listing.captions, config, patch, judge), listing.clips)
             for path, (judgement, captions, shape) in zip(listing.clips, judged, strict=True):
                 for finding in judgement.findings:
                     noticed[finding.kind].append((path, finding))
                 if judgement.info is not None and shape is not None:
-                    self.entries.append(ClipEntry(path, captions, judgement.info, *shape))
+                    self.entries += self._list_scenes(path, captions, judgement) or [
+                        ClipEntry(path, captions, judgement.info, *shape)
+                    ]
                 elif (fault := judgement.fault) is not None:
                     self.problems.append((path, fault.words))
         self._report(noticed, len(self.entries) + len(self.problems))
@@ -115,9 +127,24 @@ class VideoFolder:
                 more = f", and {len(found) - 1} more: videogen doctor names them" if len(found) > 1 else ""
                 self.log(f"used, but {KINDS[kind].title}: {printable(path)}: {finding.words}{more}")
 
+    def _list_scenes(self, path: Path, captions: tuple[str, ...], judgement: Judgement) -> list[ClipEntry]:
+        """List the scenes of a film, each a clip of its own; none of a file whose cuts were not looked for."""
+        info, entries = judgement.info, list[ClipEntry]()
+        if not self.config.scenes or info is None or info.seconds <= FILM_SECONDS:
+            return entries
+        for start, seconds in find_scenes(judgement):
+            scene = info._replace(seconds=seconds, num_frames=max(1, int(seconds * info.fps)))
+            shape = plan_clip(scene, self.config, self.patch)
+            entries.append(ClipEntry(path, captions, scene, *shape, start=start, scene=f"#t={start:.2f}"))
+        self.log(f"{printable(path)} lasts {info.seconds / 60:.1f} minutes: its {len(entries)} scenes are clips each")
+        return entries
+
     def names(self) -> list[str]:
-        """Return the clips' names, relative to the folder."""
-        return [entry.path.relative_to(self.config.folder).as_posix() for entry in self.entries]
+        """Return the clips' names, relative to the folder; a scene's has its start as a media fragment."""
+        return [self._name(entry) for entry in self.entries]
+
+    def _name(self, entry: ClipEntry) -> str:
+        return entry.path.relative_to(self.config.folder).as_posix() + entry.scene
 
     def caption(self, index: int, epoch: int) -> str:
         """Return the caption of a clip; the epochs read several in turn."""
@@ -144,10 +171,9 @@ class VideoFolder:
         entry = self.entries[index]
         slack = entry.info.seconds - entry.frames / self.config.fps
         if slack <= 1 / self.config.fps:
-            return 0.0
-        name = entry.path.relative_to(self.config.folder).as_posix()
-        clip, window = int.from_bytes(name_hash(name, self.seed)[:8]), epoch % self.config.windows
-        return slack * torch.rand((), generator=step_generator(self.seed, clip, window)).item()
+            return entry.start
+        clip, window = int.from_bytes(name_hash(self._name(entry), self.seed)[:8]), epoch % self.config.windows
+        return entry.start + slack * torch.rand((), generator=step_generator(self.seed, clip, window)).item()
 
     def read(self, index: int, epoch: int = 0) -> Clip:
         """Read the clip of an epoch: decoded from its file, or as an earlier reading kept it in data.decoded."""

@@ -54,7 +54,8 @@ def judge_frames(path: Path) -> Judgement:
         return judgement._replace(info=None).with_findings(error.finding)
     findings = [*describe_times(track.seconds), *describe_stills(track), *describe_cuts(track), *bars.describe()]
     judgement = correct_length(judgement, judgement.info, track)
-    return judgement.with_findings(*findings)._replace(fingerprint=fingerprint)
+    facts = {**judgement.facts, "cuts": [round(cut, 3) for cut in find_cuts(track)]}
+    return judgement.with_findings(*findings)._replace(fingerprint=fingerprint, facts=facts)
 
 
 def correct_length(judgement: Judgement, info: VideoInfo, track: FrameTrack) -> Judgement:

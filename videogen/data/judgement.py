@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import av
     from av.container import InputContainer
 
-Facts = dict[str, str | int | float]
+Facts = dict[str, str | int | float | list[float]]
 HDR_TRANSFERS = {16: "PQ", 18: "HLG"}  # ITU-T H.273: SMPTE ST 2084 and ARIB STD-B67
 CONTAINERS = {  # suffixes whose files FFmpeg's format of this name holds
     "mov": (".mp4", ".mov", ".m4v", ".3gp", ".qt", ".f4v"), "matroska": (".mkv", ".webm"), "avi": (".avi",),

@@ -22,7 +22,7 @@ from videogen.data.judgement import Judgement, judge_header
 from videogen.data.video_io import VideoInfo
 
 logger = logging.getLogger(__name__)
-VERSION = 1  # of what is judged and how; another one judges every file again
+VERSION = 2  # of what is judged and how; another one judges every file again
 COMMIT_SECONDS = 2.0  # as much is judged again after a kill
 PASSING = {"unreadable", "missing", "no_file"}  # kinds that may change without the file's time
 Judge = Callable[[Path], Judgement]

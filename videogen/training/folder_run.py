@@ -81,7 +81,7 @@ def default_run(folder: Path) -> Path:
 
 def new_plan(run: Path, minutes: float | None, data: DataConfig, model: Path | None) -> RunPlan:
     """Plan a checkpoint of a folder, or with a model a LoRA of it."""
-    data = replace(data, captions="optional", decoded=run / "clips")
+    data = replace(data, captions="optional", decoded=run / "clips", scenes=True)
     minutes = MINUTES if minutes is None else minutes
     return make_plan(run, minutes, data) if model is None else make_lora_plan(run, minutes, data, model)
 
