@@ -28,7 +28,7 @@ ROOT = Path(__file__).parent.parent
 # The packages that a plain run imports beside what torch itself imports, with those that they import in turn.
 ALLOWED = {
     "videogen", "torch", "numpy", "einops", "safetensors", "tokenizers",  # networks
-    "av", "imageio_ffmpeg", "PIL",  # files
+    "av", "PIL",  # files
     "tyro", "docstring_parser", "typeguard", "typing_extensions", "shtab", "rich", "pygments", "markdown_it", "mdurl",
     "cython_runtime",
 }  # fmt: skip

@@ -79,8 +79,11 @@ def test_frames_come_as_soon_as_they_are_whole_and_in_order(pipeline: VideoPipel
 def test_what_is_given_stays_and_comes_first(pipeline: VideoPipeline) -> None:
     known = free_latent((4, 8, 4, 6))
     known.clean[:, :4], known.weight[:4] = torch.randn(4, 4, 4, 6), 1
-    latents = torch.cat(list(long_clip(pipeline, known).denoise("a red circle")), dim=1)
-    assert torch.equal(latents[:, :4], known.clean[:, :4])
+    evaluations: list[int] = []
+    clip = long_clip(pipeline, known).denoise("a red circle", on_evaluation=lambda: evaluations.append(1))
+    assert torch.equal(next(clip), known.clean[:, :4])
+    assert evaluations == []  # nothing is waited for
+    assert sum(part.shape[1] for part in clip) == 4
     backward = KnownLatent(known.clean.flip(1), known.weight.flip(0))
     parts = list(long_clip(pipeline, backward).denoise("a red circle"))
     assert len(parts) == 1  # the first frame is the last to be found

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from videogen.cli.arguments import check_device, is_given, parse, peek
+from videogen.cli.clip_files import STDOUT
 from videogen.cli.dry_run import count_bytes, describe, format_duration
 from videogen.cli.known_flags import is_long, list_windows, window_length
 from videogen.cli.known_material import Material, load_material
@@ -29,12 +31,12 @@ from videogen.cli.provenance import (
 from videogen.cli.sample_arguments import SampleArgs
 from videogen.cli.sample_jobs import SampleJob, list_rows, plan_jobs
 from videogen.cli.storyboards import list_shots, load_images
+from videogen.cli.streams import MadeClip, write_clip
 from videogen.cli.words import note_unknown_words
 from videogen.config.parsing import load_toml
 from videogen.config.sample import MINI, SampleConfig
 from videogen.data.saved_latents import check_latent, latent_settings, read_latent, save_latent
-from videogen.data.video_io import settings_comment, write_video
-from videogen.data.words import read_words, unknown_words
+from videogen.data.words import Word, read_words, unknown_words
 from videogen.models.checkpoint_config import CheckpointInfo, check_vocabulary, read_checkpoint_info
 from videogen.models.hub import find_checkpoint
 from videogen.models.precision import bf16_instructions
@@ -62,8 +64,6 @@ def run(args: SampleArgs, info: CheckpointInfo) -> int:
             print(describe(job, args, info, weights))
         return 0
     about = provenance(args)
-    for job in jobs:
-        settings_comment(settings_of(job, about))  # which refuses what a file cannot hold
     start, latents = time.monotonic(), find_latents(jobs, args, about)
     to_denoise, material = [job for job in jobs if job not in latents], load_material(args, info)
     pipeline = load(args, info) if to_denoise else None
@@ -76,13 +76,22 @@ def run(args: SampleArgs, info: CheckpointInfo) -> int:
             make(pipeline, jobs, args, info, about, material)
             for make, jobs in ((make_clips, short), (make_long_clips, long))
         ]
-    for job, seconds in chain.from_iterable(clips):
-        unknown = unknown_words(job.prompt, read_words(info.folder))
-        row = {"path": str(job.path), "seconds": round(seconds, 2), "prompt": job.prompt, "seed": job.seed}
-        row |= {"unknown_words": unknown} if unknown else {}
-        line = f"{job.path}  ({format_duration(seconds)}, after {format_duration(loading_seconds)} of loading)"
-        print(json.dumps(row) if args.json else line, flush=True)
+    for made in chain.from_iterable(clips):
+        line = describe_clip(made, loading_seconds, read_words(info.folder), as_json=args.json)
+        print(line, file=sys.stderr if made.job.path == STDOUT else sys.stdout, flush=True)
     return 0
+
+
+def describe_clip(made: MadeClip, loading_seconds: float, known_words: Sequence[Word], *, as_json: bool) -> str:
+    """Describe a clip that is written in a line: its path and how long it took."""
+    (prompt, seed, _, path), seconds, first_seconds = made
+    if as_json:
+        unknown = unknown_words(prompt, known_words)
+        row = {"path": str(path), "seconds": round(seconds, 2), "prompt": prompt, "seed": seed}
+        row |= {"first_frames_seconds": round(first_seconds, 2)} if first_seconds is not None else {}
+        return json.dumps(row | ({"unknown_words": unknown} if unknown else {}))
+    first = f", the first frames in {format_duration(first_seconds)}" if first_seconds is not None else ""
+    return f"{path}  ({format_duration(seconds)}{first}, after {format_duration(loading_seconds)} of loading)"
 
 
 def parse_args(argv: Sequence[str]) -> tuple[SampleArgs, CheckpointInfo]:
@@ -150,7 +159,7 @@ def find_latents(jobs: Sequence[SampleJob], args: SampleArgs, about: Mapping[str
 
 def decode_latents(
     vae: Autoencoder, latents: Mapping[SampleJob, Path], args: SampleArgs, material: Material
-) -> Iterator[tuple[SampleJob, float]]:
+) -> Iterator[MadeClip]:
     """Decode saved latents into clips, each with the settings that it was denoised with."""
     import torch
 
@@ -160,14 +169,14 @@ def decode_latents(
     for job, path in latents.items():
         start = time.monotonic()
         if job.path.exists() and not args.overwrite and args.save_latents:  # whole, and as asked: plan_jobs has checked
-            yield job, 0.0
+            yield MadeClip(job, 0.0)
             continue
         latent, settings = read_latent(path), latent_settings(path) | {"fps": job.config.fps}
         if args.save_latents and not (saved := job.path.with_suffix(".safetensors")).exists():
             save_latent(saved, latent, settings, overwrite=False)
         frames = material.frame_with(decode_frames(vae, latent, device), job.config, vae.time_stride)
-        write_video(job.path, frames, fps=job.config.fps, settings=settings, overwrite=args.overwrite)
-        yield job, time.monotonic() - start
+        first_seconds = write_clip(job, frames, args, settings, start)
+        yield MadeClip(job, time.monotonic() - start, first_seconds)
 
 
 def load_decoder(args: SampleArgs, info: CheckpointInfo) -> Autoencoder:
@@ -221,7 +230,7 @@ def make_clips(
     info: CheckpointInfo,
     about: Mapping[str, object],
     material: Material,
-) -> Iterator[tuple[SampleJob, float]]:
+) -> Iterator[MadeClip]:
     """Make clips one by one, or side by side in packs of any sizes and lengths where all other settings are equal.
 
     Yields each with its share of the seconds, by its tokens. A clip of a pack equals the clip alone to rounding, since
@@ -245,10 +254,10 @@ def make_clips(
                 saved, settings = job.path.with_suffix(".safetensors"), settings_of(job, about_pack)
                 save_latent(saved, latent, settings, overwrite=args.overwrite)
             for job, latent, num in zip(batch, latents, tokens, strict=True):
-                start, settings = time.monotonic(), settings_of(job, about_pack)
+                started, settings = time.monotonic() - seconds_per_token * num, settings_of(job, about_pack)
                 frames = material.frame_with(pipeline.frames(latent), job.config, info.time_stride)
-                write_video(job.path, frames, fps=job.config.fps, settings=settings, overwrite=args.overwrite)
-                yield job, seconds_per_token * num + time.monotonic() - start
+                first_seconds = write_clip(job, frames, args, settings, started)
+                yield MadeClip(job, time.monotonic() - started, first_seconds)
 
 
 def make_long_clips(
@@ -258,7 +267,7 @@ def make_long_clips(
     info: CheckpointInfo,
     about: Mapping[str, object],
     material: Material,
-) -> Iterator[tuple[SampleJob, float]]:
+) -> Iterator[MadeClip]:
     """Make clips one after another in windows; frames are written as they come, so that memory does not grow."""
     for job in jobs:
         start, config, settings = time.monotonic(), job.config, settings_of(job, about)
@@ -270,8 +279,8 @@ def make_long_clips(
                 if args.storyboard is not None
                 else make_long_clip(pipeline, job, args, info, material, settings, on_evaluation)
             )
-            write_video(job.path, frames, fps=config.fps, settings=settings, overwrite=args.overwrite)
-        yield job, time.monotonic() - start
+            first_seconds = write_clip(job, frames, args, settings, start)
+        yield MadeClip(job, time.monotonic() - start, first_seconds)
 
 
 def make_long_clip(

@@ -34,7 +34,7 @@ class SampleArgs:
     """A file of prompts: one a line, or .json / .jsonl / .csv with a column prompt and any of seed, steps, size, ..."""
     out: Path | None = None
     """A .mp4, .mov, .mkv, .webm, .gif or .png file for one clip, or a folder; default out/<prompt>-<seed>.mp4, and -2,
-    -3, ... behind that where it exists."""
+    -3, ... behind that where it exists. With --stream, - is standard output."""
     model: Path = MINI
     """Checkpoint folder, owner/name[@revision] of one in the Hugging Face cache, or Wan's transformer in a file."""
     vae: Path | None = None
@@ -100,6 +100,9 @@ class SampleArgs:
     """Compile the transformer's block, for GPUs: slow to start, and on a CPU no faster afterwards (0.94 times)."""
     save_latents: bool = False
     """Keep each latent as .safetensors beside its clip, before it is decoded; the same command, no sweep, resumes."""
+    stream: bool = False
+    """Let frames be seen while the rest of a clip is made: in a .mp4, .mov, .mkv or .webm that a player can open as it
+    grows, or with --out - as an MP4 in a pipe. Such a file is two or three times as large."""
     draft: bool = False
     """A quick look: few steps, most of them in the model's coarsest patches; seed and layout are the clip's own."""
     dry_run: bool = False
@@ -128,6 +131,11 @@ class SampleArgs:
                 f"--offload {self.offload} keeps on the CPU what does not compute on a GPU; "
                 "leave it out with --device cpu"
             )
+        if self.stream and (self.sweep or self.save_latents):
+            other = (
+                "a sweep looks at whole clips" if self.sweep else "--save-latents keeps all of a clip before any frame"
+            )
+            raise ValueError(f"{other}, and --stream shows frames before; leave one of them out")
         alone = [flag for flag in ("score", "reference") if getattr(self, flag) is not None and not self.sweep]
         if alone:
             raise ValueError(f"--{alone[0]} is for a sweep; add --sweep axis=a,b,c, or leave it out")

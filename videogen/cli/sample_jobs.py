@@ -10,14 +10,14 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from videogen.cli.clip_files import check_files, name_clip, split_out
+from videogen.cli.clip_files import STDOUT, check_files, check_stream, name_clip, split_out
 from videogen.cli.known_flags import check_rows, count_frames
 from videogen.cli.prompts import SEEDS, PromptRow, read_prompts, read_seeds
 from videogen.cli.sample_arguments import SampleArgs
 from videogen.config.parsing import check_text
 from videogen.config.sample import SampleConfig, check_sampler
 from videogen.data.saved_latents import ENVIRONMENT_KEYS, is_same_setting, latent_settings
-from videogen.data.video_io import check_format, read_settings
+from videogen.data.video_io import PIPE_FORMAT, check_format, read_settings
 from videogen.models.checkpoint_config import CheckpointInfo
 from videogen.packing.patch_schedule import draft_config, patch_schedule
 from videogen.sampling.gguf_files import check_gguf, transformers_of
@@ -78,15 +78,17 @@ def plan_jobs(rows: Sequence[PromptRow], args: SampleArgs, info: CheckpointInfo)
     for (prompt, seed, config), frames in zip(rows, lengths, strict=True):
         path = out_file or name_clip(folder, prompt, seed, used, may_exist=may_exist)
         used.add(path)
-        check_format(path, config.fps)
+        check_format(path if path != STDOUT else Path(f"pipe{PIPE_FORMAT}"), config.fps)
         if path.suffix.lower() == ".png" and frames != 1:
             raise ValueError(f"{path} holds one frame, not {frames}; add --frames 1 or write an .mp4")
         jobs.append(SampleJob(prompt, seed, config, path))
     if not args.dry_run:
+        for path in sorted(used):
+            check_stream(path, stream=args.stream)
         latents = [job.path.with_suffix(".safetensors") for job in jobs if args.save_latents]
         check_files([*used, *latents])
     for _, _, config, path in jobs:
-        taken = os.path.lexists(path) and not (args.overwrite or args.dry_run)
+        taken = path != STDOUT and os.path.lexists(path) and not (args.overwrite or args.dry_run)
         if taken and not is_made_by_same_command(path, config, args):
             raise ValueError(f"{path} exists; add --overwrite, or choose another --out or --seed")
     return jobs

@@ -17,18 +17,17 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from videogen.cli.clip_files import OUT, check_files, check_folder
+from videogen.cli.clip_files import OUT, STDOUT, check_files, check_folder
 from videogen.cli.dry_run import format_duration
 from videogen.cli.known_flags import check_material, check_rows
-from videogen.cli.prompts import PromptRow
-from videogen.cli.provenance import provenance, settings_of
+from videogen.cli.provenance import provenance
 from videogen.cli.sample import load, progress
 from videogen.cli.sample_arguments import SampleArgs
 from videogen.cli.sample_jobs import check_settings, list_rows
 from videogen.cli.words import note_unknown_words
 from videogen.config.sample import MINI
 from videogen.data.files import slug
-from videogen.data.video_io import WRITABLE, settings_comment
+from videogen.data.video_io import WRITABLE
 from videogen.data.words import ANY_KIND, read_words, unknown_words
 from videogen.models.checkpoint_config import CheckpointInfo
 from videogen.models.hub import checkpoint_name
@@ -50,7 +49,7 @@ REFERENCE_FACTOR = 4  # steps of the references against the most steps of the ax
 def run_sweep(args: SampleArgs, info: CheckpointInfo) -> int:
     """Plan a sweep, check everything, run it and print the findings."""
     folder = args.out or OUT / f"sweep-{slug((args.prompt or ('prompts',))[0])}"
-    if folder.suffix.lower() in WRITABLE:
+    if folder.suffix.lower() in WRITABLE or folder == STDOUT:
         raise ValueError(f"--out of a sweep is a folder, got {folder}")
     if args.image or args.video or args.storyboard:
         raise ValueError(
@@ -79,8 +78,6 @@ def run_sweep(args: SampleArgs, info: CheckpointInfo) -> int:
     plan = replace(plan, about=plan.about + tuple(score_about.items()))
     check_sweep_folder(folder, plan, overwrite=args.overwrite)
     check_files([folder / "clips" / "clip.mp4"])
-    for run in plan.runs():
-        settings_comment(settings_of(PromptRow(*run), dict(plan.about)))
     args = replace(args, device=device)  # type: ignore[arg-type]  # cuda:1, too
     # Loading comes before the folder is touched, so that a failure to load has cleared and claimed nothing.
     pipeline = load(args, info) if args.overwrite or unfinished_runs(folder, plan) else None

@@ -1,4 +1,4 @@
-"""Read and write videos and images; decord, PyAV and imageio are used here and where files are judged.
+"""Read and write videos and images: which file, which reader, which format, and the settings that a file carries.
 
 any file FFmpeg or Pillow can read  ->  frames (t, h, w, 3) uint8  ->  .mp4, .mov, .mkv, .webm, .gif or .png
 """
@@ -10,9 +10,7 @@ import json
 import logging
 import math
 import shutil
-import subprocess
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import closing
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
@@ -22,6 +20,7 @@ from einops import rearrange
 from videogen.data.files import atomic_file, error_reason, refuse_existing
 from videogen.data.pictures import IMAGE_SUFFIXES, is_animation, read_animation, read_image_file
 from videogen.data.video_decode import READERS, FrameRequest, decode_animation, inspect_header, open_video
+from videogen.data.video_encode import ENCODERS, GROWING, SupportsWrite, encode_video
 
 if TYPE_CHECKING:
     from av import VideoStream
@@ -29,8 +28,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 logger = logging.getLogger(__name__)
-MAX_COMMENT = 100_000  # characters: Linux passes at most 128 KiB in one argument of a program
-MAY_BE_FULL = (None, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EPIPE)  # None: FFmpeg does not say
+MAY_BE_FULL = (None, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)  # None: Pillow does not say
 
 
 class VideoInfo(NamedTuple):
@@ -141,22 +139,8 @@ def resize(frames: ndarray, size: tuple[int, int] | None) -> Tensor:
     return rearrange(planes, "t rgb h w -> t h w rgb").contiguous()
 
 
-# BT.709 throughout, and said in the file: a player guesses what it is not told, and shows another contrast. The filters
-# say it, since the encoder takes it from their frames.
-BT709 = (
-    "-vf scale=out_color_matrix=bt709:out_range=tv:flags=bicubic+accurate_rnd+full_chroma_int,"
-    "setparams=colorspace=bt709:color_primaries=bt709:color_trc=bt709:range=tv"
-)
-H264 = f"{BT709} -crf {{crf}} -threads 4"
-# Codec, pixel format, options. Threads are fixed, as the bytes depend on them. Each frame of a GIF has its own palette.
-ENCODERS = {
-    ".mp4": ("libx264", "yuv420p", f"{H264} -movflags +faststart"),
-    ".mov": ("libx264", "yuv420p", f"{H264} -movflags +faststart"),
-    ".mkv": ("libx264", "yuv420p", H264),
-    ".webm": ("libvpx-vp9", "yuv420p", f"{BT709} -crf {{crf}} -b:v 0 -cpu-used 4 -threads 1"),
-    ".gif": ("gif", "pal8", "-threads 1 -vf split[a][b];[a]palettegen=stats_mode=single[p];[b][p]paletteuse=new=1"),
-}
 WRITABLE = (*ENCODERS, ".png")
+PIPE_FORMAT = ".mp4"
 
 
 def write_video(
@@ -167,15 +151,19 @@ def write_video(
     settings: Mapping[str, object] | None = None,
     crf: int = 12,
     overwrite: bool = False,
+    on_part: Callable[[Path], object] | None = None,
 ) -> None:
     """Write frames (t, h, w, 3) uint8, whole or in chunks, in a format of WRITABLE with settings as a comment.
 
-    crf 0 is the best picture, 51 the smallest file. The same frames and settings give the same bytes. Raises a
-    ValueError for what cannot be written, a FileExistsError, or an OSError for a full disk; none leaves a partial file.
+    crf 0 is the best picture, 51 the smallest file. The same frames and settings give the same bytes. With on_part the
+    file can be played while it grows, and on_part is told the name that it has until it is whole. Raises a ValueError
+    for what cannot be written, a FileExistsError, or an OSError for a full disk; none leaves a partial file.
     """
     import torch
 
     suffix = check_format(path, fps)
+    if on_part is not None and suffix not in GROWING:
+        raise ValueError(f"a {suffix} cannot be played while it grows; {', '.join(GROWING)} can")
     if not 0 <= crf <= 51:
         raise ValueError(f"crf must be from 0 (best) to 51 (smallest), got {crf}")
     if not overwrite:
@@ -190,7 +178,12 @@ def write_video(
             if suffix == ".png":
                 write_png(part, first, images, comment)
             else:
-                encode_video(part, first, images, fps, crf, comment)
+                if on_part is not None:
+                    on_part(part)
+                whole = chain([first], images)
+                encode_video(part, suffix, whole, fps=fps, crf=crf, comment=comment, growing=on_part is not None)
+                if comment and suffix == ".gif":
+                    insert_gif_comment(part, comment.encode())
     except FileExistsError:
         raise
     except OSError as error:
@@ -200,15 +193,21 @@ def write_video(
         raise OSError(f"could not write {path}: {reason}") from error
 
 
-def settings_comment(settings: Mapping[str, object]) -> str:
-    """Format settings as a file's comment, in ASCII, which every container stores unchanged.
+def stream_video(
+    pipe: SupportsWrite, frames: Iterable[Tensor], *, fps: float, settings: Mapping[str, object], crf: int = 12
+) -> None:
+    """Write frames (t, h, w, 3) uint8 in chunks to a pipe, as an MP4 that can be played as it comes.
 
-    Raises a ValueError where they are too long.
+    Raises a ValueError for what cannot be written, and an OSError where nobody reads any more.
     """
-    comment = json.dumps({"videogen": dict(settings)})
-    if len(comment) > MAX_COMMENT:
-        raise ValueError(f"settings may take {MAX_COMMENT:,} characters as JSON, got {len(comment):,}; shorten them")
-    return comment
+    check_format(Path(f"pipe{PIPE_FORMAT}"), fps)
+    images = iterate_frames(frames)
+    encode_video(pipe, PIPE_FORMAT, images, fps=fps, crf=crf, comment=settings_comment(settings), growing=True)
+
+
+def settings_comment(settings: Mapping[str, object]) -> str:
+    """Format settings as a file's comment, in ASCII, which every container stores unchanged."""
+    return json.dumps({"videogen": dict(settings)})
 
 
 def check_format(path: Path, fps: float) -> str:
@@ -220,23 +219,6 @@ def check_format(path: Path, fps: float) -> str:
     return suffix
 
 
-def check_encoder(suffix: str) -> None:
-    """Ask FFmpeg whether it can encode a format; a ValueError where it cannot or is not there. A .png needs none."""
-    import imageio_ffmpeg
-
-    if suffix not in ENCODERS:
-        return
-    codec, *_ = ENCODERS[suffix]
-    advice = "install imageio-ffmpeg anew, or name a whole FFmpeg by IMAGEIO_FFMPEG_EXE"
-    try:
-        program = imageio_ffmpeg.get_ffmpeg_exe()
-        listed = subprocess.run([program, "-v", "error", "-encoders"], capture_output=True, text=True, check=True)
-    except (OSError, RuntimeError, subprocess.CalledProcessError) as error:
-        raise ValueError(f"a {suffix} is written by FFmpeg, which does not run: {error}; {advice}") from None
-    if codec not in listed.stdout.split():
-        raise ValueError(f"{program} has no encoder {codec}, which a {suffix} needs; {advice}")
-
-
 def iterate_frames(chunks: Iterable[Tensor]) -> Iterator[ndarray]:
     """Yield the frames (h, w, 3) of chunks (t, h, w, 3) uint8, which must all have one size."""
     size = None
@@ -246,49 +228,6 @@ def iterate_frames(chunks: Iterable[Tensor]) -> Iterator[ndarray]:
         assert pixels.dtype == "uint8", f"expected uint8 frames, got {pixels.dtype}"
         assert pixels.shape[1:] == size == (*size[:2], 3), f"expected (t, h, w, 3), one size, got {pixels.shape}"
         yield from pixels
-
-
-def encode_video(path: Path, first: ndarray, rest: Iterator[ndarray], fps: float, crf: int, comment: str) -> None:
-    """Stream frames (h, w, 3) to FFmpeg; raises an OSError unless all of them are in the file."""
-    import imageio_ffmpeg
-
-    codec, pixel_format, options = ENCODERS[path.suffix]
-    height, width = first.shape[:2]
-    if pixel_format == "yuv420p" and (width % 2 or height % 2):
-        below, above = (
-            f"{max(2, width + sign * (width % 2))}x{max(2, height + sign * (height % 2))}" for sign in (-1, 1)
-        )
-        raise ValueError(f"{path.suffix} needs even sizes, got {width}x{height}; try {below} or {above}")
-    options = f"{options.format(crf=crf)} -fflags +bitexact -flags:v +bitexact"
-    writer = imageio_ffmpeg.write_frames(
-        path.absolute(),  # in a relative path FFmpeg takes a colon for a protocol
-        (width, height),
-        codec=codec,
-        pix_fmt_out=pixel_format,
-        ffmpeg_log_level="error",
-        fps=fps,  # pyright: ignore[reportArgumentType]  # Its default is an int, but any number is formatted.
-        quality=None,  # pyright: ignore[reportArgumentType]
-        macro_block_size=1,  # The default of 16 resizes without a word.
-        output_params=[*options.split(), *(["-metadata", f"comment={comment}"] if comment else [])],
-    )
-    num_frames = 0
-    with closing(writer):
-        writer.send(None)
-        for image in chain([first], rest):
-            try:
-                writer.send(image)
-            except OSError as error:
-                raise OSError(f"FFmpeg stopped after {num_frames} frames") from error
-            num_frames += 1
-    try:  # imageio-ffmpeg does not check FFmpeg's exit status, so the frames in the file are counted.
-        with open_video(path) as (container, stream):
-            num_written = sum(packet.size > 0 for packet in container.demux(stream))
-    except ValueError as error:
-        raise OSError("FFmpeg left no readable file") from error
-    if num_written != num_frames:
-        raise OSError(f"FFmpeg wrote {num_written} of {num_frames} frames")
-    if comment and path.suffix == ".gif":
-        insert_gif_comment(path, comment.encode())
 
 
 def insert_gif_comment(path: Path, comment: bytes) -> None:

@@ -6,7 +6,6 @@ file, Mending  ->  H.264 MP4s
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, cast
 
@@ -14,14 +13,14 @@ import numpy as np
 
 from videogen.data.frame_findings import MIN_JUMP_SECONDS
 from videogen.data.video_decode import decode_frames, display_matrix, open_video, turn
+from videogen.data.video_encode import encode_video
 from videogen.doctor.tone_mapping import tone_map
 
 if TYPE_CHECKING:
     import av
     from numpy import ndarray
 
-CRF = "12"
-BT709, LIMITED_RANGE = 1, 1  # ITU-T H.273; AVCOL_RANGE_MPEG
+CRF = 12
 
 
 class Mending(NamedTuple):
@@ -140,23 +139,8 @@ def widen(pixels: ndarray, ratio: float) -> ndarray:
 
 def encode(path: Path, pictures: Iterator[TimedPicture], fps: float, *, retime: bool) -> None:
     """Write pictures as an H.264 MP4 at a constant rate: each as it comes, or by its time where it is to be retimed."""
-    import av
-
-    rate = Fraction(fps).limit_denominator(1001)
-    with av.open(path, "w", options={"movflags": "+faststart"}) as container:
-        stream = None
-        for pixels in by_time(pictures, fps) if retime else (picture.pixels for picture in pictures):
-            if stream is None:
-                stream = container.add_stream("libx264", rate=rate, options={"crf": CRF, "threads": "1"})
-                stream.height, stream.width = pixels.shape[:2]
-                stream.pix_fmt = "yuv420p"
-                context = stream.codec_context
-                context.colorspace = context.color_primaries = context.color_trc = BT709
-                context.color_range = LIMITED_RANGE
-            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
-            container.mux(stream.encode(frame.reformat(format="yuv420p", dst_colorspace="ITU709")))
-        if stream is not None:
-            container.mux(stream.encode(None))
+    frames = by_time(pictures, fps) if retime else (picture.pixels for picture in pictures)
+    encode_video(path, ".mp4", frames, fps=fps, crf=CRF)
 
 
 def by_time(pictures: Iterator[TimedPicture], fps: float) -> Iterator[ndarray]:

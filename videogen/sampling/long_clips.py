@@ -37,6 +37,7 @@ class LongClip:
         self, prompt: str, end: int | None = None, on_evaluation: Callable[[], object] = lambda: None
     ) -> Iterator[Tensor]:
         """Denoise up to a latent frame, the clip's end by default, yielding all in order as soon as it is whole."""
+        yield from self.take_whole(end)
         is_known = (self.weight[:end] == 1).flatten(1).all(1).tolist()
         with torch.no_grad():  # once for all windows
             text = self.sampler.encode_prompts(prompts_and_negatives([prompt], self.config))

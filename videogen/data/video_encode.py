@@ -1,0 +1,196 @@
+"""Encode frames in the formats that clips are written in, by FFmpeg's libraries (PyAV) in this process.
+
+frames (h, w, 3) uint8, suffix  ->  .mp4, .mov, .mkv or .webm in BT.709 that the file names, or .gif
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterable, Iterator
+from fractions import Fraction
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple, Protocol, cast
+
+from videogen.data.files import error_reason
+
+if TYPE_CHECKING:
+    import av
+    from av.filter import Graph
+    from av.filter.context import FilterContext
+    from numpy import ndarray
+
+BT709, LIMITED_RANGE = 1, 1  # ITU-T H.273; AVCOL_RANGE_MPEG
+Options = dict[str, str]
+
+
+class SupportsWrite(Protocol):
+    """A pipe, or a file that is open for writing bytes."""
+
+    def write(self, data: bytes, /) -> int:
+        """Write bytes, and return their number."""
+        ...
+
+
+class Encoder(NamedTuple):
+    """How FFmpeg writes a format, and how where the file shall be playable while it grows."""
+
+    codec: str
+    pixel_format: str
+    container: str
+    options: Options
+    muxing: Options
+    growing_options: Options
+    growing_muxing: Options
+
+
+IS_X86 = platform.machine().lower() in ("x86_64", "amd64")
+# x264's code for AVX-512 reads memory that was never written, so its bytes depend on what the process did before. Its
+# code for AVX2 gives the bytes of plain C.
+SAME_BYTES: Options = {"x264-params": "asm=avx2"} if IS_X86 else {}
+# They depend on the number of threads, too. An encoder that looks ahead holds frames back, which a growing file cannot.
+H264: Options = {"threads": "4", **SAME_BYTES}
+H264_AT_ONCE: Options = {"threads": "1", "tune": "zerolatency", **SAME_BYTES}
+VP9: Options = {"b": "0", "cpu-used": "4", "threads": "1", "field_order": "progressive"}
+INDEX_FIRST: Options = {"movflags": "+faststart"}
+FRAGMENTS: Options = {"movflags": "+frag_every_frame+empty_moov+default_base_moof"}
+CLUSTERS: Options = {"cluster_time_limit": "1"}  # milliseconds: each frame is written as it comes
+# QuickTime's older tags hold 65,535 bytes, and what is longer damages the file.
+MOV_INDEX_FIRST, MOV_FRAGMENTS = (
+    {"movflags": muxing["movflags"] + "+use_metadata_tags"} for muxing in (INDEX_FIRST, FRAGMENTS)
+)
+ENCODERS = {
+    ".mp4": Encoder("libx264", "yuv420p", "mp4", H264, INDEX_FIRST, H264_AT_ONCE, FRAGMENTS),
+    ".mov": Encoder("libx264", "yuv420p", "mov", H264, MOV_INDEX_FIRST, H264_AT_ONCE, MOV_FRAGMENTS),
+    ".mkv": Encoder("libx264", "yuv420p", "matroska", H264, {}, H264_AT_ONCE, CLUSTERS),
+    ".webm": Encoder("libvpx-vp9", "yuv420p", "webm", VP9, {}, VP9 | {"lag-in-frames": "0"}, CLUSTERS),
+    ".gif": Encoder("gif", "pal8", "gif", {"threads": "1"}, {}, {}, {}),
+}
+GROWING = tuple(suffix for suffix, encoder in ENCODERS.items() if encoder.growing_options)
+
+
+def check_encoder(suffix: str) -> None:
+    """Raise a ValueError where FFmpeg's libraries are not there or cannot encode a format. A .png needs none."""
+    if suffix not in ENCODERS:
+        return
+    codec, advice = ENCODERS[suffix].codec, "install it anew: pip install --force-reinstall av"
+    try:
+        from av.codec import Codec
+    except ImportError as error:
+        raise ValueError(f"a {suffix} is written by PyAV, which cannot be imported: {error}; {advice}") from None
+    try:
+        Codec(codec, "w")
+    except ValueError:
+        raise ValueError(f"this PyAV has no encoder {codec}, which a {suffix} needs; {advice}") from None
+
+
+def check_even(suffix: str, width: int, height: int) -> None:
+    """Raise a ValueError where a format halves the colours of a size that is not even."""
+    if ENCODERS[suffix].pixel_format == "yuv420p" and (width % 2 or height % 2):
+        below, above = (
+            f"{max(2, width + sign * (width % 2))}x{max(2, height + sign * (height % 2))}" for sign in (-1, 1)
+        )
+        raise ValueError(f"{suffix} needs even sizes, got {width}x{height}; try {below} or {above}")
+
+
+def encode_video(
+    target: Path | SupportsWrite,
+    suffix: str,
+    frames: Iterable[ndarray],
+    *,
+    fps: float,
+    crf: int,
+    comment: str = "",
+    growing: bool = False,
+) -> None:
+    """Encode frames (h, w, 3) uint8 of one size into a file or a pipe; raises an OSError where it cannot be written.
+
+    A growing file can be played at any moment up to the last frame but one, and is somewhat larger for it.
+    """
+    import av
+    import av.error
+
+    encoder, frames, rate = ENCODERS[suffix], iter(frames), as_rate(fps)
+    first = next(frames)
+    height, width = first.shape[:2]
+    check_even(suffix, width, height)
+    options, muxing = encoder.options, encoder.muxing
+    if growing:
+        options, muxing = encoder.growing_options, encoder.growing_muxing | {"flush_packets": "1"}
+    quality = {} if suffix == ".gif" else {"crf": str(crf)}
+    file = str(target.absolute()) if isinstance(target, Path) else target  # a colon in a relative path is a protocol
+    try:
+        with av.open(
+            file, "w", format=encoder.container, container_options={"fflags": "+bitexact", **muxing}
+        ) as container:
+            container.metadata.update({"comment": comment} if comment else {})
+            stream = container.add_stream(encoder.codec, rate, options | quality | {"flags": "+bitexact"})
+            stream.width, stream.height, stream.pix_fmt = width, height, encoder.pixel_format
+            context = cast("av.VideoCodecContext", stream.codec_context)
+            context.thread_type = "AUTO"  # PyAV's default cuts the picture into slices
+            if encoder.pixel_format == "yuv420p":  # a player guesses what it is not told, and shows another contrast
+                context.colorspace = context.color_primaries = context.color_trc = BT709
+                context.color_range = LIMITED_RANGE
+            for frame in converted(chain([first], frames), encoder, rate):
+                container.mux(stream.encode(frame))
+            container.mux(stream.encode(None))
+    except av.error.FFmpegError as error:
+        raise OSError(error.errno, error_reason(error)) from error
+
+
+def as_rate(fps: float) -> Fraction:
+    """Return a frame rate as a fraction, 24000/1001 for 23.976, with a numerator and a denominator that files hold."""
+    return Fraction(fps).limit_denominator(1001) if fps >= 1 else 1 / Fraction(1 / fps).limit_denominator(1001)
+
+
+def converted(frames: Iterable[ndarray], encoder: Encoder, rate: Fraction) -> Iterator[av.VideoFrame]:
+    """Convert frames (h, w, 3) to the pixel format of an encoder, one after another."""
+    import av
+    import av.error
+
+    graph = None
+
+    def drained() -> Iterator[av.VideoFrame]:
+        assert graph is not None
+        while True:
+            try:
+                yield cast("av.VideoFrame", graph.pull())
+            except (av.error.BlockingIOError, av.error.EOFError):
+                return
+
+    for number, pixels in enumerate(frames):
+        graph = graph or conversion(encoder, pixels.shape[1], pixels.shape[0], rate)
+        frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+        frame.pts, frame.time_base, frame.duration = number, 1 / rate, 1
+        graph.push(frame)
+        yield from drained()
+    if graph is not None:
+        graph.push(None)
+        yield from drained()
+
+
+def conversion(encoder: Encoder, width: int, height: int, rate: Fraction) -> Graph:
+    """Build the filters from RGB to a pixel format: BT.709 in limited range, or a palette for each frame of a GIF."""
+    from av.filter import Graph
+
+    graph = Graph()
+    graph.threads = 1
+    source = graph.add_buffer(width=width, height=height, format="rgb24", time_base=1 / rate)
+    if encoder.pixel_format == "pal8":
+        split, palette, use = (
+            graph.add(*words) for words in (("split",), ("palettegen", "stats_mode=single"), ("paletteuse", "new=1"))
+        )
+        source.link_to(split)
+        split.link_to(use, 0, 0)
+        split.link_to(palette, 1, 0)
+        palette.link_to(use, 0, 1)
+        last: FilterContext = use
+    else:
+        scale = graph.add("scale", "out_color_matrix=bt709:out_range=tv:flags=bicubic+accurate_rnd+full_chroma_int")
+        tags = graph.add("setparams", "colorspace=bt709:color_primaries=bt709:color_trc=bt709:range=tv")
+        pixel_format = graph.add("format", encoder.pixel_format)
+        graph.link_nodes(source, scale, pixel_format, tags)
+        last = tags
+    last.link_to(graph.add("buffersink"))
+    graph.configure()
+    return graph
