@@ -139,12 +139,18 @@ class VideoFolder:
             self.problems.append((path, reason))
             self.log(f"not used: {printable(path)}: {printable(reason)}")
 
+    def num_windows(self, index: int) -> int:
+        """Count the windows of a file that the epochs read: one if the file is hardly longer than a clip."""
+        entry = self.entries[index]
+        is_long = entry.info.seconds - entry.frames / self.config.fps > 1 / self.config.fps
+        return self.config.windows if is_long else 1
+
     def start_seconds(self, index: int, epoch: int) -> float:
         """Return where in the file this epoch's window begins, one of config.windows random places."""
+        if self.num_windows(index) == 1:
+            return 0.0
         entry = self.entries[index]
         slack = entry.info.seconds - entry.frames / self.config.fps
-        if slack <= 1 / self.config.fps:
-            return 0.0
         name = entry.path.relative_to(self.config.folder).as_posix()
         clip, window = int.from_bytes(name_hash(name, self.seed)[:8]), epoch % self.config.windows
         return slack * torch.rand((), generator=step_generator(self.seed, clip, window)).item()

@@ -25,6 +25,8 @@ from videogen.sampling.cost import clip_seconds, dit_flop, training_memory
 from videogen.training.frozen_models import count_frozen_weights, resolve_checkpoints
 from videogen.training.lora import add_lora
 from videogen.training.pack_plan import (
+    check_cache,
+    count_latent_bytes,
     dit_options,
     epoch_packs,
     num_facts,
@@ -79,6 +81,7 @@ class FolderPlan:
     weights: int | None = None  # trained values
     frozen_weights: int | None = None  # values that are not trained: a LoRA's model, the VAE, the text encoder
     memory_gb: float | None = None  # weights, optimiser state, averages and the activations of a pack
+    latents_gb: float | None = None  # what the run keeps on disk of its clips
     seconds_per_step: float | None = None  # on this machine's CPU
 
 
@@ -112,7 +115,11 @@ def plan_folder(config: TrainConfig) -> FolderPlan:
         steps_per_epoch=len(packs[base]),
         more_steps={name: len(packs[patch]) if patch in trained else 0 for name, patch in extra.items()},
     )
-    return plan if network is None else _with_cost(plan, config, network, packed)
+    if network is None:
+        return plan
+    num_bytes = count_latent_bytes(folder, int(str(network["out_channels"])))
+    check_cache(num_bytes, folder, data)
+    return _with_cost(replace(plan, latents_gb=float(f"{num_bytes / 1e9:.3g}")), config, network, packed)
 
 
 def _with_cost(plan: FolderPlan, config: TrainConfig, network: dict[str, object], lengths: Sequence[int]) -> FolderPlan:
@@ -159,5 +166,7 @@ def format_plan(plan: FolderPlan, config: TrainConfig) -> str:
     else:
         seconds = plan.seconds_per_step
         time = "" if seconds is None else f", about {seconds:.2g} seconds a step on this processor"
-        lines.append(f"about {plan.memory_gb:.1f} GB of memory{time}")
+        lines.append(
+            f"about {plan.memory_gb:.1f} GB of memory{time}; {1000 * (plan.latents_gb or 0):,.1f} MB of latents on disk"
+        )
     return "\n".join(lines)
