@@ -10,7 +10,6 @@ import torch
 
 from tests.conftest import STAGES, assert_same_state, elsewhere, fit, tiny_recipe
 from videogen.config.train import RunConfig, TrainConfig
-from videogen.data.manifest import save_hashed_tensors
 from videogen.training.dit_stage import DitStage
 from videogen.training.run_checkpoints import load_progress, saved_steps
 from videogen.training.stages import make_stage
@@ -27,7 +26,7 @@ def bad_recipe(stage: str, clips: Path, checkpoint: Path, run_dir: Path, **run: 
     assert isinstance(made, DitStage)
     index = next(iter(made.batch_requests(3, 1))).indices[0]
     latent = made.load_clips([index]).latents[0]
-    save_hashed_tensors({"latent": torch.full_like(latent, torch.nan)}, made.cache.latent_path(index, 0))
+    made.cache.store.save(made.cache.key(index, 0), {"latent": torch.full_like(latent, torch.nan)})
     return recipe, made.folder.names()[index]
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from einops import reduce
-from safetensors.torch import load_file
+from torch import Tensor
 
 from tests.conftest import fit, tiny_recipe
 from videogen.config.train import DataConfig, TrainConfig
@@ -129,19 +129,25 @@ def test_facts_are_refused_for_a_folder_of_videos(clips_folder: Path, checkpoint
         DitStage(replace(base, dit=replace(base.dit, facts=0.1)))
 
 
+def cached_arrays(stage: DitStage, index: int) -> dict[str, Tensor]:
+    arrays = stage.cache.store.load(stage.cache.key(index, 0))
+    assert arrays is not None
+    return arrays
+
+
 def test_ground_truth_is_added_to_a_cached_latent_and_read_with_it(recipe: TrainConfig) -> None:
     """The latent was cached by a run without facts."""
     plain, index = DitStage(replace(recipe, dit=replace(recipe.dit, facts=0.0))), 3
     plain.load_clips([index])
-    assert list(load_file(plain.cache.latent_path(index, 0))) == ["latent"]
+    assert list(cached_arrays(plain, index)) == ["latent"]
     stage = DitStage(recipe)
     truth = ground_truth(stage.folder.scene(index))  # type: ignore[union-attr]
     for _ in range(2):
         stage.load_clips([index], facts=True)
-        cached = load_file(stage.cache.latent_path(index, 0))
+        cached = cached_arrays(stage, index)
         for name, value in truth._asdict().items():
             assert np.array_equal(cached[name].numpy(), value), name
-    assert load_file(stage.cache.latent_path(index, 0)).keys() == {"latent", *GroundTruth._fields}
+    assert cached_arrays(stage, index).keys() == {"latent", *GroundTruth._fields}
 
 
 def test_label_maps_have_the_grid_of_their_latents(recipe: TrainConfig) -> None:

@@ -182,18 +182,17 @@ def test_a_damaged_manifest_is_refused_in_a_sentence(text: str, tmp_path: Path) 
 
 def test_damaged_caches_are_made_again(finished: dict[str, TrainConfig], tmp_path: Path) -> None:
     recipe = copy_run(finished["dit"], tmp_path / "run")
-    files = [*(recipe.run.dir / "latents").rglob("*.safetensors"), *(recipe.run.dir / "texts").glob("*.safetensors")]
+    files = list((recipe.run.dir / "texts").glob("*.safetensors"))
     whole = {path: {k: v.clone() for k, v in load_hashed_tensors(path).items()} for path in files}  # not its mapping
-    assert len(files) > 5
-    for path in files:
+    assert files
+    (shard,) = (recipe.run.dir / "latents").glob("*.shard")
+    for path in (shard, *files):
         flip(path)
     shutil.rmtree(recipe.run.dir / "step_000004")
     shutil.rmtree(recipe.run.dir / "step_000008")
     torch.manual_seed(11)
     assert fit(recipe)
     assert_same_state(recipe.run.dir, finished["dit"].run.dir, 8)
-    for path in (recipe.run.dir / "latents").rglob("*.safetensors"):
-        assert all(torch.equal(value, whole[path][name]) for name, value in load_hashed_tensors(path).items())
     stage = DitStage(recipe)
     prompt = stage.folder.caption(0, 0)
     (embedding,) = stage.texts.read([prompt])

@@ -16,8 +16,8 @@ import torch
 from tests.conftest import STAGES, assert_same_state, elsewhere, fit, tiny_recipe
 from videogen.config.train import DataConfig, TrainConfig
 from videogen.data.prefetch import count_workers, from_parcel, prefetch, to_parcel
+from videogen.data.shards import ShardStore
 from videogen.models.vae import VideoVAE
-from videogen.training import caches
 from videogen.training.batches import PartialBatch, TrainingBatch
 from videogen.training.caches import LatentCache
 from videogen.training.dit_stage import DitStage
@@ -209,7 +209,7 @@ def test_a_full_disk_stops_the_run_and_is_not_reported_as_an_unreadable_clip(
     def raise_disk_full(*_: object) -> None:
         raise OSError("could not write x: no space left on device")
 
-    monkeypatch.setattr(caches, "save_hashed_tensors", raise_disk_full)
+    monkeypatch.setattr(ShardStore, "save", raise_disk_full)
     with pytest.raises(OSError, match="no space left on device"):
         next(stage.batches(0))
     assert stage.folder.problems == []  # type: ignore[union-attr]

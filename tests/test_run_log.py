@@ -174,3 +174,9 @@ def test_a_meter_that_goes_on_counts_no_steps_of_before_in_its_speeds(monkeypatc
     for step in (7, 8, 9, 10):
         meter.add(step, {"loss": 2.0, "tokens": 10.0})
     assert written == [{"loss": 1.4, "tokens": 10.0, "tokens_per_second": 20.0, "steps_per_second": 2.0}]
+
+
+def test_a_fifo_in_place_of_a_log_is_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "log.jsonl")
+    with pytest.raises(ValueError, match=r"log\.jsonl is no regular file; remove it to go on"):
+        read_log(tmp_path)

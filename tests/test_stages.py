@@ -25,6 +25,7 @@ from videogen.training.dry_run import plan_folder
 from videogen.training.flow_matching import sample_levels
 from videogen.training.frozen_models import encoder_id
 from videogen.training.pack_plan import num_entry_tokens
+from videogen.training.run_checkpoints import Stretch
 from videogen.training.stages import make_stage
 from videogen.training.trainer import Trainer
 from videogen.training.vae_stage import VaeStage
@@ -326,3 +327,17 @@ def test_training_the_decoder_leaves_a_linear_encoder_s_latents_unchanged(
     chunks = [video[:, :, :1], *video[:, :, 1:].split(4, dim=2)]
     streamed = torch.cat(list(last.encode_stream(iter(chunks))), dim=2)
     torch.testing.assert_close(streamed, last.encode(video), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("num_processes", [1, 2, 3])
+def test_the_last_share_of_the_vaes_steps_trains_whole_clips_in_any_number_of_processes(
+    num_processes: int, finished: dict[str, TrainConfig]
+) -> None:
+    recipe = finished["vae"]
+    stage = VaeStage(replace(recipe, vae=replace(recipe.vae, whole_share=0.25)))
+    for rank in range(num_processes):
+        requests = list(islice(stage.crop_requests(rank, num_processes), recipe.run.steps))
+        assert [request.whole for request in requests] == [False] * 6 + [True] * 2
+        assert [request.number for request in requests] == [step * num_processes + rank for step in range(8)]
+    resumed = next(stage.crop_requests(1, 2, [Stretch(1, 6)]))
+    assert resumed == (7, True)

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
 import logging
 import os
 import shutil
@@ -22,11 +21,13 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from datetime import date
 from pathlib import Path
 from typing import NamedTuple
 
 from tests.bench.damage_kinds import KINDS, Kind, Shop
-from tests.bench.flags import make_parser, parse_flags
+from tests.bench.flags import ROOT, make_parser, parse_flags
+from tests.bench.machine import processor_name, write_json
 from videogen.cli.main import main as videogen
 
 LIMIT_SECONDS = 30
@@ -105,7 +106,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     with tempfile.TemporaryDirectory() as place:
         shop = Shop(Path(place))
         for number, kind in enumerate(kind for kind in KINDS if args.only in kind.name):
-            outcomes.append(outcome := try_kind(kind, shop, Path(place) / f"kind_{number}"))
+            outcome = try_kind(kind, shop, Path(place) / f"kind_{number}")
+            said = outcome.said.replace(place, "DIR").replace(f"{ROOT}/", "")  # the same wherever it is tried
+            outcomes.append(outcome := outcome._replace(said=said))
             print(f"{outcome.got:9} {outcome.seconds:6.1f} s  {outcome.kind}: {outcome.said}", flush=True)
             shutil.rmtree(Path(place) / f"kind_{number}", ignore_errors=True)
     counts = Counter(outcome.got for outcome in outcomes)
@@ -115,9 +118,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "counts": dict(sorted(counts.items())),
         "outcomes": [o._asdict() for o in outcomes],
     }
-    if args.out is not None:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    write_json(args.out, {"machine": processor_name(), "date": date.today().isoformat(), **result})
 
 
 if __name__ == "__main__":

@@ -63,6 +63,7 @@ class BenchArgs:
     name: tyro.conf.Positional[
         Literal[
             "busy",
+            "cache",
             "cold",
             "damage",
             "folder",

@@ -30,13 +30,13 @@ from videogen.sampling.lora_files import read_lora
 
 FILES = ("video", "join", "mask", "storyboard")  # flags that name a file
 PLACES = ("extend", "loop", "fit")  # flags that say what is made of it
+DIGEST = "_sha256"  # behind a flag's name: the hashes of its files
 Texts = tuple[str, ...]
 RECORDED_TYPES: dict[str, object] = {
     "prompt": str, "seed": int, "lora": Texts, "gguf": Texts, "last_image": str, "dtype": str, "quantise": str,
     "device": str, "checkpoint": dict[str, str], "background": str, "fit": str, "extend": float | None, "loop": bool,
-    **dict.fromkeys(FILES, str),
+    **dict.fromkeys(FILES, str), **{name + DIGEST: Texts for name in ("lora", "gguf", "image", *FILES)},
 }  # fmt: skip
-DIGEST = "_sha256"  # behind a flag's name: the hashes of its files
 
 
 def settings_of(job: SampleJob | PromptRow, about: Mapping[str, object]) -> dict[str, object]:

@@ -20,6 +20,7 @@ from videogen.cli.clip_files import STDOUT
 from videogen.cli.dry_run import count_bytes, describe, format_duration
 from videogen.cli.known_flags import is_long, list_windows, window_length
 from videogen.cli.known_material import Material, load_material
+from videogen.cli.processes import share_jobs
 from videogen.cli.provenance import (
     apply_recorded_settings,
     check_recorded_files,
@@ -56,7 +57,7 @@ DESCRIPTION = "Make clips from prompts. Each file carries all its settings; --fr
 
 def run(args: SampleArgs, info: CheckpointInfo) -> int:
     """Load the checkpoint, make the clips and print their paths."""
-    jobs = plan_jobs(list_rows(args, info), args, info)
+    args, jobs = share_jobs(args, plan_jobs(list_rows(args, info), args, info))
     note_unknown_words((job.prompt for job in jobs), info.folder)
     if args.dry_run:
         weights = count_bytes(args, info)

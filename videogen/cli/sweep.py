@@ -8,18 +8,17 @@ Imports that cost time (torch, matplotlib, optuna) stand where they are used, so
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
-from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from videogen.cli.clip_files import OUT, STDOUT, check_files, check_folder
 from videogen.cli.dry_run import format_duration
 from videogen.cli.known_flags import check_material, check_rows
+from videogen.cli.processes import find_team
 from videogen.cli.provenance import provenance
 from videogen.cli.sample import load, progress
 from videogen.cli.sample_arguments import SampleArgs
@@ -168,20 +167,6 @@ def describe_estimate(plan: Plan, row: Mapping[str, float]) -> str:
         whole, of_references = (format_duration(row[name]) for name in ("seconds", "reference_seconds"))
         lines.append(f"About {whole} in all" + (f", {of_references} of them for the references." if num else "."))
     return "\n".join(lines)
-
-
-def find_team(args: SampleArgs) -> tuple[Team, str]:
-    """Find out which process of `accelerate launch` this is, and its device."""
-    from videogen.sweep.runner import Team
-
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        return Team(), args.device
-    from accelerate import PartialState
-
-    state = PartialState(
-        cpu=args.device == "cpu", timeout=timedelta(days=7)
-    )  # a process may wait long for the pack of another
-    return Team(state.process_index, state.num_processes, state.wait_for_everyone), str(state.device)
 
 
 def choose_judge(plan: Plan, info: CheckpointInfo) -> str | None:

@@ -73,6 +73,8 @@ def fit(config: TrainConfig, *, as_json: bool) -> int:
     trainer = Trainer(stage, config)  # pyright: ignore[reportArgumentType]
     if trainer.accelerator.is_main_process:
         print(stage.clip_split.describe(), file=sys.stderr)
+        if stage.cache_bytes:
+            print(f"about {stage.cache_bytes / 1e6:,.1f} MB of latents are kept in {config.run.dir}", file=sys.stderr)
     if trainer.step:
         print(f"resuming {config.run.dir} at step {trainer.step} of {config.run.steps}", file=sys.stderr)
     complete = trainer.fit()

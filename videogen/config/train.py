@@ -38,6 +38,8 @@ class DataConfig:
     """optional: a file without a caption is trained without words, instead of being left out."""
     decoded: Path | None = None
     """Folder that keeps every clip as it is trained, so that its file is decoded once; none decodes it each time."""
+    cache_gb: float | None = None
+    """Most gigabytes of latents that a run may keep; one that needs more is refused. None asks for no limit."""
     fps: float = 8.0
     """Frame rate at which clips are read."""
     max_seconds: float = 4.2
@@ -63,7 +65,7 @@ class DataConfig:
         )
         if not 0 <= self.toybox_free <= 1:
             raise ValueError(f"data.toybox_free must be a share, 0 to 1, got {self.toybox_free:g}")
-        for name in ("toybox", "val_clips", "workers"):
+        for name in ("toybox", "val_clips", "workers", "cache_gb"):
             if (value := getattr(self, name)) is not None and value < 0:
                 raise ValueError(f"data.{name} must be 0 or more, got {value}")
         if self.toybox and self.folder != Path("data"):

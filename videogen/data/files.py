@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 MAX_FULLY_HASHED_BYTES = 2**28
 """Larger files are hashed by samples: reading all of a 14B model would take longer than loading it."""
 NUM_SAMPLES, SAMPLE_BYTES = 1000, 2**14
+MAX_SHOWN = 300  # characters of a path in a message
 MAX_SLUG = 60, 150  # characters, and bytes in UTF-8: a file system allows 255 for a name
 MANIFEST = "manifest.json"
 """Lists the hashes of a folder's files (see manifest.py); no part of what the folder is."""
@@ -82,7 +83,10 @@ def check_writable(path: Path) -> None:
         part.touch(exist_ok=False)
         part.unlink()
     except OSError as error:
-        raise ValueError(f"cannot write {path}: {error_reason(error)}; give another --out") from None
+        name = (
+            str(path) if len(str(path)) <= MAX_SHOWN else f"{str(path)[:MAX_SHOWN]}... ({len(str(path)):,} characters)"
+        )
+        raise ValueError(f"cannot write {name}: {error_reason(error)}; give another --out") from None
     finally:
         for folder in missing:
             with contextlib.suppress(OSError):  # it was not made, or somebody has put something into it

@@ -166,14 +166,23 @@ class VideoFolder:
             self.problems.append((path, reason))
             self.log(f"not used: {printable(path)}: {printable(reason)}")
 
+    def num_windows(self, index: int) -> int:
+        """Count the windows of a file that the epochs read: one if the file is hardly longer than a clip."""
+        return self.config.windows if self._spare_seconds(index) else 1
+
+    def _spare_seconds(self, index: int) -> float:
+        """Return how much longer than a clip a file or scene is; 0 where that is less than a frame."""
+        entry = self.entries[index]
+        spare = entry.info.seconds - entry.frames / self.config.fps
+        return spare if spare > 1 / self.config.fps else 0.0
+
     def start_seconds(self, index: int, epoch: int) -> float:
         """Return where in the file this epoch's window begins, one of config.windows random places."""
-        entry = self.entries[index]
-        slack = entry.info.seconds - entry.frames / self.config.fps
-        if slack <= 1 / self.config.fps:
+        entry, spare = self.entries[index], self._spare_seconds(index)
+        if not spare:
             return entry.start
         clip, window = int.from_bytes(name_hash(self._name(entry), self.seed)[:8]), epoch % self.config.windows
-        return entry.start + slack * torch.rand((), generator=step_generator(self.seed, clip, window)).item()
+        return entry.start + spare * torch.rand((), generator=step_generator(self.seed, clip, window)).item()
 
     def read(self, index: int, epoch: int = 0) -> Clip:
         """Read the clip of an epoch: decoded from its file, or as an earlier reading kept it in data.decoded."""

@@ -88,6 +88,10 @@ class ToyboxClips:
         """Return everything that determines the content of a clip, as a key for caches."""
         return WORLD_VERSION, self.entries[index].seed, self.sizes, self.lengths
 
+    def num_windows(self, index: int) -> int:
+        """Return 1: a clip is drawn whole."""
+        return 1
+
     def report(self, index: int, reason: str) -> None:
         """Raise AssertionError: every clip can be drawn, so a failure is a bug of the toybox."""
         raise AssertionError(f"clip {index} of the toybox cannot be drawn, which is a bug: {reason}")

@@ -1,6 +1,6 @@
 """Cache on disk what training computes once: latents of clips and embeddings of captions.
 
-clip -> latent on disk, memory-mapped;  caption -> embedding on disk
+clip -> latent in a shard;  caption -> embedding in a file with others
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from videogen.data.folder import VideoFolder
 from videogen.data.manifest import load_hashed_tensors, save_hashed_tensors
+from videogen.data.shards import KEY_BYTES, ShardStore
 from videogen.models.hub import checkpoint_id
 from videogen.models.text_encoder import embed_prompts
 from videogen.toybox.dataset import ToyboxClips
@@ -45,9 +46,9 @@ class CacheEntry(NamedTuple):
 class LatentCache:
     """Encoded clips on disk, so that a file is decoded and encoded once and not every epoch.
 
-    The name of a cached latent is a hash of everything that decides its content: the clip's key and the encoder. So it
-    is never stale, and a killed run leaves no half-written one. Loading an entry reads or draws the clip, completing it
-    takes the encoder: two processes may share the work.
+    The key of a cached latent is a hash of everything that decides its content: the clip's key and the encoder. So it
+    is never stale, and what a killed run leaves of one is made again. Loading an entry reads or draws the clip,
+    completing it takes the encoder: two processes may share the work.
     """
 
     def __init__(
@@ -57,21 +58,18 @@ class LatentCache:
         cache_dir: Path,
         extra: Callable[[int], CachedArrays] | None = None,
     ) -> None:
-        self.folder, self.vae_id, self.cache_dir, self.extra = folder, vae_id, cache_dir, extra
-        cache_dir.mkdir(parents=True, exist_ok=True)
+        self.folder, self.vae_id, self.extra = folder, vae_id, extra
+        self.store = ShardStore(cache_dir)
 
-    def latent_path(self, index: int, epoch: int) -> Path:
-        """Return the file of the clip's latent, whether it exists or not."""
+    def key(self, index: int, epoch: int) -> bytes:
+        """Return the key of the clip's latent, whether it is cached or not."""
         parts = (*self.folder.key(index, epoch), self.vae_id)
-        digest = hashlib.sha256("|".join(map(str, parts)).encode()).hexdigest()
-        return self.cache_dir / digest[:2] / f"{digest[2:34]}.safetensors"
+        return hashlib.sha256("|".join(map(str, parts)).encode(errors="surrogateescape")).digest()[:KEY_BYTES]
 
     def load_entry(self, index: int, epoch: int) -> CacheEntry:
         """Load the clip's arrays from disk; read the clip, and make its extra arrays, where the disk lacks them."""
-        arrays: CachedArrays = {}
-        with contextlib.suppress(FileNotFoundError, ValueError):  # a missing or damaged file is written again
-            tensors = load_hashed_tensors(self.latent_path(index, epoch))
-            arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
+        tensors = self.store.load(self.key(index, epoch)) or {}  # what is missing or damaged is written again
+        arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
         video = None if "latent" in arrays else self.folder.read(index, epoch).video.contiguous().numpy()
         extra = self.extra(index) if self.extra is not None and arrays.keys() <= {"latent"} else {}
         return CacheEntry(arrays, video, extra)
@@ -84,9 +82,7 @@ class LatentCache:
         if entry.video is not None:
             tensors["latent"] = encode(torch.from_numpy(entry.video)).half()
         if not entry.is_complete:
-            path = self.latent_path(index, epoch)
-            path.parent.mkdir(exist_ok=True)
-            save_hashed_tensors(tensors, path)
+            self.store.save(self.key(index, epoch), tensors)
         return {name: tensor.numpy() for name, tensor in tensors.items()}
 
 

@@ -54,6 +54,8 @@ from videogen.training.frozen_models import check_compatible, encoder_id, load_f
 from videogen.training.lora import add_lora, save_lora
 from videogen.training.masks import check_mixture
 from videogen.training.pack_plan import (
+    check_cache,
+    count_latent_bytes,
     dit_options,
     epoch_packs,
     num_facts,
@@ -77,7 +79,7 @@ class DitStage:
         check_mixture(dit.known)
         disable_library_progress_bars()
         self.vae, self.tokenizer, self.text_encoder, self.scheduler = load_frozen(dit)
-        self.model = self._make_model()
+        self.model = self.objective = self._make_model()
         base = self.model.base_patch
         self.folder = open_clips(config.data, base, self.seed)
         if dit.facts and not isinstance(self.folder, ToyboxClips):
@@ -88,6 +90,9 @@ class DitStage:
             self.folder.entries, self.train_indices, self.model.patches, config
         )
         truth = self.folder.ground_truth if isinstance(self.folder, ToyboxClips) and dit.facts else None
+        channels = self.vae.config["latent_channels"] if isinstance(self.vae, VideoVAE) else self.model.out_channels
+        self.cache_bytes = count_latent_bytes(self.folder, channels)
+        check_cache(self.cache_bytes, self.folder, config.data)
         self.cache = LatentCache(self.folder, encoder_id(self.vae), config.run.dir / "latents", truth)
         self.batch_builder = BatchBuilder(dit, base, self.seed)
         light_encoder = self.vae.linear_encoder_copy() if isinstance(self.vae, VideoVAE) else None

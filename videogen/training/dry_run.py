@@ -25,6 +25,8 @@ from videogen.sampling.cost import clip_seconds, dit_flop, training_memory
 from videogen.training.frozen_models import count_frozen_weights, resolve_checkpoints
 from videogen.training.lora import add_lora
 from videogen.training.pack_plan import (
+    check_cache,
+    count_latent_bytes,
     dit_options,
     epoch_packs,
     num_facts,
@@ -88,6 +90,7 @@ class FolderPlan:
     weights: int | None = None  # as in StepCost
     frozen_weights: int | None = None
     memory_gb: float | None = None
+    latents_gb: float | None = None  # what the run keeps on disk of its clips
     seconds_per_step: float | None = None
 
 
@@ -123,6 +126,9 @@ def plan_folder(config: TrainConfig) -> FolderPlan:
     )
     if network is None:
         return plan
+    num_bytes = count_latent_bytes(folder, int(str(network["out_channels"])))
+    check_cache(num_bytes, folder, data)
+    plan = replace(plan, latents_gb=float(f"{num_bytes / 1e9:.3g}"))
     return replace(plan, **step_cost(config, network, packed, plan.steps_per_epoch)._asdict())
 
 
@@ -172,5 +178,7 @@ def format_plan(plan: FolderPlan, config: TrainConfig) -> str:
     else:
         seconds = plan.seconds_per_step
         time = "" if seconds is None else f", about {seconds:.2g} seconds a step on this processor"
-        lines.append(f"about {plan.memory_gb:.1f} GB of memory{time}")
+        lines.append(
+            f"about {plan.memory_gb:.1f} GB of memory{time}; {1000 * (plan.latents_gb or 0):,.1f} MB of latents on disk"
+        )
     return "\n".join(lines)

@@ -34,6 +34,23 @@ def split_folder(folder: VideoFolder | ToyboxClips, config: TrainConfig) -> Spli
     return split_clips(folder.names(), config.data.val_clips, config.run.seed, run_dir, by_order=by_order)
 
 
+def count_latent_bytes(folder: VideoFolder | ToyboxClips, channels: int) -> int:
+    """Count the bytes of the latents that a run caches: half precision, and each window of a long file."""
+    return sum(
+        2 * channels * num_entry_tokens(entry, (1, 1, 1)) * folder.num_windows(index)
+        for index, entry in enumerate(folder.entries)
+    )
+
+
+def check_cache(num_bytes: int, folder: VideoFolder | ToyboxClips, data: DataConfig) -> None:
+    """Raise a ValueError if the latents of a folder take more than data.cache_gb."""
+    if data.cache_gb is not None and num_bytes > data.cache_gb * 1e9:
+        raise ValueError(
+            f"the latents of {len(folder.entries):,} clips take about {num_bytes / 1e9:.3g} GB, and data.cache_gb is "
+            f"{data.cache_gb:g}; allow more, or lower data.max_tokens, data.windows or the number of clips"
+        )
+
+
 def num_entry_tokens(entry: ClipEntry | ToyboxEntry, patch: Patch) -> int:
     """Count a clip's tokens in patches of one size; 0 if the patch does not divide its latent."""
     latent = (1 + (entry.frames - 1) // TIME_STRIDE, entry.height // SPACE_STRIDE, entry.width // SPACE_STRIDE)

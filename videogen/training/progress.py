@@ -18,6 +18,8 @@ LOG = "log.jsonl"
 def read_log(run_dir: Path) -> list[dict[str, object]]:
     """Read the rows of a log, the last of each kind where a step has several; what a kill left of a row is left out."""
     path = run_dir / LOG
+    if path.exists() and not path.is_file():  # whoever opens a fifo waits for its other end
+        raise ValueError(f"{path} is no regular file; remove it to go on")
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
     rows = {(row["step"], is_validation(row)): row for row in map(read_row, lines) if row}
     return list(rows.values())

@@ -28,7 +28,9 @@ class Stage(Protocol[Batch, MicroBatch]):
     """The model, batches and loss of one kind of training."""
 
     model: nn.Module
+    objective: nn.Module  # what `loss` calls: the model, or a module around it
     clip_split: Split  # the clips that are trained on, and those held out
+    cache_bytes: int  # about what the run keeps on disk of its clips
 
     def to_device(self, device: torch.device) -> None:
         """Move the frozen models to the trained model's device."""
@@ -50,7 +52,7 @@ class Stage(Protocol[Batch, MicroBatch]):
         ...
 
     def loss(self, model: nn.Module, micro_batch: MicroBatch, batch_number: int) -> dict[str, Tensor]:
-        """Return the loss as "loss", and further values to log; the progress bar shows "tokens" and "fill".
+        """Return the loss of the objective as "loss", and further values to log; the bar shows "tokens" and "fill".
 
         "weight", which is not logged, is how much the loss counts in the mean over processes.
         """

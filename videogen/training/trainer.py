@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import signal
 import time
 from collections.abc import Iterator, Mapping
@@ -65,11 +66,17 @@ class Trainer(Generic[Batch, MicroBatch]):
         from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
         from accelerate.utils import GradientAccumulationPlugin
 
+        if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
+            raise ValueError(
+                "weights in shards (FSDP) are not trained: every process holds the whole model; launch with torchrun, "
+                "or with a configuration of accelerate that has no FSDP"
+            )
         config = replace(config, run=resolve_mixed_precision(config.run))
         self.stage, self.config, self.run = stage, config, config.run
         # A step trains one patch size, of the recipe or of dit.init, and not always the head for the facts.
         dit = config.dit
-        ddp_options = DistributedDataParallelKwargs(find_unused_parameters=bool(dit.patches or dit.facts or dit.init))
+        varies = config.stage == "vae" or dit.patches or dit.facts or dit.init  # and images pass no layer over time
+        ddp_options = DistributedDataParallelKwargs(find_unused_parameters=bool(varies))
         self.accelerator = Accelerator(
             cpu=not torch.accelerator.is_available(),  # without it, processes on CPUs do not form a group
             mixed_precision="no",  # precision and accumulation follow the recipe, not the settings of accelerate
@@ -77,13 +84,12 @@ class Trainer(Generic[Batch, MicroBatch]):
             kwargs_handlers=[ddp_options, InitProcessGroupKwargs(timeout=PROCESS_TIMEOUT)],
         )
         device, alone = self.accelerator.device, self.accelerator.num_processes == 1
-        if config.stage == "vae" and not alone:
-            raise ValueError("the VAE is trained on one device; start train.py without torchrun or accelerate launch")
         if self.run.compile:
             if not isinstance(stage.model, VideoDiT):
                 raise ValueError("run.compile is for the DiT's blocks; leave it out where the VAE is trained")
             stage.model.compile_repeated_blocks(dynamic=True)
-        self.model = self.accelerator.prepare(stage.model)  # first: optimizer and averages copy its device and layout
+        # First of all: optimizer and averages copy the model's device and layout.
+        self.objective = self.accelerator.prepare(stage.objective)
         stage.to_device(device)
         self.optimizer = make_optimizer(stage.model, config.optim)
         self.ema = PowerEMA(stage.model, config.optim.ema)
@@ -148,8 +154,8 @@ class Trainer(Generic[Batch, MicroBatch]):
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         values = self.compute_gradient(batch, self.batch_number(step))
-        norm = torch.as_tensor(self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.optim.grad_clip))
-        values |= {"grad_norm": norm.item(), "lr": lr}
+        norm = self.accelerator.clip_grad_norm_(self.objective.parameters(), self.config.optim.grad_clip)
+        values |= {"grad_norm": torch.as_tensor(norm).item(), "lr": lr}
         if self.any_process(not (math.isfinite(values["loss"]) and math.isfinite(values["grad_norm"]))):
             self.count_bad_step(batch, step, values)
             values = {name: value for name, value in values.items() if math.isfinite(value)}
@@ -206,7 +212,7 @@ class Trainer(Generic[Batch, MicroBatch]):
             # Only the forward pass is autocast: what `split` draws and embeds has precisions of its own.
             for micro_batch in self.stage.split(batch, self.max_tokens_per_pass):
                 with torch.autocast(self.accelerator.device.type, torch.bfloat16, enabled=use_bf16):
-                    losses = self.stage.loss(self.model, micro_batch, batch_number)
+                    losses = self.stage.loss(self.objective, micro_batch, batch_number)
                 self.accelerator.backward(losses["loss"] * self.loss_weight(losses.pop("weight", None)))
                 for name, value in losses.items():
                     sums[name] = sums.get(name, 0.0) + value.item()

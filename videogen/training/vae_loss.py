@@ -9,10 +9,12 @@ that are easy to generate: a small KL term, neighbours that are not copies of ea
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from torch import Generator, Tensor
+from torch import Generator, Tensor, nn
 
 from videogen.config.train import VaeConfig
 from videogen.models.vae import VideoVAE
@@ -90,6 +92,24 @@ def vae_loss(vae: VideoVAE, video: Tensor, config: VaeConfig, generator: Generat
         terms["scale"] = config.scale_equivariance, distance
     loss = torch.stack([factor * term for factor, term in terms.values()]).sum()
     return {"loss": loss, **{name: term.detach() for name, (_, term) in terms.items()}}
+
+
+class VaeObjective(nn.Module):
+    """The loss of a step's clips as one call: processes that train together add up the gradients of such calls."""
+
+    def __init__(self, vae: VideoVAE, config: VaeConfig) -> None:
+        super().__init__()
+        self.vae, self.config = vae, config
+
+    def forward(self, clips: Sequence[Tensor], generator: Generator) -> dict[str, Tensor]:
+        """Return the means of the loss terms over groups of equally shaped clips, weighted by their pixels."""
+        total = sum(clip.numel() for clip in clips)
+        sums: dict[str, Tensor] = {}
+        for shape in sorted({clip.shape for clip in clips}):
+            group = torch.stack([clip for clip in clips if clip.shape == shape])
+            for name, term in vae_loss(self.vae, group.to(self.vae.device), self.config, generator).items():
+                sums[name] = sums.get(name, torch.zeros(())) + term * (group.numel() / total)
+        return sums
 
 
 def psnr(a: Tensor, b: Tensor) -> float:

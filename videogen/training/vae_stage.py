@@ -28,8 +28,8 @@ from videogen.models.vae_network import frames_to_patches
 from videogen.packing.noise import step_generator
 from videogen.toybox.dataset import ToyboxClips
 from videogen.training.pack_plan import open_clips, split_folder
-from videogen.training.run_checkpoints import Stretch, count_packs, saved_steps
-from videogen.training.vae_loss import busyness, psnr, vae_loss
+from videogen.training.run_checkpoints import Stretch, count_packs, count_steps, saved_steps
+from videogen.training.vae_loss import VaeObjective, busyness, psnr
 
 
 class LoadedCrops(NamedTuple):
@@ -39,37 +39,43 @@ class LoadedCrops(NamedTuple):
     failures: list[tuple[int, str]]  # index of a clip, and the reason
 
 
+class CropRequest(NamedTuple):
+    """The crops of a batch, before they are read."""
+
+    number: int  # of the batch: it decides its clips and seeds its crops
+    whole: bool = False  # True if the clips are not cropped
+
+
 class CropLoader:
-    """Read the clips of a step and crop them; light enough to be sent to a worker process."""
+    """Read the clips of a batch and crop them; light enough to be sent to a worker process."""
 
     def __init__(self, config: TrainConfig, folder: VideoFolder | ToyboxClips, train_indices: list[int]) -> None:
         self.config, self.folder, self.train_indices = config, folder, train_indices
         self.orders: dict[int, list[int]] = {}
-        self.whole_from = round(config.run.steps * (1 - config.vae.whole_share)) if config.vae.crop else 0
 
-    def load(self, step: int) -> LoadedCrops:
-        """Load the crops of a step, or its whole clips from step whole_from on."""
-        vae, generator = self.config.vae, step_generator(self.config.run.seed, step)
+    def load(self, request: CropRequest) -> LoadedCrops:
+        """Load the crops of a batch, or its whole clips."""
+        vae, generator = self.config.vae, step_generator(self.config.run.seed, request.number)
         crops, failures = list[np.ndarray](), list[tuple[int, str]]()
-        for number, (epoch, index) in enumerate(self.clips_from(step)):
+        for number, (epoch, index) in enumerate(self.clips_from(request.number)):
             if number >= vae.batch_clips and (crops or number >= vae.batch_clips + len(self.train_indices)):
-                break  # the clips after those of the step are read only where none of the step can be
+                break  # the clips after those of the batch are read only where none of the batch can be
             try:
                 video = self.folder.read(index, epoch).video
             except (ValueError, OSError) as error:
                 failures.append((index, str(error)))
                 continue
             samples = [video]
-            if step < self.whole_from:
+            if not request.whole:
                 busy = busyness(rearrange(video, "c t h w -> 1 c t h w"))[0, 0]
                 size = {"side": vae.crop, "frames": vae.crop_frames}
                 samples = sample_crops(video, busy, **size, num=vae.crops, generator=generator)
             crops += [crop.contiguous().numpy() for crop in samples]
         return LoadedCrops(crops, failures)
 
-    def clips_from(self, step: int) -> Iterator[tuple[int, int]]:
-        """Yield epoch and index of the clips from a step on: batch_clips a step, epoch after epoch without end."""
-        for position in count(step * self.config.vae.batch_clips):
+    def clips_from(self, batch_number: int) -> Iterator[tuple[int, int]]:
+        """Yield epoch and index of the clips from a batch on: batch_clips a batch, epoch after epoch without end."""
+        for position in count(batch_number * self.config.vae.batch_clips):
             epoch, i = divmod(position, len(self.train_indices))
             if epoch not in self.orders:  # only the current epoch's order is kept
                 self.orders = {epoch: epoch_order(self.train_indices, self.config.run.seed, epoch)}
@@ -84,6 +90,7 @@ class VaeStage:
         self.folder = open_clips(config.data, config.dit.patch_size, config.run.seed)  # sized as for the DiT
         self.clip_split = split_folder(self.folder, config)
         self.train_indices, self.val_indices = self.clip_split.train, self.clip_split.val
+        self.cache_bytes = 0
         self.crop_loader = CropLoader(config, self.folder, self.train_indices)
         torch.manual_seed(config.run.seed)  # for the first weights; everything later samples from its own generators
         self.model = VideoVAE(config.vae.channels, config.vae.width, linear_encoder=config.vae.linear_encoder)
@@ -92,6 +99,7 @@ class VaeStage:
         # They have 768 correlated inputs: at a learning rate that suits the convolutions they diverge at once.
         self.model.encoder.linear.requires_grad_(False)
         self.model.decoder.linear.requires_grad_(False)
+        self.objective = VaeObjective(self.model, config.vae)
 
     def to_device(self, device: torch.device) -> None:
         """Do nothing: no frozen model is used beside the VAE."""
@@ -110,13 +118,21 @@ class VaeStage:
     def batches(self, start: int, every: int = 1, earlier: Sequence[Stretch] = ()) -> Iterator[list[Tensor]]:
         """Yield the batches start, start + every, ... after earlier ones; report and skip clips that fail to decode."""
         num_workers = count_workers(self.config.data.workers, next(self.model.parameters()).device)
-        numbers = count(count_packs(earlier) + start, every)
-        for loaded in prefetch(self.crop_loader.load, numbers, num_workers):
+        requests = self.crop_requests(start, every, earlier)
+        for loaded in prefetch(self.crop_loader.load, requests, num_workers):
             for index, reason in loaded.failures:
                 self.folder.report(index, reason)
             if not loaded.crops:
                 raise ValueError(f"no clip of {self.config.data.folder} can be read any more")
             yield list(map(torch.from_numpy, loaded.crops))
+
+    def crop_requests(self, start: int, every: int, earlier: Sequence[Stretch] = ()) -> Iterator[CropRequest]:
+        """Yield requests start, start + every, ... after earlier ones; the last share of the steps has whole clips."""
+        steps, vae = self.config.run.steps, self.config.vae
+        whole_from = round(steps * (1 - vae.whole_share)) if vae.crop else 0
+        first_step = count_steps(earlier) + start // every
+        for step, number in zip(count(first_step), count(count_packs(earlier) + start, every)):  # endless
+            yield CropRequest(number, step >= whole_from)
 
     def load_videos(self, indices: list[int]) -> Iterator[Tensor]:
         """Yield clips (3, t, h, w); report and skip those that fail to decode."""
@@ -147,16 +163,11 @@ class VaeStage:
         return [names[index] for _, index in islice(clips, self.config.vae.batch_clips)]
 
     def loss(self, model: nn.Module, micro_batch: list[Tensor], batch_number: int) -> dict[str, Tensor]:
-        """Return the VAE's loss terms: the means over groups of equally shaped clips, weighted by their pixels."""
+        """Return the VAE's loss terms, with the batch's pixels as its weight."""
         generator = step_generator(self.config.run.seed + 1, batch_number)
-        total = sum(clip.numel() for clip in micro_batch)
-        sums: dict[str, Tensor] = {"tokens": torch.tensor(total / 768 / 4)}
-        for shape in sorted({clip.shape for clip in micro_batch}):
-            group = torch.stack([clip for clip in micro_batch if clip.shape == shape])
-            terms = vae_loss(self.model, group.to(self.model.device), self.config.vae, generator)
-            for name, term in terms.items():
-                sums[name] = sums.get(name, torch.zeros(())) + term * (group.numel() / total)
-        return sums
+        num_pixels = float(sum(clip.numel() for clip in micro_batch))
+        weight = torch.tensor(num_pixels, device=self.model.device)
+        return model(micro_batch, generator) | {"weight": weight, "tokens": weight / 768 / 4}
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
