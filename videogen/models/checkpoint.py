@@ -7,9 +7,10 @@ Classes of diffusers, and the faces that our networks have there, are imported f
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from importlib import import_module
 from itertools import chain
 from pathlib import Path
@@ -166,13 +167,21 @@ def copy_weights_into_memory(model: nn.Module) -> None:
             weight.data = weight.data.clone()
 
 
-def disable_library_progress_bars() -> None:
-    """Turn off the loading bars of diffusers and transformers: loading takes a moment, and commands have their own."""
+@contextlib.contextmanager
+def without_loading_bars() -> Iterator[None]:
+    """Turn off the loading bars of diffusers and transformers for a moment: loading takes no longer than that."""
     import diffusers
     import transformers
 
-    diffusers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.disable_progress_bar()
+    modules = [diffusers.utils.logging, transformers.utils.logging]
+    active = [module for module in modules if module.is_progress_bar_enabled()]
+    for module in active:
+        module.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for module in active:
+            module.enable_progress_bar()
 
 
 def _shards_of(folder: Path) -> set[str]:

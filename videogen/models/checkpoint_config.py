@@ -258,10 +258,14 @@ def _patches_of(dit_config: Json, folder: Path) -> tuple[Patch, ...]:
 
 def _scheduler_settings(folder: Path) -> dict[str, object]:
     config = read_json(folder / "scheduler" / "scheduler_config.json")
-    name = str(config.get("_class_name"))
-    if name not in SAMPLER_OF:
-        raise ValueError(f"{folder}: the scheduler is a {name}; what runs here is one of {', '.join(SAMPLER_OF)}")
-    sampler, key = SAMPLER_OF[name]
+    return scheduler_settings(str(config.get("_class_name")), config, f"{folder}: the scheduler")
+
+
+def scheduler_settings(class_name: str, config: Json, where: str) -> dict[str, object]:
+    """Name the sampler that runs a scheduler of diffusers, and its shift; a ValueError where there is none."""
+    if class_name not in SAMPLER_OF:
+        raise ValueError(f"{where} is a {class_name}; what runs here is one of {', '.join(SAMPLER_OF)}")
+    sampler, key = SAMPLER_OF[class_name]
     return {"sampler": sampler, "shift": float(str(config.get(key, 1.0)))}
 
 

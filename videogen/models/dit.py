@@ -31,6 +31,13 @@ class VideoDiT(DiT, ModelMixin, ConfigMixin, PeftAdapterMixin):
     project_levels = apply_forward_hook(DiT.project_levels)
     project_images = apply_forward_hook(DiT.project_images)
 
+    def enable_cache(self, config: object) -> None:
+        """Refuse the caches of diffusers, whose hooks know no packs; ours are settings."""
+        raise ValueError(
+            f"{type(config).__name__} does not fit this transformer, which computes packs of clips; set "
+            "first_block_cache or mag_cache in the SampleConfig of the call"
+        )
+
     @property
     def is_wan(self) -> bool:
         """True if diffusers' WanTransformer3DModel predicts the same with these weights."""

@@ -32,6 +32,7 @@ class Autoencoder(nn.Module):
     latent_channels: int
     time_stride: int
     space_stride: int
+    use_slicing = False  # one clip of a batch at a time, for less memory
     posterior: Callable[..., Posterior]  # (clip, state of the earlier chunks) -> raw latents
     reconstruct: Callable[..., Tensor]  # (raw latents, state of the earlier chunks) -> clip
     _statistics: Callable[[Tensor], tuple[Tensor, Tensor]]  # latents -> their mean and deviation, float32 at least
@@ -45,11 +46,21 @@ class Autoencoder(nn.Module):
 
     def encode(self, video: Tensor) -> Tensor:
         """Encode a clip (b, 3, 1+4k, h, w) in [-1, 1] to its normalised latent (b, c, 1+k, h/8, w/8)."""
-        return self.normalise(self.posterior(video).mean)
+        clips = video.split(1) if self.use_slicing else [video]
+        return torch.cat([self.normalise(self.posterior(clip).mean) for clip in clips])
 
     def decode(self, latents: Tensor) -> Tensor:
         """Decode a normalised latent (b, c, 1+k, h, w) to a clip (b, 3, 1+4k, 8h, 8w) in about [-1, 1]."""
-        return self.reconstruct(self.denormalise(latents))
+        clips = latents.split(1) if self.use_slicing else [latents]
+        return torch.cat([self.reconstruct(self.denormalise(clip)) for clip in clips])
+
+    def enable_slicing(self) -> None:
+        """Encode and decode the clips of a batch one by one; pipelines always do."""
+        self.use_slicing = True
+
+    def disable_slicing(self) -> None:
+        """Encode and decode the clips of a batch together again."""
+        self.use_slicing = False
 
     def encode_stream(self, chunks: Iterator[Tensor]) -> Iterator[Tensor]:
         """Encode a clip that comes in chunks, the first of 1+4k frames and the others of 4k: equal to encode."""

@@ -120,14 +120,18 @@ def embed_prompts(
     tokenizer: PreTrainedTokenizerBase,
     encoder: PreTrainedModel,
     device: torch.device | None = None,
+    *,
+    max_length: int | None = None,
 ) -> list[Tensor]:
     """Embed each prompt as (m_i, text_dim), without padding: a prompt gives the same alone or in a batch.
 
-    An empty prompt is the encoder's begin and end tokens. A prompt beyond the encoder's limit is truncated, with a
-    warning. Wan's prompts are cleaned first; their embeddings equal the padded ones of diffusers, whose encoder masks
-    the padding. The encoder computes on the device, which need not be where its weights are stored (offloading).
+    An empty prompt is the encoder's begin and end tokens. A prompt beyond the encoder's limit, or beyond max_length, is
+    truncated, with a warning. Wan's prompts are cleaned first; their embeddings equal the padded ones of diffusers,
+    whose encoder masks the padding. The encoder computes on the device, which need not be where its weights are stored
+    (offloading).
     """
     limit = num_text_rows(encoder) or encoder.config.max_position_embeddings
+    limit = min(limit, max_length or limit)
     texts = [clean_wan_prompt(prompt) if num_text_rows(encoder) else prompt for prompt in prompts]
     token_ids = tokenizer(texts, truncation=True, max_length=limit + 1)["input_ids"]
     if any(len(ids) > limit for ids in token_ids):

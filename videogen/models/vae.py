@@ -29,6 +29,13 @@ class VideoVAE(VAE, ModelMixin, ConfigMixin):
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         return loaded
 
+    def enable_tiling(self, *_: object, **__: object) -> None:
+        """Refuse tiles, which only Wan's VAE has."""
+        raise ValueError(
+            "VideoVAE has no tiles: it decodes a few frames at a time, each whole; ask for a smaller size where one "
+            "does not fit in memory (Wan's VAE has tiles)"
+        )
+
     def _statistics(self, latents: Tensor) -> tuple[Tensor, Tensor]:
         """Take the statistics from the config, where training registers them when it ends."""
         self.latents_mean, self.latents_std = self.config["latents_mean"], self.config["latents_std"]

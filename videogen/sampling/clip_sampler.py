@@ -32,7 +32,7 @@ from videogen.sampling.denoiser import Denoiser, with_guidance
 from videogen.sampling.guidance import prompts_and_negatives
 from videogen.sampling.known import Known, encode_known, overlay
 from videogen.sampling.known_tokens import NO_CONDITION, Condition, KnownLatent, free_latent, pack_known
-from videogen.sampling.solvers import Scheduler, Velocity, known_levels, solve
+from videogen.sampling.solvers import AfterStep, Scheduler, Velocity, keep, known_levels, solve
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -116,22 +116,28 @@ class ClipSampler:
         *,
         block_cache: BlockCache | None = None,
         text: TextContext | None = None,
+        noise: PackedVideo | None = None,
+        after_step: AfterStep = keep,
     ) -> list[Tensor]:
         """Denoise clips side by side into latents (c, t, h, w), calling on_evaluation at each network evaluation.
 
         Clips share all settings but size and length, which requests may have of their own. A block cache handed in says
         afterwards how much of the network was computed, where the settings reuse some of it. A text context is that of
-        `prompts_and_negatives`, where they were encoded before.
+        `prompts_and_negatives`, where they were encoded before, and noise that of the seeds. after_step is called with
+        the pack's tokens.
         """
         seeds, configs = [request.seed for request in requests], [request.config or config for request in requests]
-        noise = self.noise(seeds, configs)
+        noise = self.noise(seeds, configs) if noise is None else noise
         condition = self.condition(requests, configs, noise)
-        texts = prompts_and_negatives([request.prompt for request in requests], config)
+        if text is None:
+            text = self.encode_prompts(prompts_and_negatives([request.prompt for request in requests], config))
+        if condition.image_rows is not None:
+            text = self.with_images(text, condition.image_rows)
         denoiser = Denoiser(
             self.experts,
             self.boundary,
             pack=noise,
-            text=text or self.encode_prompts(texts, condition.image_rows),
+            text=text,
             patch_at=patch_schedule(config, self.transformer.patches),
             condition=condition,
             block_cache=block_cache or make_block_cache(config),
@@ -140,10 +146,11 @@ class ClipSampler:
         )
         velocity, known = with_guidance(denoiser, configs, noise.lengths, self.boundary), condition.known
         if known is None:
-            tokens = self.solve(velocity, noise, seeds, config)
+            tokens = self.solve(velocity, noise, seeds, config, after_step=after_step)
         else:
             start = known.clean.tokens if config.strength < 1 else None
-            tokens = known.restore(self.solve(known.hold(velocity), noise, seeds, config, start))
+            held = known.hold(velocity)
+            tokens = known.restore(self.solve(held, noise, seeds, config, start, after_step=after_step))
         if not tokens.isfinite().all():
             raise FloatingPointError("the latents are not finite; lower the guidance or check the weights")
         return unpack(noise._replace(tokens=tokens))
@@ -161,11 +168,12 @@ class ClipSampler:
         seeds: Sequence[int],
         config: SampleConfig,
         clean: Tensor | None = None,
+        *,
+        after_step: AfterStep = keep,
     ) -> Tensor:
         """Solve from noise, or noised clean tokens, to clean ones, as settings and the checkpoint's scheduler say."""
         if clean is None and config.first_step:
             raise ValueError(NO_START)
-        scheduler = self.scheduler if self.transformer.prediction == "velocity" else None
         paths = [BrownianPath(tuple(latent.shape), seed) for latent, seed in zip(unpack(noise), seeds, strict=True)]
 
         def brownian_increment(before: Tensor, after: Tensor) -> Tensor:
@@ -180,9 +188,11 @@ class ClipSampler:
             brownian_increment,
             steps=steps,
             shift=shift,
-            scheduler=scheduler,
+            scheduler=self.scheduler,
+            by_timestep=self.scheduler is not None and self.transformer.prediction == "velocity",
             clean=clean,
             skip=config.first_step,
+            after_step=after_step,
         )
 
     def frames(
@@ -231,25 +241,28 @@ class ClipSampler:
         """Embed prompts as one pack."""
         return pack_texts(embed_texts(prompts, self.tokenizer, self.text_encoder, self.compute_device))
 
-    def encode_prompts(self, prompts: Sequence[str], clip_embeddings: PackedText | None = None) -> TextContext:
-        """Compute the keys and values of the prompts in every block of every expert, each different prompt once.
-
-        CLIP embeddings, of a model that reads them, are those of as many clips as there are prompts, or of half as many
-        where each clip has a prompt and a negative prompt.
-        """
+    def encode_prompts(self, prompts: Sequence[str]) -> TextContext:
+        """Compute the keys and values of the prompts in every block of every expert, each different prompt once."""
         unique = sorted(set(prompts))
-        self.maybe_free_model_hooks()  # with offloading, the image encoder need not wait on the device beside this one,
-        texts = self.embed(unique)
-        self.maybe_free_model_hooks()  # nor this one beside the transformer
+        self.maybe_free_model_hooks()  # with offloading, the image encoder need not wait on the device beside this one
+        return self.project(self.embed(unique)).take([unique.index(prompt) for prompt in prompts])
+
+    def project(self, texts: PackedText) -> TextContext:
+        """Compute the keys and values of embedded texts in every block of every expert."""
+        self.maybe_free_model_hooks()  # the text encoder need not wait on the device beside the transformer
         contexts = [expert.project_text(texts) for expert in self.experts]
         if len(self.experts) > 1:
             self.maybe_free_model_hooks()
-        context = contexts[0]._replace(blocks=[block for part in contexts for block in part.blocks])
-        context = context.take([unique.index(prompt) for prompt in prompts])
-        if clip_embeddings is None:
-            return context
+        return contexts[0]._replace(blocks=[block for part in contexts for block in part.blocks])
+
+    def with_images(self, text: TextContext, clip_embeddings: PackedText) -> TextContext:
+        """Add to a text context CLIP's embeddings of the images of its clips, for a model that reads them.
+
+        They are those of as many clips as there are texts, or of half as many where each has a negative prompt.
+        """
         image = self.transformer.project_images(clip_embeddings)
-        return context._replace(image=image.take([i % len(image.keys.rows) for i in range(len(prompts))]))
+        num_texts, num_clips = len(text.keys.lengths), len(image.keys.rows)
+        return text._replace(image=image.take([i % num_clips for i in range(num_texts)]))
 
 
 def load_clip_sampler(info: CheckpointInfo, *, dtype: torch.dtype = torch.float32, device: str = "cpu") -> ClipSampler:

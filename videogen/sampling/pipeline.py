@@ -1,6 +1,6 @@
 """The sampling line as a pipeline of diffusers: its loading and saving, LoRA and offloading, and all of Wan.
 
-    folder  <->  VideoPipeline;  prompts, SampleConfig, seeds  ->  frames (t, h, w, 3) uint8, as ClipSampler makes them
+    folder  <->  VideoPipeline;  prompts, SampleConfig, seeds  ->  clips (t, h, w, 3) uint8, as ClipSampler makes them
 
 VideoPipeline is a diffusers pipeline folder on disk: model_index.json, transformer/, vae/, text_encoder/, tokenizer/.
 A folder of diffusers' WanPipeline or WanImageToVideoPipeline opens too, and one of Wan's networks is saved as theirs.
@@ -9,6 +9,7 @@ A folder of diffusers' WanPipeline or WanImageToVideoPipeline opens too, and one
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 from typing import ClassVar, cast
@@ -16,12 +17,13 @@ from typing import ClassVar, cast
 import torch
 from diffusers.loaders.lora_pipeline import WanLoraLoaderMixin
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+from torch import Tensor
 from transformers import BaseImageProcessor, PreTrainedModel, PreTrainedTokenizerBase
 
 from videogen.config.parsing import from_mapping, to_mapping
 from videogen.config.sample import SampleConfig, resolve_frames
 from videogen.data.files import MANIFEST
-from videogen.models.checkpoint import check_checkpoint, copy_weights_into_memory, disable_library_progress_bars
+from videogen.models.checkpoint import check_checkpoint, copy_weights_into_memory, without_loading_bars
 from videogen.models.checkpoint_config import NO_IMAGE, TEXT_ONLY, convert_to_diffusers, with_videogen_classes
 from videogen.models.dit import VideoDiT
 from videogen.models.hub import find_checkpoint
@@ -30,15 +32,16 @@ from videogen.models.vae import VideoVAE
 from videogen.models.wan_vae import WanVAE
 from videogen.packing.packs import PackedText, PackedVideo, pad_texts
 from videogen.sampling.clip_sampler import ClipRequest, ClipSampler
+from videogen.sampling.diffusers_call import DiffusersCall
 from videogen.sampling.image_prompts import embed_images, extra_channels_of
 from videogen.sampling.known import Known
 from videogen.sampling.known_tokens import Condition, KnownLatent
 from videogen.sampling.lora_files import check_experts, read_lora
 from videogen.sampling.lora_loading import load_lora
-from videogen.sampling.solvers import Scheduler, make_scheduler
+from videogen.sampling.solvers import AfterStep, Scheduler, Velocity, keep, make_scheduler, settings_of_scheduler
 
 
-class VideoPipeline(DiffusionPipeline, WanLoraLoaderMixin, ClipSampler):
+class VideoPipeline(DiffusersCall, DiffusionPipeline, WanLoraLoaderMixin, ClipSampler):
     """Makes clips from prompts; loads and saves as a diffusers pipeline folder."""
 
     model_cpu_offload_seq = "text_encoder->image_encoder->transformer->transformer_2->vae"
@@ -48,7 +51,8 @@ class VideoPipeline(DiffusionPipeline, WanLoraLoaderMixin, ClipSampler):
     vae: VideoVAE | WanVAE
     text_encoder: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
-    scheduler: Scheduler | None  # its settings, where the checkpoint brings one
+    scheduler: Scheduler | None  # its settings, where the checkpoint brings one, or what has replaced it
+    _own_scheduler: Scheduler | None  # the checkpoint's
 
     def __init__(
         self,
@@ -74,6 +78,7 @@ class VideoPipeline(DiffusionPipeline, WanLoraLoaderMixin, ClipSampler):
             image_encoder=image_encoder,
             image_processor=image_processor,
         )
+        self._own_scheduler = scheduler
         self.register_to_config(boundary_ratio=boundary_ratio, expand_timesteps=expand_timesteps)
         self.register_to_config(defaults=dict(defaults or to_mapping(SampleConfig())))
 
@@ -89,9 +94,9 @@ class VideoPipeline(DiffusionPipeline, WanLoraLoaderMixin, ClipSampler):
         if not (folder / "model_index.json").is_file():
             raise ValueError(f"{folder} is not a checkpoint folder: it has no model_index.json")
         components = check_checkpoint(folder, skip=options)
-        disable_library_progress_bars()
         parts = [part for part in ("text_encoder", "image_encoder") if part in components and part not in options]
-        encoders = {part: load_encoder(folder, part, dtype=dtype) for part in parts}
+        with without_loading_bars():
+            encoders = {part: load_encoder(folder, part, dtype=dtype) for part in parts}
         return cls.from_pretrained(folder, dtype=dtype, local_files_only=True, **encoders, **options)
 
     @classmethod
@@ -109,7 +114,8 @@ class VideoPipeline(DiffusionPipeline, WanLoraLoaderMixin, ClipSampler):
         folder = find_checkpoint(pretrained_model_name_or_path, **where)
         if options.get("dtype") is None and options.get("torch_dtype") is None:
             options["dtype"] = torch.float32
-        pipeline = super().from_pretrained(folder, **options)  # type: ignore[arg-type]
+        with without_loading_bars():
+            pipeline = super().from_pretrained(folder, **options)  # type: ignore[arg-type]
         for component in pipeline.components.values():
             if isinstance(component, torch.nn.Module):
                 copy_weights_into_memory(component)
@@ -119,7 +125,10 @@ class VideoPipeline(DiffusionPipeline, WanLoraLoaderMixin, ClipSampler):
         """Save as diffusers does; a pipeline of Wan's networks becomes a folder that WanPipeline opens as well."""
         if self.is_wan and self.scheduler is None:
             self.scheduler = make_scheduler("unipc", self.defaults.shift)
+            self._own_scheduler = self.scheduler
             self.register_modules(scheduler=self.scheduler)
+        if self.replaces_scheduler:
+            self.register_to_config(defaults=to_mapping(self.defaults))
         (Path(save_directory) / MANIFEST).unlink(missing_ok=True)  # that of what the folder held before
         super().save_pretrained(save_directory, **options)  # type: ignore[arg-type]
         if self.is_wan:
@@ -159,9 +168,38 @@ class VideoPipeline(DiffusionPipeline, WanLoraLoaderMixin, ClipSampler):
         return plain and isinstance(self.vae, WanVAE) and num_text_rows(self.text_encoder) > 0
 
     @property
+    def replaces_scheduler(self) -> bool:
+        """True if `pipeline.scheduler` is another than the checkpoint's."""
+        return self.scheduler is not None and self.scheduler is not self._own_scheduler
+
+    @property
     def defaults(self) -> SampleConfig:
-        """The settings that this checkpoint was made for."""
-        return from_mapping(SampleConfig, self.config["defaults"])
+        """The settings that this checkpoint was made for; with another scheduler, its sampler and its shift."""
+        settings = from_mapping(SampleConfig, self.config["defaults"])
+        return replace(settings, **settings_of_scheduler(self.scheduler)) if self.replaces_scheduler else settings
+
+    def check_scheduler(self, config: SampleConfig) -> None:
+        """Refuse settings of another sampler than the scheduler that has been put in place of the checkpoint's."""
+        if self.replaces_scheduler and config.sampler != self.defaults.sampler:
+            raise ValueError(
+                f"the pipeline's scheduler was replaced by a {type(self.scheduler).__name__}, which is sampler "
+                f"{self.defaults.sampler!r}, and the settings say {config.sampler!r}; begin with pipeline.defaults, or "
+                "set pipeline.scheduler to None"
+            )
+
+    def solve(
+        self,
+        velocity: Velocity,
+        noise: PackedVideo,
+        seeds: Sequence[int],
+        config: SampleConfig,
+        clean: Tensor | None = None,
+        *,
+        after_step: AfterStep = keep,
+    ) -> Tensor:
+        """Solve from noise to clean tokens, as settings and the scheduler say where these agree."""
+        self.check_scheduler(config)
+        return super().solve(velocity, noise, seeds, config, clean, after_step=after_step)
 
     def condition(
         self, requests: Sequence[ClipRequest], configs: Sequence[SampleConfig], noise: PackedVideo
@@ -192,5 +230,13 @@ class VideoPipeline(DiffusionPipeline, WanLoraLoaderMixin, ClipSampler):
 
     def embed(self, prompts: Sequence[str]) -> PackedText:
         """Embed prompts as one pack, padded with zeros where the encoder's are."""
-        embedded = embed_prompts(prompts, self.tokenizer, self.text_encoder, self.compute_device)
-        return pad_texts(embedded, num_text_rows(self.text_encoder))
+        return pad_texts(self.embed_rows(prompts), self.num_text_rows())
+
+    def embed_rows(self, prompts: Sequence[str], max_length: int | None = None) -> list[Tensor]:
+        """Embed each prompt as (m_i, text_dim), truncated beyond a number of tokens (the encoder's own by default)."""
+        return embed_prompts(prompts, self.tokenizer, self.text_encoder, self.compute_device, max_length=max_length)
+
+    def num_text_rows(self, max_length: int | None = None) -> int:
+        """Return to how many rows a text is padded; 0 if the encoder's texts are not padded."""
+        rows = num_text_rows(self.text_encoder)
+        return min(rows, max_length or rows)

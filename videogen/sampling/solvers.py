@@ -16,13 +16,24 @@ import torch
 from torch import Tensor
 
 from videogen.config.sample import check_sampler
+from videogen.models.checkpoint_config import scheduler_settings
 from videogen.packing.noise import interpolate
 
 Velocity = Callable[[Tensor, Tensor], Tensor]
-Sampler = Callable[[Velocity, Tensor, Tensor], Tensor]
+AfterStep = Callable[[Tensor, Tensor], Tensor]
+"""Tokens after a step, and the noise level at its start  ->  the tokens to go on with."""
+Sampler = Callable[..., Tensor]  # (velocity, x, sigmas, after_step), the last of them optional
 BrownianIncrement = Callable[[Tensor, Tensor], Tensor]
 """Noise (n, c·pt·ph·pw) of deviation 1 for the way from one log signal-to-noise ratio to a higher one."""
-StochasticSampler = Callable[[Velocity, Tensor, Tensor, BrownianIncrement], Tensor]
+StochasticSampler = Callable[..., Tensor]  # (velocity, x, sigmas, brownian_increment, after_step)
+
+
+class Interrupted(Exception):
+    """Raised by an after_step to end a run with the tokens that it was given."""
+
+    def __init__(self, tokens: Tensor) -> None:
+        super().__init__("the run was interrupted")
+        self.tokens = tokens
 
 
 class Scheduler(Protocol):
@@ -44,6 +55,11 @@ class Scheduler(Protocol):
         ...
 
 
+def keep(tokens: Tensor, sigma: Tensor) -> Tensor:
+    """Go on with the tokens of a step as they are."""
+    return tokens
+
+
 def sigma_schedule(steps: int, *, shift: float = 1.0) -> Tensor:
     """Compute noise levels from 1 to 0, (steps + 1,); shift > 1 lingers at high noise (Esser et al. 2024, Eq. 23)."""
     if steps < 1:
@@ -62,21 +78,21 @@ def log_snr(sigma: Tensor) -> Tensor:
     return torch.log((1 - sigma) / sigma)
 
 
-def sample_euler(velocity: Velocity, x: Tensor, sigmas: Tensor) -> Tensor:
+def sample_euler(velocity: Velocity, x: Tensor, sigmas: Tensor, after_step: AfterStep = keep) -> Tensor:
     """Follow the velocity straight to the next noise level: first order."""
     for sigma, next_sigma in pairwise(sigmas):
-        x = x + (next_sigma - sigma) * velocity(x, sigma)
+        x = after_step(x + (next_sigma - sigma) * velocity(x, sigma), sigma)
     return x
 
 
-def sample_heun(velocity: Velocity, x: Tensor, sigmas: Tensor) -> Tensor:
+def sample_heun(velocity: Velocity, x: Tensor, sigmas: Tensor, after_step: AfterStep = keep) -> Tensor:
     """Average the slopes at both ends of a step: second order from two evaluations (Karras et al. 2022, Alg. 1)."""
     for sigma, next_sigma in pairwise(sigmas):
         slope = velocity(x, sigma)
         # Training never draws sigma = 0, so the network means nothing there: the last step is Euler's.
         if next_sigma > 0:
             slope = (slope + velocity(x + (next_sigma - sigma) * slope, next_sigma)) / 2
-        x = x + (next_sigma - sigma) * slope
+        x = after_step(x + (next_sigma - sigma) * slope, sigma)
     return x
 
 
@@ -88,7 +104,7 @@ def multistep_estimate(clean: Tensor, h: Tensor, last: tuple[Tensor, Tensor] | N
     return clean + h / (2 * last[1]) * (clean - last[0])
 
 
-def sample_dpmpp_2m(velocity: Velocity, x: Tensor, sigmas: Tensor) -> Tensor:
+def sample_dpmpp_2m(velocity: Velocity, x: Tensor, sigmas: Tensor, after_step: AfterStep = keep) -> Tensor:
     """Reach second order from one evaluation a step (Lu et al. 2022, DPM-Solver++ 2M, with alpha = 1 - sigma)."""
     last = None
     for sigma, next_sigma in pairwise(sigmas):
@@ -96,10 +112,17 @@ def sample_dpmpp_2m(velocity: Velocity, x: Tensor, sigmas: Tensor) -> Tensor:
         h = log_snr(next_sigma) - log_snr(sigma)
         x = next_sigma / sigma * x - (1 - next_sigma) * torch.expm1(-h) * multistep_estimate(clean, h, last)
         last = clean, h
+        x = after_step(x, sigma)
     return x
 
 
-def sample_dpmpp_2m_sde(velocity: Velocity, x: Tensor, sigmas: Tensor, brownian_increment: BrownianIncrement) -> Tensor:
+def sample_dpmpp_2m_sde(
+    velocity: Velocity,
+    x: Tensor,
+    sigmas: Tensor,
+    brownian_increment: BrownianIncrement,
+    after_step: AfterStep = keep,
+) -> Tensor:
     """Step as dpmpp_2m, but renew part of the noise at each step (Lu et al. 2022, SDE-DPM-Solver++ 2M, App. B).
 
     What an undertrained network got wrong is noise again a step later, and corrected: it converges in more steps, and
@@ -116,6 +139,7 @@ def sample_dpmpp_2m_sde(velocity: Velocity, x: Tensor, sigmas: Tensor, brownian_
         if next_sigma > 0:
             x = x + next_sigma * renewed.sqrt() * brownian_increment(before, after)
         last = clean, h
+        x = after_step(x, sigma)
     return x
 
 
@@ -139,37 +163,43 @@ def solve(
     steps: int,
     shift: float,
     scheduler: Scheduler | None = None,
+    by_timestep: bool | None = None,
     clean: Tensor | None = None,
     skip: int = 0,
+    after_step: AfterStep = keep,
 ) -> Tensor:
     """Run a sampler by name from noise to clean tokens; only the stochastic ones ask for more noise on the way.
 
     With clean tokens it begins at these, noised to the level at which the first steps, `skip` of them, would have ended
     (SDEdit, Meng et al. 2022).
 
-    A checkpoint's own scheduler gives the rest of the settings where it is of the class that the name stands for. The
-    network is then given timesteps / 1000, in float64 so that they stay whole numbers: Wan's timesteps are rounded down
-    and not quite its noise levels.
+    A scheduler gives the rest of the settings where it is of the class that the name stands for. By timestep, as by
+    default where there is one, the network is given timesteps / 1000, in float64 so that they stay whole numbers: Wan's
+    timesteps are rounded down and not quite its noise levels.
     """
     check_sampler(name)
+    by_timestep = scheduler is not None if by_timestep is None else by_timestep
     sigmas = sigma_schedule(steps, shift=shift).to(noise.device)[skip:]
     start = noise if clean is None else interpolate(clean, noise, sigmas[0])
-    if name in SAMPLERS:
-        return SAMPLERS[name](velocity, start, sigmas)
-    if name in STOCHASTIC_SAMPLERS:
-        return STOCHASTIC_SAMPLERS[name](velocity, start, sigmas, brownian_increment)
-    chosen = make_scheduler(name, shift, like=scheduler)
-    is_own = scheduler is not None and type(chosen) is type(scheduler)
-    return sample_with_diffusers(
-        chosen,
-        velocity,
-        noise,
-        steps=steps,
-        by_timestep=scheduler is not None,
-        reach_zero=not is_own,
-        clean=clean,
-        skip=skip,
-    )
+    try:
+        if name in SAMPLERS:
+            return SAMPLERS[name](velocity, start, sigmas, after_step)
+        if name in STOCHASTIC_SAMPLERS:
+            return STOCHASTIC_SAMPLERS[name](velocity, start, sigmas, brownian_increment, after_step)
+        chosen = make_scheduler(name, shift, like=scheduler)
+        return sample_with_diffusers(
+            chosen,
+            velocity,
+            noise,
+            steps=steps,
+            by_timestep=by_timestep,
+            reach_zero=not (by_timestep and type(chosen) is type(scheduler)),
+            clean=clean,
+            skip=skip,
+            after_step=after_step,
+        )
+    except Interrupted as stop:
+        return stop.tokens
 
 
 def make_scheduler(name: str, shift: float, *, like: Scheduler | None = None) -> Scheduler:
@@ -184,6 +214,17 @@ def make_scheduler(name: str, shift: float, *, like: Scheduler | None = None) ->
     return kind(**options, **{key: shift})
 
 
+def settings_of_scheduler(scheduler: Scheduler) -> dict[str, object]:
+    """Name the sampler and the shift of a scheduler of diffusers; a ValueError where it does not denoise a flow."""
+    name, where = type(scheduler).__name__, "the pipeline's scheduler"
+    settings = scheduler_settings(name, scheduler.config, where)
+    _, needed = DIFFUSERS_SAMPLERS[str(settings["sampler"])]
+    if missing := {key: value for key, value in needed.items() if scheduler.config.get(key) != value}:
+        options = ", ".join(f"{key}={value!r}" for key, value in missing.items())
+        raise ValueError(f"{where} is a {name} that denoises no flow; build it with {options}")
+    return settings
+
+
 def sample_with_diffusers(
     scheduler: Scheduler,
     velocity: Velocity,
@@ -194,6 +235,7 @@ def sample_with_diffusers(
     reach_zero: bool = True,
     clean: Tensor | None = None,
     skip: int = 0,
+    after_step: AfterStep = keep,
 ) -> Tensor:
     """Run a scheduler of diffusers, giving the network its noise levels, or its timesteps / 1000 instead.
 
@@ -207,8 +249,11 @@ def sample_with_diffusers(
         x = interpolate(clean, x, sigmas[0].to(x))
     for i, (timestep, sigma) in enumerate(zip(timesteps, sigmas[:-1].to(x), strict=True)):
         # A noise level is not always timestep / 1000: some schedulers round the timestep down to an integer.
-        slope = velocity(x, timestep.double() / 1000 if by_timestep else sigma)
+        level = timestep.double() / 1000 if by_timestep else sigma
+        slope = velocity(x, level)
         if i == len(timesteps) - 1 and sigmas[-1] > 0 and reach_zero:
-            return x - sigma * slope
-        x = scheduler.step(slope, timestep, x, return_dict=False)[0]
+            x = x - sigma * slope
+        else:
+            x = scheduler.step(slope, timestep, x, return_dict=False)[0]
+        x = after_step(x, level)
     return x

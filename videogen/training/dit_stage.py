@@ -26,7 +26,7 @@ from videogen.data.manifest import write_manifest
 from videogen.data.prefetch import count_workers, prefetch
 from videogen.data.video_io import write_video
 from videogen.data.words import write_words
-from videogen.models.checkpoint import disable_library_progress_bars
+from videogen.models.checkpoint import without_loading_bars
 from videogen.models.dit import VideoDiT
 from videogen.models.precision import resolve_mixed_precision
 from videogen.models.text_encoder import num_text_rows
@@ -77,8 +77,8 @@ class DitStage:
         self.config = config = replace(config, dit=resolve_checkpoints(config.dit))
         self.seed, dit = config.run.seed, config.dit
         check_mixture(dit.known)
-        disable_library_progress_bars()
-        self.vae, self.tokenizer, self.text_encoder, self.scheduler = load_frozen(dit)
+        with without_loading_bars():
+            self.vae, self.tokenizer, self.text_encoder, self.scheduler = load_frozen(dit)
         self.model = self.objective = self._make_model()
         base = self.model.base_patch
         self.folder = open_clips(config.data, base, self.seed)
@@ -307,7 +307,9 @@ class DitStage:
     def pipeline(self) -> VideoPipeline:
         """Return a pipeline that samples from the model with its current weights."""
         parts = (self.model, self.vae, self.text_encoder, self.tokenizer, self.scheduler)
-        return VideoPipeline(*parts, defaults=to_mapping(self.config.sample))
+        pipeline = VideoPipeline(*parts, defaults=to_mapping(self.config.sample))
+        pipeline.set_progress_bar_config(disable=True)  # training has its own
+        return pipeline
 
     @torch.no_grad()
     def preview(self, step: int, out_dir: Path) -> None:
