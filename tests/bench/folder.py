@@ -20,6 +20,7 @@ from unittest.mock import patch
 import torch
 from einops import rearrange
 from torch import Tensor
+from torch.nn.functional import interpolate
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
@@ -27,6 +28,7 @@ sys.path.insert(0, str(ROOT))
 from tests.bench.flags import make_parser, parse_flags  # noqa: E402
 from tests.bench.machine import processor_name, set_num_threads, write_json  # noqa: E402
 from tests.bench.patches import psnr  # noqa: E402
+from tests.bench.teaser import encode_webp  # noqa: E402
 from tests.real_footage import CAPTIONS, write_folder  # noqa: E402
 from videogen.data.folder import VideoFolder  # noqa: E402
 from videogen.data.video_io import probe, read_video, write_video  # noqa: E402
@@ -40,6 +42,8 @@ from videogen.training.pack_plan import split_folder  # noqa: E402
 from videogen.training.step_speed import DitSpeed  # noqa: E402
 
 PARTS = ("the beginning", "the middle", "the end")
+PICTURE = ROOT / "assets" / "guide" / "my-clips.webp"
+SHOWN_SIZE, SHOWN_FRAMES, GAP = (72, 96), 16, 6  # of the picture: height and width of a clip, frames, pixels between
 SMALLER = {
     "NETWORKS": ((1, 1), (1, 1)),
     "CHANNELS": 4,
@@ -75,7 +79,7 @@ def ranks(run: Path, plan: RunPlan) -> dict[str, int]:
     shape = (min(video.shape[1] for video in videos), *videos[0].shape[2:])
 
     def encode(video: Tensor) -> Tensor:
-        same_size = torch.nn.functional.interpolate(video[None], shape, mode="trilinear", align_corners=False)
+        same_size = interpolate(video[None], shape, mode="trilinear", align_corners=False)
         return sampler.vae.encode(same_size)[0]
 
     latents, result = torch.stack([encode(video) for video in videos]), {}
@@ -101,12 +105,26 @@ def held_out_decibels(run: Path, plan: RunPlan) -> float:
     return sum(values) / len(values)
 
 
+def show_pairs(results: Path, out: Path) -> None:
+    """Write an animation of the run's page: each clip of the folder, and right of it what was made of its caption."""
+    cells = []
+    for source in sorted(results.glob("*-source.mp4")):
+        pair = [read_video(path) for path in (source, source.with_name(source.name.replace("source", "sample")))]
+        small = [rearrange(one, "t h w c -> t c h w").float() for one in pair]
+        times = torch.arange(SHOWN_FRAMES) % len(small[0])
+        small = [interpolate(one[times], SHOWN_SIZE, mode="bilinear", antialias=True) for one in small]
+        cells.append(torch.nn.functional.pad(torch.cat(small, dim=3), (0, GAP, 0, GAP), value=255))
+    frames = rearrange(torch.stack(cells), "(rows columns) t c h w -> t (rows h) (columns w) c", columns=2)
+    out.write_bytes(encode_webp(frames.round().clamp(0, 255).to(torch.uint8).numpy(), fps=8))
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Write the clips, train on them, and publish what came out."""
     parser = make_parser("folder", __doc__)
     parser.add_argument("--minutes", type=float, default=15.0, help="how long to train")
     parser.add_argument("--run", type=Path, help="folder of clips and run; a temporary one by default")
-    args = parse_flags(parser, argv, {"minutes": 0.01})
+    parser.add_argument("--picture", type=Path, default=PICTURE, help="animation of the page of samples")
+    args = parse_flags(parser, argv, {"minutes": 0.01, "picture": None})
     set_num_threads()
     smaller = patch.multiple(folder_plan, **SMALLER) if args.small else contextlib.nullcontext()
     with smaller, tempfile.TemporaryDirectory() as temporary:
@@ -126,6 +144,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             "mean_rank": sum(own.values()) / len(own),
             "ranks": own,
         }
+        if args.picture is not None:
+            show_pairs(place / "run" / "results", args.picture)
     print("\n".join(plan.lines), f"held-out VAE: {result['vae_psnr_held_out_db']} dB", sep="\n")
     print(f"mean rank of the own clip among {len(own)}: {result['mean_rank']:.2f}")
     write_json(args.out, result)
