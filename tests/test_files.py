@@ -112,7 +112,7 @@ def test_a_file_and_its_folder_are_on_disk_before_and_after_the_file_has_its_nam
     with atomic_folder(path.parent) as part:
         save_text(part / "a.txt", "text")
     assert synced[-1] == (".", True)
-    assert {seen for seen, exists in synced if not exists} == {"step."}
+    assert {seen for seen, exists in synced if not exists} == {".step"}
     assert len(synced) >= 4  # the file, twice its folder, and the folder above
 
 
@@ -131,7 +131,7 @@ def test_an_error_leaves_neither_a_file_nor_a_part(tmp_path: Path) -> None:
 
 
 def test_what_a_killed_writer_left_is_removed_and_what_it_was_replacing_comes_back(tmp_path: Path) -> None:
-    for name in ("step_000002.7-ab.part", "checkpoint.old", "vae.old", "vae"):
+    for name in ("step_000002.7-ab.part", ".step_000004.7-ab.part", "checkpoint.old", "vae.old", "vae"):
         (tmp_path / name).mkdir()
         save_text(tmp_path / name / "of.txt", name)
     for name in (".config.7-ab.part.json", "config.json"):
@@ -139,6 +139,14 @@ def test_what_a_killed_writer_left_is_removed_and_what_it_was_replacing_comes_ba
     remove_unfinished(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint", "config.json", "vae"]
     assert [(tmp_path / name / "of.txt").read_text() for name in ("checkpoint", "vae")] == ["checkpoint.old", "vae"]
+
+
+def test_a_folder_of_a_long_name_is_written(tmp_path: Path) -> None:
+    folder = tmp_path / ("n" * 255)
+    with atomic_folder(folder) as part:
+        assert part.name.startswith(".")
+        save_text(part / "a.txt", "text")
+    assert [path.name for path in folder.iterdir()] == ["a.txt"]
 
 
 def test_a_name_as_long_as_the_file_system_allows_is_written(tmp_path: Path) -> None:

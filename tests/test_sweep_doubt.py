@@ -13,7 +13,7 @@ from scipy import stats
 from tests.sweeps import PROMPTS, QUICK, SMALL, plan_of
 from tests.test_sweep_summary import AXES, SECONDS, make_rows
 from videogen.cli.main import sample
-from videogen.intervals import num_needed
+from videogen.intervals import num_needed, t_quantile
 from videogen.sampling.pipeline import VideoPipeline
 from videogen.sweep.axes import Axis
 from videogen.sweep.choice import choose_setting, count_costs, disturbance, find_knee
@@ -248,3 +248,14 @@ def test_on_the_default_checkpoint_neither_guidance_1_nor_too_few_steps_are_reco
 def test_a_patch_on_the_axes_is_measured_against_the_finest() -> None:
     plan = plan_of(['patch="1x2x2:0.5,1x1x1","1x1x1"'], reference_steps=8)
     assert {reference.config.patch for reference in plan.references(plan.runs())} == {"1x1x1"}
+
+
+@pytest.mark.parametrize(
+    ("degrees", "tabulated"),
+    [
+        (1, 12.706), (2, 4.303), (3, 3.182), (4, 2.776), (5, 2.571), (9, 2.262), (30, 2.042), (31, 2.040), (40, 2.021),
+        (60, 2.000), (120, 1.980),
+    ],
+)  # fmt: skip
+def test_the_quantile_of_students_t_is_that_of_the_tables(degrees: int, tabulated: float) -> None:
+    assert t_quantile(degrees) == pytest.approx(tabulated, abs=6e-4)  # tables have three places, and so has the formula

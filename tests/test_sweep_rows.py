@@ -134,12 +134,9 @@ def test_a_score_that_is_no_dict_of_finite_numbers_is_an_error(
     assert "score must return" in str(row["error"])
 
 
-def press_ctrl_c() -> None:
-    os.kill(os.getpid(), signal.SIGINT)
-
-
-def test_ctrl_c_finishes_the_rows_in_progress_and_the_same_call_resumes(
-    pipeline: VideoPipeline, tmp_path: Path
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_finishes_the_rows_in_progress_and_the_same_call_resumes(
+    number: signal.Signals, pipeline: VideoPipeline, tmp_path: Path
 ) -> None:
     plan = plan_of(["steps=1,2,3"], seeds=[0, 1])
     with pytest.raises(KeyboardInterrupt):
@@ -148,7 +145,7 @@ def test_ctrl_c_finishes_the_rows_in_progress_and_the_same_call_resumes(
             plan,
             tmp_path,
             score=brightness_score,
-            on_row=lambda row: press_ctrl_c() if row["seed"] == 0 else None,
+            on_row=lambda row: os.kill(os.getpid(), number) if row["seed"] == 0 else None,
         )
     first = read_rows(tmp_path)
     assert 0 < len(first) < 6
@@ -247,7 +244,12 @@ def test_a_stopped_search_completes_its_trial(pipeline: VideoPipeline, tmp_path:
     plan = plan_of(["steps=1:6:6", "sampler=euler,heun"], seeds=[0, 1], reference_steps=4)
     with lock_folder(tmp_path, plan):
         pass
-    worker = Worker(pipeline, plan, tmp_path, on_row=lambda row: press_ctrl_c() if row["seed"] == 0 else None)
+
+    def press_ctrl_c(row: dict[str, object]) -> None:
+        if row["seed"] == 0:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    worker = Worker(pipeline, plan, tmp_path, on_row=press_ctrl_c)
     with pytest.raises(KeyboardInterrupt):
         search(worker, plan, tmp_path, 2)
     (first,) = {(row["steps"], row["sampler"]) for row in read_rows(tmp_path).values()}

@@ -298,6 +298,23 @@ def test_a_size_that_decord_cannot_read_is_read_by_pyav(tmp_path: Path) -> None:
     assert (by_decord.int() - by_pyav.int()).abs().max() <= 2
 
 
+@pytest.mark.parametrize("suffix", [".mp4", ".webm", ".gif"])
+def test_without_decord_every_file_is_read_by_pyav(
+    tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / f"clip{suffix}"
+    write_video(path, waves(17), fps=8)
+    by_pyav = read_video(path, reader="pyav")
+    monkeypatch.setitem(sys.modules, "decord", None)
+    assert torch.equal(read_video(path), by_pyav)
+    assert torch.equal(
+        read_video(path, fps=4, start_seconds=1.0, size=(32, 24)), read_video(path, fps=4, size=(32, 24))[4:]
+    )
+    if suffix != ".gif":  # which Pillow reads
+        with pytest.raises(ValueError, match=r"decord cannot be imported .*; use reader='auto'"):
+            read_video(path, reader="decord")
+
+
 @pytest.mark.parametrize("rotation", [("-display_rotation", d) for d in ("90", "180", "270")] + [("-display_hflip",)])
 def test_a_video_is_read_as_it_is_displayed(tmp_path: Path, rotation: tuple[str, ...]) -> None:
     plain = make_video(tmp_path / "plain.mp4", size="64x128")

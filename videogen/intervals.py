@@ -9,19 +9,35 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from math import sqrt
+from functools import lru_cache
+from math import expm1, pi, sqrt, tan
+from statistics import NormalDist
 
-# 97.5% quantiles of Student's t for 1 to 30 degrees of freedom; the normal's beyond.
-T_975 = (
-    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131,
-    2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042,
-)  # fmt: skip
 MAX_NEEDED = 1000
 
 
+@lru_cache
 def t_quantile(degrees: int) -> float:
-    """Return the 97.5% quantile of Student's t."""
-    return T_975[degrees - 1] if degrees <= len(T_975) else 1.96
+    """Compute the 97.5% quantile of Student's t to three places: exactly below 3 degrees of freedom, else by Hill 1970.
+
+    Hill, Algorithm 396, for the probability 0.05 outside of both quantiles.
+    """
+    if degrees < 3:
+        return tan(pi * 0.95 / 2) if degrees == 1 else sqrt(2 / (0.05 * 1.95) - 2)
+    a = 1 / (degrees - 0.5)
+    b = 48 / a**2
+    c = ((20700 * a / b - 98) * a - 16) * a + 96.36
+    d = ((94.5 / (b + c) - 3) / b + 1) * sqrt(a * pi / 2) * degrees
+    y = (0.05 * d) ** (2 / degrees)
+    if y <= 0.05 + a:
+        tail = 1 / (((degrees + 6) / (degrees * y) - 0.089 * d - 0.822) * (degrees + 2) * 3) + 0.5 / (degrees + 4)
+        return sqrt(degrees * ((tail * y - 1) * (degrees + 1) / (degrees + 2) + 1 / y))
+    x = NormalDist().inv_cdf(0.025)
+    if degrees < 5:
+        c += 0.3 * (degrees - 4.5) * (x + 0.6)
+    c += (((0.05 * d * x - 5) * x - 7) * x - 2) * x + b
+    y = (((((0.4 * x**2 + 6.3) * x**2 + 36) * x**2 + 94.5) / c - x**2 - 3) / b + 1) * x
+    return sqrt(degrees * expm1(a * y**2))
 
 
 def num_needed(distance: float, deviation: float) -> int | None:

@@ -17,6 +17,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from tests.bench.flags import ROOT, make_parser, parse_flags
 from videogen.config.sample import MINI
+from videogen.data.files import atomic_file
 from videogen.sampling.pipeline import VideoPipeline
 
 PROMPTS = (
@@ -78,9 +79,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise ValueError(f"the teaser may have {MAX_BYTES:,} bytes, got {len(picture):,}; lower SCALE in {__file__}")
     if args.out is not None:
         args.out.parent.mkdir(parents=True, exist_ok=True)
-        part = args.out.with_name(args.out.name + ".part")
-        part.write_bytes(picture)
-        part.replace(args.out)
+        with atomic_file(args.out) as part:
+            part.write_bytes(picture)
     print(f"{args.out or 'not written'}  ({len(picture):,} bytes)")
 
 

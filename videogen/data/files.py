@@ -57,14 +57,12 @@ def atomic_file(path: Path, *, overwrite: bool = True, durable: bool = True) -> 
         part.unlink(missing_ok=True)
 
 
-def part_name(stem: str) -> str:
-    """Name an unfinished file or folder so that no other process and no other thread chooses the same name."""
-    return f"{stem}.{os.getpid()}-{secrets.token_hex(4)}.part"
-
-
 def part_path(path: Path) -> Path:
-    """Name the unfinished file beside `path`: never longer than a file system allows, whatever the name of `path`."""
-    return path.with_name(f".{part_name(path.stem[:40])}{path.suffix.lower()}")
+    """Name the unfinished file or folder beside `path`, which no other process and no other thread chooses.
+
+    It is hidden, and never longer than a file system allows, whatever the name of `path`.
+    """
+    return path.with_name(f".{path.stem[:40]}.{os.getpid()}-{secrets.token_hex(4)}.part{path.suffix.lower()[:40]}")
 
 
 def check_writable(path: Path) -> None:
@@ -197,7 +195,7 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
 
     A kill between the two renames leaves the previous folder as `folder.old`; otherwise one of the two is in place.
     """
-    part, old = folder.with_name(part_name(folder.name)), folder.with_name(folder.name + ".old")
+    part, old = part_path(folder), folder.with_name(folder.name + ".old")
     part.mkdir(parents=True)
     try:
         yield part

@@ -153,9 +153,12 @@ def check_size_stays(path: Path, first_size: tuple[int, int], frame: av.VideoFra
 
 def decode_decord(path: Path, request: FrameRequest) -> Iterator[ndarray]:
     """Yield chunks of frames (t, h, w, 3) with decord; raises an OSError where it would give wrong frames or none."""
-    import decord
     import numpy as np
 
+    try:
+        import decord
+    except (ImportError, OSError, RuntimeError) as error:  # it is not installed, or a library that it loads is not
+        raise OSError(f"decord cannot be imported ({error_reason(error)})") from error
     decord.logging.set_level(decord.logging.QUIET)
     if not decord_reads_right(path, path.stat().st_mtime_ns):
         raise OSError(f"decord would return the wrong frames of {path}")

@@ -124,9 +124,10 @@ def encode_video(
             file, "w", format=encoder.container, container_options={"fflags": "+bitexact", **muxing}
         ) as container:
             container.metadata.update({"comment": comment} if comment else {})
-            stream = container.add_stream(encoder.codec, rate, options | quality | {"flags": "+bitexact"})
+            options = options | quality | {"flags": "+bitexact"}
+            stream = cast("av.VideoStream", container.add_stream(encoder.codec, rate, options))
             stream.width, stream.height, stream.pix_fmt = width, height, encoder.pixel_format
-            context = cast("av.VideoCodecContext", stream.codec_context)
+            context = stream.codec_context
             context.thread_type = "AUTO"  # PyAV's default cuts the picture into slices
             if encoder.pixel_format == "yuv420p":  # a player guesses what it is not told, and shows another contrast
                 context.colorspace = context.color_primaries = context.color_trc = BT709
@@ -171,11 +172,12 @@ def converted(frames: Iterable[ndarray], encoder: Encoder, rate: Fraction) -> It
 
 def conversion(encoder: Encoder, width: int, height: int, rate: Fraction) -> Graph:
     """Build the filters from RGB to a pixel format: BT.709 in limited range, or a palette for each frame of a GIF."""
+    from av import VideoFormat
     from av.filter import Graph
 
     graph = Graph()
     graph.threads = 1
-    source = graph.add_buffer(width=width, height=height, format="rgb24", time_base=1 / rate)
+    source = graph.add_buffer(width=width, height=height, format=VideoFormat("rgb24"), time_base=1 / rate)
     if encoder.pixel_format == "pal8":
         split, palette, use = (
             graph.add(*words) for words in (("split",), ("palettegen", "stats_mode=single"), ("paletteuse", "new=1"))
