@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import WanPipeline
+from diffusers.loaders.lora_conversion_utils import _convert_non_diffusers_wan_lora_to_diffusers
+from peft import LoraConfig
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -22,11 +27,12 @@ from videogen.sampling.pipeline import ClipRequest, VideoPipeline
 from videogen.training.dit_stage import DitStage
 from videogen.training.dry_run import plan_folder
 from videogen.training.frozen_models import load_frozen
+from videogen.training.lora import add_lora, save_lora
 from videogen.training.stages import make_stage
 from videogen.training.trainer import Trainer
 
 SIZES = {"num_attention_heads": 3, "attention_head_dim": 12, "ffn_dim": 40, "num_layers": 2}
-FILE = "pytorch_lora_weights.safetensors"
+FILE = "run.safetensors"  # named after the run
 
 
 def lora_recipe(folder: Path, clips: Path, run_dir: Path, **dit: object) -> TrainConfig:
@@ -68,9 +74,10 @@ def test_a_trained_lora_samples_the_same_latents_here_and_in_diffusers(trained: 
 def test_the_checkpoint_holds_the_first_average_of_the_adapter(trained: TrainConfig) -> None:
     exported = load_file(trained.run.dir / "checkpoint" / FILE)
     average = load_file(trained.run.dir / "step_000008" / "ema_0.safetensors")
+    converted = _convert_non_diffusers_wan_lora_to_diffusers(dict(exported))
     assert {name.replace("transformer.", "").replace(".weight", ".default.weight"): value.shape
-            for name, value in exported.items()} == {name: value.shape for name, value in average.items()}  # fmt: skip
-    for name, value in exported.items():
+            for name, value in converted.items()} == {name: value.shape for name, value in average.items()}  # fmt: skip
+    for name, value in converted.items():
         key = name.removeprefix("transformer.").replace(".weight", ".default.weight")
         assert torch.equal(value, average[key])
 
@@ -184,3 +191,81 @@ def test_a_model_that_a_lora_cannot_train_is_refused(
 def test_a_lora_without_dit_init_is_refused() -> None:
     with pytest.raises(ValueError, match="lora_rank = 4 needs weights to adapt"):
         DitConfig(lora_rank=4)
+
+
+# --- the file, as other programs read it
+
+
+def comfyui_layers(num_blocks: int) -> set[str]:
+    """List the names under which ComfyUI looks for a LoRA of Wan: each weight of its model, without .weight.
+
+    Its model has Wan's own names, and it tries `diffusion_model.` before them with .lora_A.weight and .lora_B.weight.
+    """
+    attention = [f"{part}_attn.{layer}" for part in ("self", "cross") for layer in "qkvo"]
+    return {
+        f"diffusion_model.blocks.{block}.{layer}"
+        for block in range(num_blocks)
+        for layer in (*attention, "ffn.0", "ffn.2")
+    }
+
+
+def test_comfyui_finds_a_layer_for_every_tensor_of_a_trained_lora(trained: TrainConfig) -> None:
+    names = load_file(trained.run.dir / "checkpoint" / FILE).keys()
+    layers = {name.removesuffix(end) for name in names for end in (".lora_A.weight", ".lora_B.weight")}
+    assert {layer for layer in layers if not layer.endswith(".weight")} == comfyui_layers(2)
+    assert len(names) == 2 * len(comfyui_layers(2))
+
+
+def test_a_lora_says_what_it_is(trained: TrainConfig) -> None:
+    with safe_open(trained.run.dir / "checkpoint" / FILE, framework="pt") as file:
+        metadata = file.metadata()
+    assert (metadata["ss_network_dim"], metadata["ss_network_alpha"], metadata["ss_output_name"]) == ("2", "2", "run")
+    assert metadata["ss_sd_model_name"] == str(trained.dit.init)
+    adapter = json.loads(metadata["lora_adapter_metadata"])
+    assert adapter["transformer.r"] == adapter["transformer.lora_alpha"] == 2
+
+
+@pytest.mark.parametrize("layers", [("to_q", "proj_out", "time_proj"), ("to_q", "patch_embedding")], ids=str)
+def test_an_alpha_and_any_layers_are_written_so_that_the_file_loads_as_it_was(
+    layers: tuple[str, ...], trained: TrainConfig, tmp_path: Path
+) -> None:
+    """ComfyUI and diffusers name no patch embedding in Wan's names: such a file keeps diffusers' names."""
+    assert trained.dit.init is not None
+    model = VideoPipeline.load(trained.dit.init).transformer
+    model.add_adapter(LoraConfig(r=2, lora_alpha=3, target_modules=list(layers)))
+    for name, weight in model.named_parameters():
+        if ".lora_" in name:
+            torch.nn.init.normal_(weight, std=0.2)
+    base = VideoPipeline.load(trained.dit.init)
+    parts = model, base.vae, base.text_encoder, base.tokenizer, base.scheduler
+    expected = VideoPipeline(*parts).sample([ClipRequest(PROMPT, 5)], SETTINGS)[0]
+    save_lora(model, tmp_path, name="mine")
+    file = tmp_path / "mine.safetensors"
+    prefix = "transformer." if "patch_embedding" in layers else "diffusion_model."
+    assert all(name.startswith(prefix) for name in load_file(file))
+    base.add_loras([str(file)])
+    assert_same_latents(base.sample([ClipRequest(PROMPT, 5)], SETTINGS)[0], expected)
+    wan = WanPipeline.from_pretrained(str(trained.dit.init))
+    wan.set_progress_bar_config(disable=True)
+    wan.load_lora_weights(str(tmp_path), weight_name="mine.safetensors")
+    assert_same_latents(latents_of(wan, SETTINGS), expected)
+
+
+def test_an_alpha_scales_the_lora_that_is_trained_and_needs_a_rank(trained: TrainConfig) -> None:
+    assert trained.dit.init is not None
+    model = add_lora(VideoPipeline.load(trained.dit.init).transformer, replace(trained.dit, lora_alpha=6.0), 0)
+    assert model.blocks[0].attn1.to_q.scaling["default"] == 3.0  # type: ignore[index,union-attr]
+    with pytest.raises(ValueError, match=r"dit.lora_alpha = 6 scales a LoRA and must be above 0; give dit.lora_rank"):
+        DitConfig(lora_alpha=6.0)
+
+
+def test_weights_are_readable_for_whom_the_umask_allows(trained: TrainConfig, tmp_path: Path) -> None:
+    assert trained.dit.init is not None
+    before = os.umask(0o022)
+    try:
+        VideoPipeline.load(trained.dit.init).save_pretrained(tmp_path / "saved")
+    finally:
+        os.umask(before)
+    files = [*(tmp_path / "saved").rglob("*.safetensors")]
+    assert len(files) == 3
+    assert {path.stat().st_mode & 0o777 for path in files} == {0o644}

@@ -198,7 +198,6 @@ def test_a_missing_or_unexpected_image_is_refused(kind: str, has_image: bool, me
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        ({"image_dim": 1280}, "image_dim and added_kv_proj_dim must be set together, got 1280 and None"),
         ({"image_dim": 8, "added_kv_proj_dim": 25}, "added_kv_proj_dim must be the model's width 24, got 25"),
     ],
 )

@@ -136,6 +136,8 @@ class DitConfig:
     """Widen the network of dit.init to num_attention_heads and ffn_dim; its first predictions are those of dit.init."""
     lora_rank: int = 0
     """Train a LoRA of this rank on the weights of dit.init, which may be a folder of Wan's; 0 trains all weights."""
+    lora_alpha: float | None = None
+    """The LoRA is scaled by alpha / rank while it trains; none is the rank, a scale of 1."""
     lora_layers: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0", "ffn.net.0.proj", "ffn.net.2")
     """The layers that the LoRA adapts, by the ends of their names."""
     num_layers: int = 8
@@ -182,6 +184,10 @@ class DitConfig:
         if self.widen and self.init is None:
             raise ValueError("dit.widen makes the network of dit.init wider; give dit.init, or leave it out")
         more = [f"dit.{name}" for name in ("patches", "nearby", "facts", "widen") if getattr(self, name)]
+        if self.lora_alpha is not None and not (self.lora_rank and 0 < self.lora_alpha < math.inf):
+            raise ValueError(
+                f"dit.lora_alpha = {self.lora_alpha:g} scales a LoRA and must be above 0; give dit.lora_rank too"
+            )
         if self.lora_rank and more:
             raise ValueError(
                 f"dit.lora_rank trains an adapter on the unchanged model, so {', '.join(more)} cannot be set; "

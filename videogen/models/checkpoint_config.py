@@ -207,7 +207,7 @@ def convert_to_diffusers(folder: Path) -> None:
     """Rewrite a saved folder of Wan's networks so that diffusers opens it; its defaults stay as `_defaults`."""
     index = read_json(folder / "model_index.json")
     components = components_of(index)
-    from_image = "image_encoder" in components or has_image_channels(read_json(folder / "transformer" / "config.json"))
+    from_image = "image_encoder" in components or has_image_channels(read_dit_config(index, folder))
     for part in components.keys() & set(NETWORKS):
         class_name = DIFFUSERS_CLASSES[components[part]]
         index[part] = ["diffusers", class_name]
@@ -227,11 +227,18 @@ def default_settings(index: Json, folder: Path) -> dict[str, object]:
         return stored if isinstance(stored, dict) else {}
     settings: dict[str, object] = {"size": "832x480", "frames": 81, "fps": 16.0, "steps": 50, "guidance": 5.0}
     if index.get("boundary_ratio") is not None:  # Wan 2.2 with two experts
-        from_image = has_image_channels(read_json(folder / "transformer" / "config.json"))
+        from_image = has_image_channels(read_dit_config(index, folder))
         settings |= {"steps": 40} | ({"guidance": 3.5} if from_image else {"guidance": 4.0, "guidance_2": 3.0})
     if index.get("expand_timesteps"):  # Wan 2.2 5B
         settings |= {"size": "1280x704", "frames": 121, "fps": 24.0}
     return settings | {"cfg_zero": False} | _scheduler_settings(folder)
+
+
+def read_dit_config(index: Json, folder: Path) -> dict[str, object]:
+    """Read the config of a checkpoint's first transformer, which may be Wan 2.2's second expert alone."""
+    alone = "transformer_2" in (components := components_of(index)) and "transformer" not in components
+    part = "transformer_2" if alone else "transformer"
+    return read_json(folder / part / "config.json")
 
 
 def read_defaults(index: Json, folder: Path) -> SampleConfig:

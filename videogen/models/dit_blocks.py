@@ -62,6 +62,19 @@ class CrossAttentionInput:
     keys: TextKeys
 
 
+def join_inputs(first: CrossAttentionInput, second: CrossAttentionInput) -> CrossAttentionInput:
+    """Put the rows of a second input behind those of a first whose clips have equally many, under one softmax."""
+    keys, more = first.keys, second.keys
+    joined = TextKeys(
+        torch.cat([keys.rows, more.rows + keys.rows.numel()], dim=1),
+        torch.cat([keys.bias, more.bias], dim=-1),
+        tuple(map(sum, zip(keys.lengths, more.lengths, strict=True))),
+        tuple(a or b for a, b in zip(keys.weighted, more.weighted, strict=True)),
+    )
+    k, v = (torch.cat(pair, dim=2) for pair in ((first.k, second.k), (first.v, second.v)))
+    return CrossAttentionInput(k, v, joined)
+
+
 def compute_dtype(layer: nn.Module) -> torch.dtype:
     """Return the dtype that a linear layer computes in: its bias's, for its weight may be quantised, held in bytes."""
     return layer.bias.dtype  # type: ignore[return-value,union-attr]
@@ -119,7 +132,9 @@ class Attention(nn.Module):
         return gather_text(k, keys, self.heads), gather_text(v, keys, self.heads)
 
     def project_image(self, rows: Tensor, keys: TextKeys) -> tuple[Tensor, Tensor]:
-        """Compute keys and values (b, heads, m, e) of packed image rows (m, d)."""
+        """Compute keys and values (b, heads, m, e) of packed image rows (m, d), without layers of their own as text."""
+        if not hasattr(self, "add_k_proj"):
+            return self.project_text(rows, keys)
         k, v = apply_norm(self.norm_added_k, self.add_k_proj(rows)), self.add_v_proj(rows)
         return gather_text(k, keys, self.heads), gather_text(v, keys, self.heads)
 

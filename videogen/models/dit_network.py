@@ -28,6 +28,7 @@ from videogen.models.dit_blocks import (
     Modulation,
     compute_dtype,
     gather_by_level,
+    join_inputs,
     modulate,
     random_table,
 )
@@ -45,17 +46,19 @@ class TextContext(NamedTuple):
     keys: TextKeys
     blocks: list[tuple[Tensor, Tensor]]  # for each block, keys and values (b, heads, m, e)
     image: TextContext | None = None  # those of the images, in a text's context (Wan 2.1 image-to-video)
+    is_text: bool = False  # True for images whose rows stand among those of the text, under one softmax
 
     def take(self, rows: Sequence[int]) -> TextContext:
         """Select texts, in the order given; the longest of them sets the number of rows."""
         index, keys = torch.tensor(rows, device=self.keys.rows.device), self.keys.take(rows)
         longest = max(keys.lengths)
         blocks = [(k[index, :, :longest], v[index, :, :longest]) for k, v in self.blocks]
-        return TextContext(keys, blocks, self.image.take(rows) if self.image is not None else None)
+        return TextContext(keys, blocks, self.image.take(rows) if self.image is not None else None, self.is_text)
 
     def inputs_of_block(self, i: int) -> list[CrossAttentionInput]:
         """List what block i attends to: the text, and the images if there are any."""
-        return [CrossAttentionInput(*part.blocks[i], part.keys) for part in (self, self.image) if part is not None]
+        parts = [CrossAttentionInput(*part.blocks[i], part.keys) for part in (self.image, self) if part is not None]
+        return [join_inputs(*parts)] if self.image is not None and self.image.is_text else parts[::-1]
 
 
 class LevelContext(NamedTuple):
@@ -109,11 +112,6 @@ class DiT(nn.Module):
         super().__init__()
         if qk_norm != "rms_norm_across_heads":
             raise ValueError(f"qk_norm must be 'rms_norm_across_heads', got {qk_norm!r}")
-        if (image_dim is None) != (added_kv_proj_dim is None):
-            raise ValueError(
-                f"image_dim and added_kv_proj_dim must be set together, got {image_dim} and {added_kv_proj_dim}; "
-                "set both (Wan 2.1 image-to-video) or neither"
-            )
         if prediction == "preconditioned" and in_channels != (out_channels or in_channels):
             raise ValueError(
                 f"prediction 'preconditioned' needs in_channels equal to out_channels, got {in_channels} and "
@@ -124,6 +122,7 @@ class DiT(nn.Module):
             raise ValueError(f"added_kv_proj_dim must be the model's width {d}, got {added_kv_proj_dim}")
         self.in_channels, self.out_channels = in_channels, out_channels or in_channels
         self.prediction = prediction
+        self.has_image_attention = added_kv_proj_dim is not None  # without it, images are attended among the text
         self.head_size = attention_head_dim
         self.patches = [to_patch(patch_size), *map(to_patch, extra_patch_sizes)]
         self.base_patch = self.patches[0]
@@ -177,7 +176,8 @@ class DiT(nn.Module):
             raise ValueError("this model takes no image embeddings; leave out the image")
         keys = text_keys(image.lengths, image.weights)
         rows, blocks = embedder(image.tokens, image.lengths), cast("Iterable[Block]", self.blocks)
-        return TextContext(keys, [block.attn2.project_image(rows, keys) for block in blocks])
+        projected = [block.attn2.project_image(rows, keys) for block in blocks]
+        return TextContext(keys, projected, is_text=not self.has_image_attention)
 
     def forward(
         self,

@@ -29,12 +29,13 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 WAN_TEXT_ROWS = 512
-ENCODER_CLASSES = ("UMT5EncoderModel", "T5EncoderModel")  # AutoModel would also build the decoder
+# AutoModel would also build a decoder, or leave a projection out.
+ENCODER_CLASSES = ("UMT5EncoderModel", "T5EncoderModel", "CLIPVisionModelWithProjection")
 
 
 def num_text_rows(encoder: PreTrainedModel) -> int:
     """Return to how many rows a text of this encoder is padded with zeros; 0 if it is not padded."""
-    return WAN_TEXT_ROWS if encoder.config.model_type == "umt5" else 0
+    return WAN_TEXT_ROWS if encoder.config.model_type in ("umt5", "t5") else 0
 
 
 def clean_wan_prompt(prompt: str) -> str:
@@ -58,15 +59,21 @@ def load_tokenizer_and_encoder(folder: Path) -> tuple[PreTrainedTokenizerBase, P
     return AutoTokenizer.from_pretrained(folder / "tokenizer"), load_encoder(folder)
 
 
-def load_encoder(folder: Path, part: str = "text_encoder", *, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
-    """Load a frozen encoder; raise ValueError if a weight is missing, which transformers would draw at random."""
+def load_encoder(
+    folder: Path, part: str = "text_encoder", *, dtype: torch.dtype = torch.float32, variant: str | None = None
+) -> PreTrainedModel:
+    """Load a frozen encoder; raise ValueError if a weight is missing, which transformers would draw at random.
+
+    A variant, such as fp16, names files of other weights; a part that has none of it is loaded as it is.
+    """
     import transformers
 
     path = folder / part
+    variant = variant if any(path.glob(f"*.{variant}*.safetensors")) else None
     class_name = encoder_class(read_encoder_config(path)) or "AutoModel"
     try:
         encoder, info = getattr(transformers, class_name).from_pretrained(
-            path, dtype=dtype, output_loading_info=True, use_safetensors=True
+            path, dtype=dtype, output_loading_info=True, use_safetensors=True, variant=variant
         )
     except (SafetensorError, OSError) as error:
         reason = str(error).split("\n")[0]

@@ -71,7 +71,7 @@ class ClipSampler:
     @property
     def compute_device(self) -> torch.device:
         """The device on which the networks compute."""
-        return next(self.transformer.parameters()).device
+        return next(self.experts[0].parameters()).device
 
     @property
     def experts(self) -> Sequence[DiT]:
@@ -138,7 +138,7 @@ class ClipSampler:
             self.boundary,
             pack=noise,
             text=text,
-            patch_at=patch_schedule(config, self.transformer.patches),
+            patch_at=patch_schedule(config, self.experts[0].patches),
             condition=condition,
             block_cache=block_cache or make_block_cache(config),
             on_evaluation=on_evaluation,
@@ -158,7 +158,7 @@ class ClipSampler:
     def noise(self, seeds: Sequence[int], configs: Sequence[SampleConfig]) -> PackedVideo:
         """Sample a pack of noise, a clip a seed, each of the size and length of its settings."""
         latents = seeded_noise([self.latent_shape(config) for config in configs], seeds)
-        video = pack([latent.to(self.compute_device) for latent in latents], self.transformer.base_patch)
+        video = pack([latent.to(self.compute_device) for latent in latents], self.experts[0].base_patch)
         return video._replace(scaling=self.position_scaling(configs[0]))
 
     def solve(
@@ -189,7 +189,7 @@ class ClipSampler:
             steps=steps,
             shift=shift,
             scheduler=self.scheduler,
-            by_timestep=self.scheduler is not None and self.transformer.prediction == "velocity",
+            by_timestep=self.scheduler is not None and self.experts[0].prediction == "velocity",
             clean=clean,
             skip=config.first_step,
             after_step=after_step,
@@ -205,14 +205,14 @@ class ClipSampler:
     def latent_shape(self, config: SampleConfig) -> tuple[int, int, int, int]:
         """Compute (c, t, h, w) of a clip's latent; a ValueError where the strides or the patches forbid the clip."""
         strides = {"time_stride": self.vae.time_stride, "space_stride": self.vae.space_stride}
-        return self.transformer.out_channels, *latent_grid(config, self.transformer.patches, **strides)
+        return self.experts[0].out_channels, *latent_grid(config, self.experts[0].patches, **strides)
 
     def position_scaling(self, config: SampleConfig) -> RopeScaling | None:
         """Choose how positions beyond the size of the checkpoint's defaults, which it was trained at, are scaled."""
         if config.position_scaling == "none":
             return None
         trained = self.latent_shape(replace(self.defaults, patch=""))
-        return RopeScaling(config.position_scaling, patch_grid(trained, self.transformer.base_patch))
+        return RopeScaling(config.position_scaling, patch_grid(trained, self.experts[0].base_patch))
 
     def condition(
         self, requests: Sequence[ClipRequest], configs: Sequence[SampleConfig], noise: PackedVideo
@@ -225,7 +225,7 @@ class ClipSampler:
             if (key := (id(request.known), config)) not in encoded:
                 encoded[key] = self.encode_known(request.known, config)
         latents = [encoded[id(request.known), config] for request, config in zip(requests, configs, strict=True)]
-        known = pack_known(latents, noise.patch, coarsest_patch(configs[0], self.transformer.base_patch))
+        known = pack_known(latents, noise.patch, coarsest_patch(configs[0], self.experts[0].base_patch))
         return Condition(known.to(self.compute_device))
 
     def encode_known(self, known: Sequence[Known] | KnownLatent, config: SampleConfig) -> KnownLatent:
@@ -260,7 +260,7 @@ class ClipSampler:
 
         They are those of as many clips as there are texts, or of half as many where each has a negative prompt.
         """
-        image = self.transformer.project_images(clip_embeddings)
+        image = self.experts[0].project_images(clip_embeddings)
         num_texts, num_clips = len(text.keys.lengths), len(image.keys.rows)
         return text._replace(image=image.take([i % num_clips for i in range(num_texts)]))
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, cast, overload
 
 import torch
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
@@ -71,6 +71,19 @@ class DiffusersCall(ClipSampler):
     def num_timesteps(self) -> int:
         """The steps of the present run."""
         return self._num_timesteps
+
+    @overload
+    def __call__(
+        self,
+        prompts: Sequence[str] | str,
+        config: SampleConfig | None = None,
+        *,
+        seeds: Sequence[int] | None = None,
+        known: Sequence[Known] = (),
+    ) -> Clips: ...
+
+    @overload
+    def __call__(self, *args: object, **words: object) -> Clips | VideoPipelineOutput | tuple[object]: ...
 
     @torch.no_grad()
     def __call__(  # type: ignore[override]

@@ -45,8 +45,8 @@ class VideoPipeline(DiffusersCall, DiffusionPipeline, WanLoraLoaderMixin, ClipSa
     """Makes clips from prompts; loads and saves as a diffusers pipeline folder."""
 
     model_cpu_offload_seq = "text_encoder->image_encoder->transformer->transformer_2->vae"
-    _optional_components: ClassVar = ["scheduler", "transformer_2", "image_encoder", "image_processor"]
-    transformer: VideoDiT
+    _optional_components: ClassVar = ["scheduler", "transformer", "transformer_2", "image_encoder", "image_processor"]
+    transformer: VideoDiT | None  # Wan 2.2 A14B may have its second expert alone
     transformer_2: VideoDiT | None  # Wan 2.2 A14B: the expert for low noise
     vae: VideoVAE | WanVAE
     text_encoder: PreTrainedModel
@@ -56,7 +56,7 @@ class VideoPipeline(DiffusersCall, DiffusionPipeline, WanLoraLoaderMixin, ClipSa
 
     def __init__(
         self,
-        transformer: VideoDiT,
+        transformer: VideoDiT | None,
         vae: VideoVAE | WanVAE,
         text_encoder: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
@@ -96,7 +96,8 @@ class VideoPipeline(DiffusersCall, DiffusionPipeline, WanLoraLoaderMixin, ClipSa
         components = check_checkpoint(folder, skip=options)
         parts = [part for part in ("text_encoder", "image_encoder") if part in components and part not in options]
         with without_loading_bars():
-            encoders = {part: load_encoder(folder, part, dtype=dtype) for part in parts}
+            variant = cast("str | None", options.get("variant"))
+            encoders = {part: load_encoder(folder, part, dtype=dtype, variant=variant) for part in parts}
         return cls.from_pretrained(folder, dtype=dtype, local_files_only=True, **encoders, **options)
 
     @classmethod
@@ -133,14 +134,18 @@ class VideoPipeline(DiffusersCall, DiffusionPipeline, WanLoraLoaderMixin, ClipSa
         super().save_pretrained(save_directory, **options)  # type: ignore[arg-type]
         if self.is_wan:
             convert_to_diffusers(Path(save_directory))
+        mode = Path(save_directory).stat().st_mode & 0o666
+        for path in Path(save_directory).glob("*/*.safetensors"):
+            path.chmod(mode)  # safetensors makes files that nobody else can read
 
     def add_loras(self, names: Sequence[str]) -> None:
         """Add LoRAs to the weights: files or folders that diffusers reads, named as `read_lora` takes them."""
         loras = list(map(read_lora, names))
-        check_experts(loras, two=self.transformer_2 is not None)
+        check_experts(loras, two=len(self.experts) > 1)
         scales: dict[str, dict[str, float]] = {}
         for number, (path, scale, expert) in enumerate(loras):
-            part, adapter = "transformer_2" if expert == "low" else "transformer", f"lora_{number}"
+            is_low = expert == "low" or self.transformer is None
+            part, adapter = "transformer_2" if is_low else "transformer", f"lora_{number}"
             load_lora(self, path, adapter, part, scale)
             scales.setdefault(part, {})[adapter] = scale
         for part, of_part in scales.items():
@@ -154,12 +159,12 @@ class VideoPipeline(DiffusersCall, DiffusionPipeline, WanLoraLoaderMixin, ClipSa
     @property
     def experts(self) -> list[VideoDiT]:
         """The transformers, that for high noise first."""
-        return [self.transformer, *([self.transformer_2] if self.transformer_2 is not None else [])]
+        return [expert for expert in (self.transformer, self.transformer_2) if expert is not None]
 
     @property
     def boundary(self) -> float | None:
         """The noise level from which up the first expert answers; None for one transformer."""
-        return self.config["boundary_ratio"] if self.transformer_2 is not None else None
+        return self.config["boundary_ratio"] if len(self.experts) > 1 else None
 
     @property
     def is_wan(self) -> bool:
@@ -205,7 +210,7 @@ class VideoPipeline(DiffusersCall, DiffusionPipeline, WanLoraLoaderMixin, ClipSa
         self, requests: Sequence[ClipRequest], configs: Sequence[SampleConfig], noise: PackedVideo
     ) -> Condition:
         """Encode what is known of a pack's clips; for Wan's image-to-video models as extra channels, and by CLIP."""
-        if self.transformer.in_channels == self.transformer.out_channels:
+        if self.experts[0].in_channels == self.experts[0].out_channels:
             return super().condition(requests, configs, noise)
         clips = [request.known for request in requests if request.known and not isinstance(request.known, KnownLatent)]
         if len(clips) < len(requests):
@@ -215,7 +220,7 @@ class VideoPipeline(DiffusersCall, DiffusionPipeline, WanLoraLoaderMixin, ClipSa
         config, vae = configs[0], cast("WanVAE", self.vae)
         frames = resolve_frames(config, vae.time_stride)
         condition = Condition(extra_channels=extra_channels_of(clips, vae, noise, frames, config.height, config.width))
-        if not self.transformer.takes_image_embeddings:
+        if not self.experts[0].takes_image_embeddings:
             return condition
         self.maybe_free_model_hooks()
         size, parts = (config.width, config.height), (self.image_processor, self.image_encoder)

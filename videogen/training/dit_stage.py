@@ -28,6 +28,7 @@ from videogen.data.video_io import write_video
 from videogen.data.words import write_words
 from videogen.models.checkpoint import without_loading_bars
 from videogen.models.dit import VideoDiT
+from videogen.models.hub import checkpoint_name
 from videogen.models.precision import resolve_mixed_precision
 from videogen.models.text_encoder import num_text_rows
 from videogen.models.vae import VideoVAE
@@ -322,14 +323,15 @@ class DitStage:
             path, settings = folder / f"{seed}.mp4", {"prompt": prompt, "seed": seed, "step": step}
             write_video(path, clip, fps=self.config.sample.fps, settings=settings, overwrite=True)
         columns = torch.linspace(0, len(clips[0]) - 1, 5).long()
-        sheet = rearrange(torch.stack(clips)[:, columns], "n k h w c -> 1 (n h) (k w) c")
+        sheet = rearrange(torch.stack([*clips])[:, columns], "n k h w c -> 1 (n h) (k w) c")
         write_video(folder.with_suffix(".png"), sheet, fps=1, overwrite=True)
 
     def export(self, out_dir: Path) -> None:
         """Write the checkpoint folder of the whole pipeline, or of the LoRA alone."""
         with atomic_folder(out_dir) as part:
             if self.config.dit.lora_rank:
-                save_lora(self.model, part)
+                about = {"ss_sd_model_name": checkpoint_name(Path(str(self.config.dit.init)))}
+                save_lora(self.model, part, name=self.config.run.dir.resolve().name, about=about)
             else:
                 self.pipeline().save_pretrained(part)
                 write_words(part, training_words(self.folder, self.train_indices, self.config.dit.init))

@@ -68,7 +68,9 @@ def train(
     if lora != (model is not None):
         raise ValueError("lora=True and model=FOLDER go together: the model is what the LoRA is trained for")
     run = default_run(Path(folder)) if run is None else Path(run)
-    prepare_plan(run, minutes, DataConfig(folder=Path(folder)), say=lambda _: None, model=None if model is None else Path(model))
+    prepare_plan(
+        run, minutes, DataConfig(folder=Path(folder)), say=lambda _: None, model=None if model is None else Path(model)
+    )
     if not train_planned(run):
         raise RuntimeError(f"the run in {run} was stopped; the same call goes on")
     return run / "checkpoint"
