@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import re
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -28,6 +29,7 @@ from tests.conftest import CHANNELS, seeded
 from tests.test_wan_pipeline import NEGATIVE, PROMPT, assert_same_frames, assert_same_latents
 from tests.test_wan_pipeline import without_ftfy as without_ftfy
 from tests.wan_folders import save
+from videogen.config.sample import MINI
 from videogen.data.video_io import probe, read_settings, read_video
 from videogen.models.vae import VideoVAE
 from videogen.sampling.clips import Clip, Clips
@@ -317,3 +319,15 @@ def test_the_words_of_diffusers_are_not_imported_by_the_core() -> None:
     code = "import sys, videogen.sampling.clip_sampler; print('videogen.sampling.diffusers_call' in sys.modules)"
     process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert process.stdout.strip() == "False"
+
+
+def test_the_snippet_of_the_shipped_model_card_runs_as_it_stands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    card = (MINI / "README.md").read_text(encoding="utf-8")
+    (snippet,) = re.findall(r"```python\n(.*?)```", card, flags=re.S)
+    (tmp_path / "assets").mkdir()
+    (tmp_path / "assets" / "mini").symlink_to(MINI)
+    monkeypatch.chdir(tmp_path)
+    exec(compile(snippet, "card", "exec"), {})
+    assert probe(tmp_path / "circle.mp4").num_frames == 17

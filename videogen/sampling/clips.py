@@ -35,7 +35,7 @@ class Pixels(np.ndarray):
             raise ValueError(OVERFLOWS)
         return np.asarray(self) * other  # type: ignore[operator]
 
-    __rmul__ = __mul__
+    __rmul__ = __mul__  # type: ignore[assignment]
 
 
 class Clip(Tensor):

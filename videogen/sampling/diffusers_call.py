@@ -197,7 +197,7 @@ class DiffusersCall(ClipSampler):
     ) -> tuple[Tensor, Tensor | None]:
         """Embed prompts and negative prompts as (b, m, text_dim), padded with zeros, as the call takes them."""
         config = replace(self.defaults, negative="")
-        device, dtype = device or self.compute_device, dtype or self.text_encoder.dtype
+        device, dtype = device or self.compute_device, dtype or next(self.text_encoder.parameters()).dtype
         pairs = (None, prompt, prompt_embeds), (negative_prompt, negative_prompt_embeds)
         texts = texts_of(*pairs, config, num_videos_per_prompt)
 

@@ -181,7 +181,9 @@ class VideoPipeline(DiffusersCall, DiffusionPipeline, WanLoraLoaderMixin, ClipSa
     def defaults(self) -> SampleConfig:
         """The settings that this checkpoint was made for; with another scheduler, its sampler and its shift."""
         settings = from_mapping(SampleConfig, self.config["defaults"])
-        return replace(settings, **settings_of_scheduler(self.scheduler)) if self.replaces_scheduler else settings
+        if self.scheduler is None or not self.replaces_scheduler:
+            return settings
+        return replace(settings, **settings_of_scheduler(self.scheduler))  # type: ignore[arg-type]
 
     def check_scheduler(self, config: SampleConfig) -> None:
         """Refuse settings of another sampler than the scheduler that has been put in place of the checkpoint's."""
