@@ -31,9 +31,9 @@ def find_team(args: SampleArgs) -> tuple[Team, str]:
         return Team(), args.device
     from accelerate import PartialState
 
-    state = PartialState(
-        cpu=args.device == "cpu", timeout=timedelta(days=7)
-    )  # a process may wait long for the pack of another
+    # A process may wait long for the pack of another.
+    state = PartialState(cpu=args.device == "cpu", timeout=timedelta(days=7))
+    assert state.device is not None, "accelerate has chosen no device"
     device = "cpu" if state.device.type == "cpu" else str(state.device)  # accelerate numbers CPUs as well
     return Team(state.process_index, state.num_processes, state.wait_for_everyone), device
 
