@@ -258,6 +258,15 @@ def framing_table(result: dict) -> str:
     return f"{format_table(header, body)}\n\n{note}; 95% intervals (Wilson); {result['machine']}, {result['date']}."
 
 
+def known_table(result: dict) -> str:
+    """Format what a checkpoint makes of what it is given, beside what is wanted."""
+    body: list[list[object]] = [
+        [row["task"], row["measure"], f"{row['value']:.3g}", row["wanted"]] for row in result["rows"]
+    ]
+    note = f"{result['clips']} clips a task, default settings; {result['machine']}, {result['date']}"
+    return f"{format_table(['task', 'measure', 'measured', 'wanted'], body)}\n\n{note}, {result['checkpoint']['name']}."
+
+
 TABLES = {
     "headline": ("line", headline_table),
     "cold": ("cold", cold_table),
@@ -270,6 +279,7 @@ TABLES = {
     "wan": ("wan", wan_table),
     "packing": ("packing", packing_table),
     "framing": ("framing", framing_table),
+    "known": ("known", known_table),
 }
 """The result file of each table, by the name of its markers, and the function that formats it."""
 
