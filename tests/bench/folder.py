@@ -93,8 +93,8 @@ def ranks(run: Path, plan: RunPlan) -> dict[str, int]:
 
 
 @torch.no_grad()
-def held_out_decibels(run: Path, plan: RunPlan) -> float:
-    """Compute the mean PSNR of the run's VAE, its own or the shipped one, on the clips held out of training."""
+def held_out_decibels(run: Path, plan: RunPlan) -> float | None:
+    """Compute the mean PSNR of the run's VAE, its own or the shipped one, on the clips held out; None if none are."""
     sampler, dit = load_clip_sampler(read_checkpoint_info(run / "checkpoint")), plan.stages[-1]
     folder = VideoFolder(dit.data, sampler.transformer.base_patch, log=lambda _: None)
     values = []
@@ -102,7 +102,7 @@ def held_out_decibels(run: Path, plan: RunPlan) -> float:
         video = folder.read(index).video
         rebuilt = torch.cat(list(sampler.frames(sampler.vae.encode(video[None])[0])))
         values.append(psnr(rebuilt, to_uint8(video)))
-    return sum(values) / len(values)
+    return round(sum(values) / len(values), 2) if values else None
 
 
 def show_pairs(results: Path, out: Path) -> None:
@@ -140,7 +140,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             "machine": f"{processor_name()}, {torch.get_num_threads()} threads",
             "minutes": args.minutes,
             "plan": plan.lines,
-            "vae_psnr_held_out_db": round(held_out_decibels(place / "run", plan), 2),
+            "vae_psnr_held_out_db": held_out_decibels(place / "run", plan),
             "mean_rank": sum(own.values()) / len(own),
             "ranks": own,
         }
