@@ -8,6 +8,7 @@ Each measurement is a new process, since torch reads the setting when it is load
 
 from __future__ import annotations
 
+import json
 import os
 import statistics
 import subprocess
@@ -23,6 +24,7 @@ from tests.bench.flags import make_parser, parse_flags  # noqa: E402
 from tests.bench.machine import Rows, publish  # noqa: E402
 from videogen.cli.threads import SPIN_COUNT, WAITING_SETTINGS  # noqa: E402
 
+KINDS = ("sampling", "training")
 ENVIRONMENTS = {
     "one thread": {"OMP_NUM_THREADS": "1"},
     "all, spinning": {},
@@ -117,9 +119,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=5, help="processes a way")
     parser.add_argument("--steps", type=int, default=9, help="steps a process")
     parser.add_argument("--beside", type=int, nargs="*", default=(0, 1, 2), help="numbers of busy processes")
+    parser.add_argument("--kinds", nargs="*", choices=KINDS, default=KINDS, help="steps; others keep their rows")
     args = parse_flags(parser, argv, {"rounds": 1, "steps": 1, "beside": (1,)})
     options = {"rounds": args.rounds, "repeats": args.steps, "busy": args.beside}
-    publish(args.out, {kind: measure(kind, **options) for kind in ("sampling", "training")})
+    earlier = json.loads(args.out.read_text(encoding="utf-8")) if args.out and args.out.is_file() else {}
+    kept = {kind: earlier[kind] for kind in KINDS if kind in earlier}
+    publish(args.out, kept | {kind: measure(kind, **options) for kind in args.kinds})
 
 
 if __name__ == "__main__":
