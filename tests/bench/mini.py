@@ -33,7 +33,7 @@ from tests.bench import readme
 from tests.bench.flags import ROOT, make_parser, parse_flags
 from tests.bench.judged import BenchClip, clips_per_pack, judge_clips, sample_pack, write_result
 from tests.bench.patches import psnr
-from videogen.cli.arguments import check_device
+from videogen.cli.devices import check_device
 from videogen.cli.judge import JudgeArgs, count_as_json, list_cases, reconstruct, render_case
 from videogen.config.parsing import to_mapping
 from videogen.config.sample import MINI, SampleConfig

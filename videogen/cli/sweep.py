@@ -81,7 +81,7 @@ def run_sweep(args: SampleArgs, info: CheckpointInfo) -> int:
     check_files([folder / "clips" / "clip.mp4"])
     for run in plan.runs():
         settings_comment(settings_of(PromptRow(*run), dict(plan.about)))
-    args = replace(args, device=device)  # type: ignore[arg-type]  # cuda:1, too
+    args = replace(args, device=device)
     # Loading comes before the folder is touched, so that a failure to load has cleared and claimed nothing.
     pipeline = load(args, info) if args.overwrite or unfinished_runs(folder, plan) else None
     team.wait()
