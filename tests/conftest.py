@@ -68,6 +68,14 @@ def float32_on_every_cpu() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True, scope="session")
+def the_cpu_on_every_machine() -> Iterator[None]:
+    """Let --device "auto" choose the CPU, where a test may compare bytes."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("videogen.cli.devices.may_have_accelerator", lambda: False)
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
 def own_caches(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Keep what is known of files apart from what the user's own runs know."""
     os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("caches"))

@@ -48,7 +48,7 @@ from tests.bench.mini_aims import (
     compare_with_floors,
 )
 from tests.bench.patches import psnr
-from videogen.cli.arguments import check_device
+from videogen.cli.devices import check_device
 from videogen.cli.judge import JudgeArgs, count_as_json, list_cases, reconstruct, render_case
 from videogen.config.parsing import to_mapping
 from videogen.config.sample import MINI, SampleConfig

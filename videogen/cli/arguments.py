@@ -12,23 +12,27 @@ import logging
 import os
 import sys
 from argparse import Action
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar, cast
 
 import tyro
 
+from videogen.cli.foreign_flags import translate
 from videogen.cli.threads import prepare_threads
 from videogen.config.parsing import nearest
 
 T = TypeVar("T")
+UNFINISHED = 75  # of a run that ended before its last step: "try again", by which schedulers queue it anew
+VERBOSE = ("-v", "--verbose")
 
 
 def guard(command: Callable[[Sequence[str]], int], argv: Sequence[str] | None = None) -> int:
     """Run a command, and turn an exception into a sentence on stderr and an exit status."""
-    argv = sys.argv[1:] if argv is None else argv
+    words, verbose = split_verbose(sys.argv[1:] if argv is None else argv)
     prepare_threads()
     try:
-        return command(argv)
+        with report_choices() if verbose else contextlib.nullcontext():
+            return command(words)
     except (ValueError, FileExistsError, FileNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -53,18 +57,55 @@ def parse(kind: type[T], argv: Sequence[str], *, prog: str, description: str | N
     known = {option for action in actions for option in action.option_strings}
     lists = {option for action in actions if is_list(action) for option in action.option_strings}
     for flag, occurrences in scan_flags(argv).items():
-        if flag not in known and flag != "--help":
-            raise ValueError(f"unknown flag {flag}{nearest(flag, known)}; --help lists them all")
+        if flag not in known and flag != "--help" and not flag.startswith("--tyro-"):
+            other = translate(flag, known, scan_flags(argv))
+            raise ValueError(other or f"unknown flag {flag}{nearest(flag, known)}; --help lists them all")
         if flag in lists and any(values != occurrences[0] for values in occurrences):
             raise ValueError(repeated(flag, occurrences))
     stderr = io.StringIO()
     try:
-        with contextlib.redirect_stderr(stderr):
+        with honour_no_color(), contextlib.redirect_stderr(stderr):
             return cast("T", tyro.cli(kind, args=list(argv), default=default, prog=prog, description=description))
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
         raise ValueError(first_sentence(stderr.getvalue())) from None
+
+
+def split_verbose(argv: Sequence[str]) -> tuple[list[str], bool]:
+    """Split -v off the words of any command."""
+    end = argv.index("--") if "--" in argv else len(argv)
+    words = [word for word in argv[:end] if word not in VERBOSE]
+    return [*words, *argv[end:]], len(words) < end
+
+
+@contextlib.contextmanager
+def report_choices() -> Iterator[None]:
+    """Write to stderr what the program chooses by itself: device, precision, attention kernel, reader of a file."""
+    logger, handler = logging.getLogger("videogen"), logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.DEBUG)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+
+
+@contextlib.contextmanager
+def honour_no_color() -> Iterator[None]:
+    """Let tyro write without colours where NO_COLOR is set (no-color.org); of the environment it heeds only TERM."""
+    term = os.environ.get("TERM")
+    if term is None or not os.environ.get("NO_COLOR"):
+        yield
+        return
+    os.environ["TERM"] = "dumb"
+    try:
+        yield
+    finally:
+        os.environ["TERM"] = term
 
 
 def first_sentence(box: str) -> str:
@@ -133,18 +174,6 @@ def repeated(flag: str, occurrences: Sequence[Sequence[str]]) -> str:
     """Say that a flag is given several times."""
     given = " and ".join(" ".join((flag, *values)) for values in occurrences)
     return f"{flag} is given {len(occurrences)} times ({given}); give it once, with all its values behind it"
-
-
-def check_device(device: str) -> None:
-    """Refuse a device that this machine lacks."""
-    if device == "cpu":  # only another is asked of torch, which takes a second to import
-        return
-    import torch
-
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("--device cuda needs a CUDA GPU and a CUDA build of torch, and finds none; use --device cpu")
-    if device == "mps" and not torch.backends.mps.is_available():
-        raise ValueError("--device mps needs an Apple GPU; this machine has none: use --device cpu")
 
 
 def set_offline() -> None:

@@ -13,7 +13,7 @@ from videogen.cli.sample_jobs import SampleJob
 from videogen.models.checkpoint_config import CheckpointInfo
 from videogen.sampling.cost import Cost, estimate, num_evaluations, plain_weight_bytes
 
-BYTES_PER_VALUE = {"float32": 4, "bfloat16": 2}
+BYTES_PER_VALUE = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
 def count_bytes(args: SampleArgs, info: CheckpointInfo) -> int:

@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 import numpy as np
 import tyro
 
-from videogen.cli.arguments import check_device, is_given, parse
+from videogen.cli.arguments import is_given, parse
+from videogen.cli.devices import check_device, resolve_device
 from videogen.cli.sample import TOKENS_PER_PACK
 from videogen.config.sample import SampleConfig, resolve_frames
 from videogen.config.sizes import TIME_STRIDE
@@ -83,8 +84,8 @@ class JudgeArgs:
     """An .html file that shows every clip, what was found in it, and which clauses hold."""
     sample: Annotated[SampleConfig, tyro.conf.arg(name="")] = field(default_factory=SampleConfig)
     """Settings; default those of the checkpoint."""
-    device: Literal["cpu", "cuda", "mps"] = "cpu"
-    """Where to compute."""
+    device: Annotated[str, tyro.conf.arg(metavar="auto|cpu|cuda[:N]|mps|xpu")] = "cpu"
+    """Where to compute; the published scores are of a CPU."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Precision of the weights; bfloat16 is for GPUs."""
     json: bool = False
@@ -165,19 +166,19 @@ def is_checkpoint(folder: Path) -> bool:
 
 def load(args: JudgeArgs, info: CheckpointInfo | None) -> tuple[VideoPipeline | None, VideoVAE | WanVAE | None]:
     """Load the checkpoint that is judged, and the VAE that the world's own clips go through."""
-    check_device(args.device)
+    check_device(device := resolve_device(args.device))
     pipeline = None
     if info is not None:
         import torch
 
         from videogen.sampling.pipeline import VideoPipeline
 
-        pipeline = VideoPipeline.load(info.folder, dtype=getattr(torch, args.dtype)).to(args.device)
+        pipeline = VideoPipeline.load(info.folder, dtype=getattr(torch, args.dtype)).to(device)
     if args.vae is None:
         return pipeline, None if pipeline is None else pipeline.vae
     from videogen.models.checkpoint import load_vae
 
-    return pipeline, load_vae(args.vae).to(args.device)  # type: ignore[call-overload]
+    return pipeline, load_vae(args.vae).to(device)  # type: ignore[call-overload]
 
 
 # --- cases

@@ -1,7 +1,7 @@
 """videogen: text to video of any length, size and aspect ratio, on spacetime patches.
 
-Exit status: 0 done; 1 failure; 2 wrong input, one sentence on stderr; 3 a finding of the doctor; 130 after Ctrl-C,
-with nothing half-written.
+Exit status: 0 done; 1 failure; 2 wrong input, one sentence on stderr; 3 a finding of the doctor; 75 training that
+ended before its last step; 130 after Ctrl-C, with nothing half-written.
 Imports that cost time (torch, diffusers) stand where they are used, so that --help answers at once.
 """
 
@@ -120,6 +120,7 @@ HELP = f"""{(__doc__ or "").splitlines()[0]}
 
 {"".join(f"  videogen {name:8}{summary}{chr(10)}" for name, (_, summary) in COMMANDS.items())}
   videogen COMMAND --help        the flags of a command
+  videogen COMMAND -v            say what the program chooses by itself
   videogen --version
   videogen --tyro-print-completion bash|zsh|tcsh        a completion script for the shell"""
 

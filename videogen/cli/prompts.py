@@ -16,10 +16,19 @@ from typing import NamedTuple
 
 from videogen.config.parsing import check_text, from_mapping, nearest, read_values, to_mapping
 from videogen.config.sample import SampleConfig
-from videogen.data.captions import read_rows
+from videogen.config.sizes import parse_ratio, parse_size
+from videogen.data.captions import FILE_COLUMNS, find_column, read_rows
 
 SEEDS = range(-(2**63), 2**64)  # what torch takes
 MAX_DRAWN_SEED = 10**6  # seeds that a person can read off a file's name and type again
+
+
+PROMPT_COLUMNS = ("prompt", "caption", "text")
+LETTERS = {
+    "w": "width", "h": "height", "f": "frames", "n": "negative", "s": "steps", "d": "seed", "l": "guidance",
+    "fs": "shift",
+}  # fmt: skip
+"""Settings behind a prompt as kohya's sd-scripts and musubi-tuner write them: --w 832 --h 480 ..."""
 
 
 class PromptRow(NamedTuple):
@@ -58,19 +67,46 @@ def read_prompts(path: Path, settings: SampleConfig, seed: int) -> Iterator[Prom
     for number, row in read_rows(path):
         is_empty = False
         try:
-            yield parse_row({"prompt": row} if isinstance(row, str) else row, settings, seed)
+            yield parse_row(read_line(row, settings) if isinstance(row, str) else row, settings, seed)
         except (ValueError, TypeError) as error:
             raise ValueError(f"{path} row {number}: {error}") from None
     if is_empty:
         raise ValueError(f"{path} holds no prompts; give one a line, or a table with a column prompt")
 
 
+def read_line(line: str, settings: SampleConfig) -> dict[str, object]:
+    """Read a line of prompts: a prompt, and behind it settings of its own as kohya's trainers write them.
+
+    "a cat --w 832 --h 480 --n blurry --s 20 --d 42": the letters of LETTERS, or the names of settings here.
+    """
+    prompt, *options = re.split(r"(?:^|\s)--(?=[A-Za-z])", line)
+    if options and not prompt.strip():
+        raise ValueError(f"the line has settings and no prompt: {line!r}; the prompt stands first")
+    row: dict[str, object] = {"prompt": prompt.strip()}
+    for option in options:
+        letter, _, value = option.strip().partition(" ")
+        name = LETTERS.get(letter, letter)
+        if name in row:
+            raise ValueError(f"the line gives --{letter} twice")
+        row[name] = value.strip()
+    sides = [row.pop(name, None) for name in ("width", "height")]
+    if any(sides):
+        if parse_ratio(settings.size) is not None and None in sides:
+            raise ValueError("the line gives one side of the clip; give both, --w and --h")
+        own = parse_size(settings.size) if None in sides else (0, 0)
+        row["size"] = "x".join(str(side or default) for side, default in zip(sides, own, strict=True))
+    return row
+
+
 def parse_row(row: object, settings: SampleConfig, seed: int) -> PromptRow:
     """Parse a row's prompt, seed and settings; null, an empty cell or none is the command's."""
-    if not isinstance(row, dict) or not isinstance(row.get("prompt"), str):
+    column = find_column(row, PROMPT_COLUMNS)
+    if not isinstance(row, dict) or column is None or not isinstance(row[column], str):
         raise ValueError(f"every row needs a prompt, got {row!r}")
-    cells = {str(key).strip().replace("-", "_"): value for key, value in row.items() if value not in (None, "")}
-    prompt = check_text(cells.pop("prompt", ""), "the prompt")
+    prompt = check_text(row[column], "the prompt")
+    # A table of captioned clips is one of prompts, too.
+    others = {key: value for key, value in row.items() if key != column and key not in FILE_COLUMNS}
+    cells = {str(key).strip().replace("-", "_"): value for key, value in others.items() if value not in (None, "")}
     seed = read_seed(str(cells.pop("seed"))) if "seed" in cells else seed
     if "frames" in cells:
         cells.setdefault("seconds", None)

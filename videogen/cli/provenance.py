@@ -9,6 +9,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import cast
 
@@ -47,6 +48,8 @@ def settings_of(job: SampleJob | PromptRow, about: Mapping[str, object]) -> dict
 def provenance(args: SampleArgs) -> dict[str, object]:
     """Collect what else decides the bytes of every clip of a command; files are identified by their content too."""
     versions = {"videogen": __version__, **{name: version(name) for name in ("torch", "diffusers")}}
+    if find_spec("ftfy") is not None:  # it cleans the prompts of Wan's models, and is absent where someone removed it
+        versions["ftfy"] = version("ftfy")
     flags: dict[str, object] = {"image": list(args.image)} if args.image else {}
     flags |= {name: str(path) for name in FILES if (path := getattr(args, name)) is not None}
     flags |= {name: getattr(args, name) for name in PLACES if getattr(args, name) != getattr(SampleArgs, name)}

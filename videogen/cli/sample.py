@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -15,8 +16,9 @@ from itertools import chain, groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from videogen.cli.arguments import check_device, is_given, parse, peek
+from videogen.cli.arguments import is_given, parse, peek
 from videogen.cli.clip_files import STDOUT
+from videogen.cli.devices import check_device, resolve_device
 from videogen.cli.dry_run import count_bytes, describe, format_duration
 from videogen.cli.known_flags import is_long, list_windows, window_length
 from videogen.cli.known_material import Material, load_material
@@ -51,6 +53,7 @@ if TYPE_CHECKING:
     from videogen.models.streaming import Autoencoder
     from videogen.sampling.clip_sampler import ClipSampler
 
+logger = logging.getLogger(__name__)
 TOKENS_PER_PACK = 8192  # of clips that differ in size and length alone
 DESCRIPTION = "Make clips from prompts. Each file carries all its settings; --from makes the same clip again."
 
@@ -115,18 +118,21 @@ def parse_args(argv: Sequence[str]) -> tuple[SampleArgs, CheckpointInfo]:
     args = parse(SampleArgs, argv, default=base, prog="sample.py", description=DESCRIPTION)
     if is_given(argv, "--sweep") and not args.sweep:
         raise ValueError("--sweep needs what to compare: --sweep steps=4,8,16, or a grid.toml")
-    args = replace(args, model=model)
+    device = resolve_device(args.device, (recorded or {}).get("device"))
+    args = replace(args, model=model, device=device)
     if path is not None and recorded is not None:
         check_recorded_files(Path(path), recorded, args, argv)
     return replace(args, dtype=resolve_dtype(args, info)), info
 
 
-def resolve_dtype(args: SampleArgs, info: CheckpointInfo) -> Literal["float32", "bfloat16"]:
+def resolve_dtype(args: SampleArgs, info: CheckpointInfo) -> Literal["float32", "bfloat16", "float16"]:
     """Choose the precision that "auto" stands for: bfloat16 where it is faster and the judge sees no difference."""
-    if args.dtype != "auto":
-        return args.dtype
-    is_faster = args.device == "cpu" and bf16_instructions() is True
-    return "bfloat16" if is_faster and info.is_plain and not args.needs_diffusers else "float32"
+    dtype = args.dtype
+    if dtype == "auto":
+        is_faster = args.device == "cpu" and bf16_instructions() is True
+        dtype = "bfloat16" if is_faster and info.is_plain and not args.needs_diffusers else "float32"
+    logger.info("precision: %s", dtype)
+    return dtype
 
 
 def open_model(argv: Sequence[str]) -> CheckpointInfo:

@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from videogen.cli.devices import check_device_name
 from videogen.cli.prompts import read_seed
 from videogen.config.sample import MINI, SampleConfig
 from videogen.data.pictures import WHITE, check_background
@@ -82,9 +83,10 @@ class SampleArgs:
     low: before it, for high or low noise."""
     sample: Annotated[SampleConfig, tyro.conf.arg(name="")] = field(default_factory=SampleConfig)
     """Settings."""
-    device: Literal["cpu", "cuda", "mps"] = "cpu"
-    """Where to compute."""
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    device: Annotated[str, tyro.conf.arg(metavar="auto|cpu|cuda[:N]|mps|xpu")] = "auto"
+    """Where to compute. auto: on the accelerator that there is, or else on the CPU, where the same command on the same
+    machine writes the same bytes."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Precision of the weights. auto: bfloat16 for checkpoints trained here, on a CPU that has instructions for it, and
     float32 otherwise. A clip records the precision that it was made in."""
     offload: Literal["none", "model", "group"] = "none"
@@ -126,6 +128,7 @@ class SampleArgs:
             raise ValueError(f"num must be at least 1, got {self.num}")
         if self.search is not None and (self.search < 1 or not self.sweep):
             raise ValueError("--search N chooses N >= 1 of the settings of --sweep axis=a,b,c; give both")
+        check_device_name(self.device)
         if self.offload != "none" and self.device == "cpu":
             raise ValueError(
                 f"--offload {self.offload} keeps on the CPU what does not compute on a GPU; "

@@ -77,7 +77,7 @@ def run_sweep(args: SampleArgs, info: CheckpointInfo) -> int:
     plan = replace(plan, about=plan.about + tuple(score_about.items()))
     check_sweep_folder(folder, plan, overwrite=args.overwrite)
     check_files([folder / "clips" / "clip.mp4"])
-    args = replace(args, device=device)  # type: ignore[arg-type]  # cuda:1, too
+    args = replace(args, device=device)
     # Loading comes before the folder is touched, so that a failure to load has cleared and claimed nothing.
     pipeline = load(args, info) if args.overwrite or unfinished_runs(folder, plan) else None
     team.wait()

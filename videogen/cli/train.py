@@ -5,15 +5,16 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import tyro
 
-from videogen.cli.arguments import guard, parse, set_offline, silence_quantisers
+from videogen.cli.arguments import UNFINISHED, guard, honour_no_color, parse, set_offline, silence_quantisers
 from videogen.cli.train_folder import train_folder
+from videogen.config.clip_sets import read_dataset_file
 from videogen.config.parsing import load_toml
-from videogen.config.train import TrainConfig
+from videogen.config.train import DataConfig, TrainConfig
 
 DESCRIPTION = (
     "Train from a recipe. The same command again resumes; SIGTERM and Ctrl-C save first. --dry-run says what the "
@@ -37,7 +38,8 @@ def run_train(argv: Sequence[str]) -> int:
     if not words or words[0].startswith("-"):
         if "--help" in words or "-h" in words:
             words = [word for word in words if word not in ("--help", "-h")]
-            tyro.cli(TrainConfig, args=["--help"], prog="train.py RECIPE.toml", description=DESCRIPTION)
+            with honour_no_color():
+                tyro.cli(TrainConfig, args=["--help"], prog="train.py RECIPE.toml", description=DESCRIPTION)
         raise ValueError(
             "train.py needs a folder of videos or a recipe: python train.py FOLDER [--minutes M] [--run DIR], or "
             "python train.py configs/RECIPE.toml [--data FOLDER] [--run DIR]"
@@ -46,6 +48,7 @@ def run_train(argv: Sequence[str]) -> int:
         return train_folder(argv)
     config = load_toml(TrainConfig, Path(words[0]))
     config = parse(TrainConfig, words[1:], default=config, prog=f"train.py {words[0]}", description=DESCRIPTION)
+    config = with_sets(config)
     set_offline()
     silence_quantisers()
     if dry_run:
@@ -58,16 +61,33 @@ def run_train(argv: Sequence[str]) -> int:
     from videogen.training.run_config import check_config
 
     with lock_run(config.run.dir):
-        if not accept_changes:
+        if not accept_changes and config.run.resume != "none":
             check_config(config, config.run.dir)
         return fit(config, as_json=as_json)
 
 
+def with_sets(config: TrainConfig) -> TrainConfig:
+    """Read the sets of a dataset.toml in the place of a folder, and say which of its keys have no meaning here."""
+    path = config.data.folder
+    if path.suffix != ".toml":
+        return config
+    sets, ignored = read_dataset_file(path)
+    if ignored:
+        print(
+            f"note: {path}: no meaning here have {', '.join(ignored)}: each clip keeps its own size, shape and length, "
+            "and is trained in one size",
+            file=sys.stderr,
+        )
+    return replace(config, data=replace(config.data, folder=DataConfig.folder, sets=sets))
+
+
 def fit(config: TrainConfig, *, as_json: bool) -> int:
     """Train in a run folder that no other process uses, and print the checkpoint's path."""
+    from videogen.training.progress import check_trackers
     from videogen.training.stages import make_stage
     from videogen.training.trainer import Trainer
 
+    check_trackers(config.run.report_to)
     # A union of stages is not a stage of a union; each fits on its own.
     stage = make_stage(config)
     trainer = Trainer(stage, config)  # pyright: ignore[reportArgumentType]
@@ -84,4 +104,4 @@ def fit(config: TrainConfig, *, as_json: bool) -> int:
     print(json.dumps({"checkpoint": checkpoint, "step": trainer.step, "complete": complete}) if as_json else checkpoint)
     if not complete:
         print(f"stopped at step {trainer.step} of {config.run.steps}; the same command goes on", file=sys.stderr)
-    return 0
+    return 0 if complete else UNFINISHED

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import tyro
 
-from videogen.cli.arguments import parse, set_offline, silence_quantisers
+from videogen.cli.arguments import UNFINISHED, parse, set_offline, silence_quantisers
 from videogen.config.parsing import format_toml
 from videogen.config.train import DataConfig
 
@@ -78,7 +78,7 @@ def train_folder(argv: Sequence[str]) -> int:
     plan = prepare_plan(run, args.minutes, data, say, args.model)
     if not train_planned(run):
         say(f"stopped; the same command goes on with {run}")
-        return 0
+        return UNFINISHED
     checkpoint = str(run / "checkpoint")
     say(f"samples beside their sources: {run / 'results' / 'index.html'}\nmore: {sample_command(run, plan)}")
     print(json.dumps({"checkpoint": checkpoint, "complete": True}) if args.json else checkpoint)

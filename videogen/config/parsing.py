@@ -90,7 +90,7 @@ def _plain(value: object) -> object:
         return to_mapping(value)
     if isinstance(value, Path):
         return str(value)
-    return list(value) if isinstance(value, tuple) else value
+    return [_plain(item) for item in value] if isinstance(value, tuple) else value
 
 
 def load_toml(cls: type[T], path: Path, *, over: T | None = None) -> T:
@@ -132,7 +132,12 @@ def _is_shown(value: object, default: object) -> bool:
 
 
 def _toml_value(value: object) -> str:
-    """Write one value; TOML takes JSON's strings, numbers, booleans and lists as they are."""
+    """Write one value; TOML takes JSON's strings, numbers, booleans and lists of them as they are."""
+    if isinstance(value, dict):
+        pairs = (f"{name} = {_toml_value(item)}" for name, item in value.items() if item is not None)
+        return f"{{ {', '.join(pairs)} }}"
+    if isinstance(value, list):
+        return f"[{', '.join(map(_toml_value, value))}]"
     return json.dumps(value, ensure_ascii=False)
 
 

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from pathlib import Path
 
+from videogen.config.assets import ASSETS
 from videogen.config.parsing import check_text
 from videogen.config.sizes import parse_ratio, parse_size, require_positive
 
-MINI = Path(__file__).resolve().parents[2] / "assets" / "mini"  # the default checkpoint, in a checkout
+MINI = ASSETS / "mini"  # the default checkpoint
 SAMPLER_NAMES = (  # see sampling/solvers.py
     "euler", "heun", "dpmpp_2m", "dpmpp_2m_sde", "unipc", "deis", "dpmpp_multistep", "flow_euler", "flow_heun",
 )  # fmt: skip

@@ -12,6 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+import tyro
+
+from videogen.config.clip_sets import ClipSet
 from videogen.config.sample import MINI, SampleConfig
 from videogen.config.sizes import check_frames, check_size, parse_patch, parse_size, require_positive
 
@@ -21,7 +24,10 @@ class DataConfig:
     """Which clips are read from a folder, and at which size."""
 
     folder: Path = Path("data")
-    """A folder of videos: metadata.csv / .jsonl / .parquet with file_name and text, or a clip.txt beside clip.mp4."""
+    """A folder of videos: metadata.csv / .jsonl / .parquet with file_name and text, or a clip.txt beside clip.mp4; or a
+    dataset.toml that names several folders."""
+    sets: tyro.conf.Suppress[tuple[ClipSet, ...]] = ()
+    """Several folders instead of one, each [[data.sets]] with folder, repeats, fps, size and frames."""
     follow_links: bool = False
     """Read what links in the folder lead to where that lies outside of it."""
     toybox: int = 0
@@ -48,6 +54,8 @@ class DataConfig:
     """Number of stretches of a file longer than max_seconds; the epochs read them in turn."""
     scenes: bool = False
     """True looks at every frame of a file of over a minute, and reads each of its scenes as a clip of its own."""
+    max_size: str | None = None
+    """Largest area of a clip, as WIDTHxHEIGHT; a larger one is scaled down to it and keeps its shape."""
     max_tokens: int = 400
     """Most video tokens of one clip; a larger clip is scaled down, keeping its shape."""
     token_budget: int = 2560
@@ -68,6 +76,10 @@ class DataConfig:
         for name in ("toybox", "val_clips", "workers", "cache_gb"):
             if (value := getattr(self, name)) is not None and value < 0:
                 raise ValueError(f"data.{name} must be 0 or more, got {value}")
+        if self.max_size is not None:
+            parse_size(self.max_size)
+        if self.sets and (self.toybox or self.folder != Path("data")):
+            raise ValueError("data.sets names the folders; leave data.folder and data.toybox out, or data.sets")
         if self.toybox and self.folder != Path("data"):
             raise ValueError(
                 f"data.toybox = {self.toybox} draws clips instead of reading {self.folder}; "
@@ -265,6 +277,14 @@ class RunConfig:
     """Wall-clock limit of this call: the run saves and stops, and the same command resumes it."""
     save_every: int = 500
     """Steps between checkpoints."""
+    keep: int = 2
+    """How many step folders are kept, the newest; 0 keeps all."""
+    resume: str = "latest"
+    """Where a run goes on: latest, at a step that was saved, such as 500, or none, which begins it anew. The steps
+    behind that are set aside, not deleted."""
+    report_to: str = "auto"
+    """Trackers beside log.jsonl, as names with commas between: tensorboard, wandb, trackio, mlflow, ..., or none. auto:
+    TensorBoard where it is installed."""
     val_every: int = 500
     """Steps between validation losses."""
     sample_every: int = 1000
@@ -278,6 +298,10 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         require_positive(self, "steps", "save_every", "val_every")
+        if self.keep < 0:
+            raise ValueError(f"run.keep must be 0 or more, got {self.keep}; 0 keeps every step folder")
+        if self.resume not in ("latest", "none") and not (self.resume.isascii() and self.resume.isdigit()):
+            raise ValueError(f"run.resume must be latest, none or the number of a step, got {self.resume!r}")
         if self.skip_bad_steps < 0:
             raise ValueError(f"run.skip_bad_steps must be 0 or more, got {self.skip_bad_steps}")
         if self.minutes is not None:

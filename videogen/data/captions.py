@@ -17,6 +17,14 @@ from videogen.data.files import error_reason
 from videogen.data.findings import Finding
 
 TAB = "\t"
+FILE_COLUMNS = ("file_name", "video", "video_path", "media_path")
+"""Columns that name a clip: that of Hugging Face's folders first, then those of other trainers."""
+TEXT_COLUMNS = ("text", "caption", "prompt")
+"""Columns that hold its caption; a table with several of them is read by the first."""
+
+
+VIDEO_LIST, PROMPT_LISTS = "videos.txt", ("prompts.txt", "prompt.txt", "captions.txt")
+"""Two lists of as many lines, which stand for a table: a clip's name, and its caption."""
 
 
 class CaptionTable(NamedTuple):
@@ -33,10 +41,10 @@ def read_caption_tables(paths: Iterable[Path]) -> CaptionTable:
         try:
             if not path.is_file():  # Reading a pipe would wait for ever.
                 raise ValueError(f"{path} is no regular file; write a table in its place")
-            for number, row in ROW_READERS[path.suffix](path):
-                if not isinstance(row, dict) or not all(isinstance(row.get(key), str) for key in ("file_name", "text")):
-                    raise ValueError(f"{path} row {number}: every row needs file_name and text, got {row}")
-                table.texts.setdefault((path.parent, row["file_name"]), []).append(row["text"].strip())
+            read = read_paired_rows if path.name == VIDEO_LIST else ROW_READERS[path.suffix]
+            for number, row in read(path):
+                name, text = take_caption(row, f"{path} row {number}")
+                table.texts.setdefault((path.parent, name), []).append(text.strip())
             if path.suffix == ".csv" and (delimiter := find_delimiter(path)) != ",":
                 marks = "tabs" if delimiter == TAB else "semicolons"
                 words = f"its cells are separated by {marks}; it is read all the same"
@@ -45,6 +53,41 @@ def read_caption_tables(paths: Iterable[Path]) -> CaptionTable:
             words = error_reason(error) if isinstance(error, OSError) else str(error).removeprefix(f"{path} ")
             table.findings.append((path, Finding("bad_row", words)))
     return table
+
+
+def find_tables(files: Iterable[Path]) -> list[Path]:
+    """Find the tables among the files of a folder: metadata files, and videos.txt with a list of prompts beside it."""
+    return [path for path in files if path.name in METADATA or (path.name == VIDEO_LIST and find_prompt_list(path))]
+
+
+def find_prompt_list(videos: Path) -> Path | None:
+    """Find the list of prompts beside a list of videos."""
+    return next((path for name in PROMPT_LISTS if (path := videos.with_name(name)).is_file()), None)
+
+
+def read_paired_rows(videos: Path) -> Iterator[tuple[int, object]]:
+    """Yield (line number, {file_name, text}) of a list of videos and the list of prompts beside it."""
+    prompts = find_prompt_list(videos)
+    assert prompts is not None, f"{videos} has no prompts"
+    names, texts = (read_utf8(path).rstrip().splitlines() for path in (videos, prompts))
+    if len(names) != len(texts):
+        raise ValueError(f"{videos} has {len(names)} lines and {prompts.name} {len(texts)}; give a prompt a video")
+    for number, (name, text) in enumerate(zip(names, texts, strict=True), start=1):
+        yield number, {"file_name": name.strip(), "text": text}
+
+
+def find_column(row: object, columns: Iterable[str]) -> str | None:
+    """Find the first of several columns that a row has; None where it has none."""
+    return next((column for column in columns if column in row), None) if isinstance(row, dict) else None
+
+
+def take_caption(row: object, where: str) -> tuple[str, str]:
+    """Return the file's name and the caption of a row; a ValueError where it lacks one."""
+    name, text = (find_column(row, columns) for columns in (FILE_COLUMNS, TEXT_COLUMNS))
+    cells = [row[column] for column in (name, text) if column is not None] if isinstance(row, dict) else []
+    if len(cells) < 2 or not all(isinstance(cell, str) for cell in cells):
+        raise ValueError(f"{where}: every row needs file_name and text, got {row}")
+    return cells[0], cells[1]
 
 
 def find_delimiter(path: Path) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple, cast
 
-from videogen.config.sizes import SPACE_STRIDE, TIME_STRIDE
+from videogen.config.sizes import SPACE_STRIDE, TIME_STRIDE, parse_size
 from videogen.config.train import DataConfig
 from videogen.data.files import error_reason
 from videogen.data.findings import Finding
@@ -66,6 +66,8 @@ def plan_clip(info: VideoInfo, config: DataConfig, patch: Patch) -> ClipShape:
     latent_frames = min(1 + (frames - 1) // TIME_STRIDE, max_latent_frames)
     latent_frames -= latent_frames % pt if latent_frames >= pt else 0
     max_cells = max_tokens // (max(1, latent_frames // pt) * tokens_per_cell)
+    if config.max_size is not None:
+        max_cells = min(max_cells, max(min_cells, math.prod(parse_size(config.max_size)) // cell**2))
     width, height = fit_size(info.width, info.height, cell=cell, max_cells=max_cells)
     num_tokens = (latent_frames // pt) * (height // (SPACE_STRIDE * ph)) * (width // (SPACE_STRIDE * pw))
     return ClipShape(1 + (latent_frames - 1) * TIME_STRIDE, width, height, num_tokens)

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from videogen.data.captions import METADATA, CaptionTable, read_caption_tables, read_utf8
+from videogen.data.captions import CaptionTable, find_prompt_list, find_tables, read_caption_tables, read_utf8
 from videogen.data.files import error_reason
 from videogen.data.findings import Finding, printable
 from videogen.data.pictures import IMAGE_SUFFIXES
@@ -48,15 +48,17 @@ def list_folder(folder: Path, *, follow_links: bool = False) -> Listing:
         raise ValueError(f"no folder {folder}; give one with videos in it and captions beside them")
     findings = list[LocatedFinding]()
     files = sorted(walk(folder, findings, follow_links=follow_links))
-    table = read_caption_tables([path for path in files if path.name in METADATA])
+    table_paths = find_tables(files)
+    table = read_caption_tables(table_paths)
     findings += table.findings
     captions = locate_captions(folder, files, table, findings)
     clips = sorted(captions.keys() | find_clip_files(files))
     if not clips and not findings:
         raise ValueError(f"no videos in {folder}; it may hold {', '.join(SUFFIXES)} in any sub-folders")
     captioned = {path.with_suffix("") for path in clips}
+    lists = {path for table in table_paths for path in (table, find_prompt_list(table))}
     for path in files:
-        if path.suffix == ".txt" and path.with_suffix("") not in captioned:
+        if path.suffix == ".txt" and path not in lists and path.with_suffix("") not in captioned:
             findings.append((path, Finding("caption_alone", "no clip has its name; a caption, or only a note")))
     for path in clips:
         name = path.relative_to(folder).as_posix()

@@ -38,7 +38,7 @@ class Split(NamedTuple):
 
     def describe(self) -> str:
         """Say in one line how many clips are held out, and what came and went."""
-        line = f"{len(self.train):,} clips to train on, {len(self.val) or 'none'} held out for the validation loss"
+        line = f"{len(set(self.train)):,} clips to train on, {len(self.val) or 'none'} held out for the validation loss"
         return "; ".join(filter(None, (line, list_changes(self.came, self.went))))
 
     def keep(self, run_dir: Path) -> None:

@@ -234,5 +234,5 @@ def offload(pipeline: VideoPipeline, how: str, device: str) -> None:
         pipeline.enable_model_cpu_offload(device=device)
     else:
         pipeline.enable_group_offload(
-            onload_device=torch.device(device), offload_type="leaf_level", use_stream=device == "cuda"
+            onload_device=torch.device(device), offload_type="leaf_level", use_stream=device.startswith("cuda")
         )

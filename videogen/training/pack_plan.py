@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 
 from videogen.config.sizes import SPACE_STRIDE, TIME_STRIDE, parse_patch
 from videogen.config.train import DataConfig, DitConfig, TrainConfig
+from videogen.data.clip_sets import ClipSets
 from videogen.data.folder import ClipEntry, VideoFolder, epoch_order
 from videogen.data.splits import Split, split_clips
 from videogen.packing.bin_packing import plan_packs
@@ -23,7 +24,9 @@ logger = logging.getLogger(__name__)
 
 
 def open_clips(config: DataConfig, patch: Patch, seed: int) -> VideoFolder | ToyboxClips:
-    """Open the clips of a recipe: the files of a folder, or the toybox."""
+    """Open the clips of a recipe: the files of a folder or of several, or the toybox."""
+    if config.sets:
+        return ClipSets(config, patch, seed=seed)
     return ToyboxClips(config, patch, seed=seed) if config.toybox else VideoFolder(config, patch, seed=seed)
 
 
@@ -31,7 +34,10 @@ def split_folder(folder: VideoFolder | ToyboxClips, config: TrainConfig) -> Spli
     """Split the clips of a recipe's folder as the run in its run folder began with them."""
     run_dir = config.run.dir
     by_order = is_of_earlier_version(run_dir)
-    return split_clips(folder.names(), config.data.val_clips, config.run.seed, run_dir, by_order=by_order)
+    split = split_clips(folder.names(), config.data.val_clips, config.run.seed, run_dir, by_order=by_order)
+    if not isinstance(folder, ClipSets):
+        return split
+    return split._replace(train=[index for index in split.train for _ in range(folder.repeats[index])])
 
 
 def count_latent_bytes(folder: VideoFolder | ToyboxClips, channels: int) -> int:

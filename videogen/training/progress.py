@@ -1,4 +1,4 @@
-"""Report a training run's progress: log.jsonl, TensorBoard if it is installed, and a progress bar on stderr."""
+"""Report a training run's progress: log.jsonl, trackers such as TensorBoard, and a progress bar on stderr."""
 
 from __future__ import annotations
 
@@ -6,11 +6,18 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from videogen.config.parsing import dotted, to_mapping
+from videogen.config.train import TrainConfig
 from videogen.data.files import save_text
+from videogen.data.pictures import read_image_file
+
+if TYPE_CHECKING:
+    from accelerate.tracking import GeneralTracker
 
 LOG = "log.jsonl"
 
@@ -53,25 +60,78 @@ def cut_log(run_dir: Path, step: int, *, validates: bool) -> None:
         save_text(path, text)
 
 
+def check_trackers(report_to: str) -> None:
+    """Refuse a tracker that accelerate does not know, or whose package is not installed."""
+    from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
+
+    installed = [str(name) for name in get_available_trackers()]
+    for name in named_trackers(report_to):
+        if name not in LOGGER_TYPE_TO_CLASS:
+            allowed = ", ".join(LOGGER_TYPE_TO_CLASS)
+            raise ValueError(f"run.report_to must be auto, none, or of {allowed}, got {name!r}")
+        if name not in installed:
+            raise ValueError(f"run.report_to = {name!r} needs a package that is not installed: pip install {name}")
+
+
+def named_trackers(report_to: str) -> list[str]:
+    """List the trackers of run.report_to by name; none for auto and none."""
+    names = [name.strip() for name in report_to.split(",")]
+    return [] if names in (["auto"], ["none"]) else names
+
+
+def open_trackers(run_dir: Path, step: int, config: TrainConfig | None) -> list[GeneralTracker]:
+    """Open the trackers of a recipe, and tell those that it names its settings."""
+    from accelerate.tracking import LOGGER_TYPE_TO_CLASS, is_tensorboard_available
+
+    report_to = "auto" if config is None else config.run.report_to
+    names = named_trackers(report_to)
+    if report_to == "auto" and is_tensorboard_available():
+        names = ["tensorboard"]
+    trackers: list[GeneralTracker] = []
+    for name in names:
+        kind = LOGGER_TYPE_TO_CLASS[name]
+        # TensorBoard leaves out what it was told of later steps before. The others name runs within a project.
+        options: dict[str, object] = {"purge_step": step + 1} if step and name == "tensorboard" else {}
+        options |= {"name": run_dir.name} if name in ("wandb", "trackio") else {}
+        folder = (run_dir,) if kind.requires_logging_directory else ()
+        tracker = kind("tensorboard" if name == "tensorboard" else "videogen", *folder, **options)
+        tracker.start()
+        if config is not None and report_to != "auto":
+            settings = dotted(to_mapping(config))
+            plain = {key: value if isinstance(value, int | float | str) else str(value) for key, value in settings}
+            tracker.store_init_configuration(plain)
+        trackers.append(tracker)
+    return trackers
+
+
 class RunLog:
-    """The metrics of a run: one line of log.jsonl per call, and TensorBoard if it is installed."""
+    """The metrics of a run: one line of log.jsonl per call, and the trackers of the recipe."""
 
-    def __init__(self, run_dir: Path, step: int = 0) -> None:
-        from accelerate.tracking import TensorBoardTracker, is_tensorboard_available
-
+    def __init__(self, run_dir: Path, step: int = 0, config: TrainConfig | None = None) -> None:
         self.path = run_dir / LOG
-        # TensorBoard leaves out what it was told of later steps before.
-        later = {"purge_step": step + 1} if step else {}
-        self.tracker = TensorBoardTracker("tensorboard", run_dir, **later) if is_tensorboard_available() else None
-        if self.tracker is not None:
-            self.tracker.start()
+        self.trackers = open_trackers(run_dir, step, config)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Log the values after a step."""
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, **values}) + "\n")
-        if self.tracker is not None:
-            self.tracker.log(dict(values), step=step)
+        for tracker in self.trackers:
+            tracker.log(dict(values), step=step)
+
+    def show(self, step: int, sheet: Path) -> None:
+        """Give the trackers that take pictures the sheet of a step's samples, where there is one."""
+        if not sheet.is_file():
+            return
+        picture = read_image_file(sheet)
+        for tracker in self.trackers:
+            if (log_images := getattr(tracker, "log_images", None)) is not None:
+                layout = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
+                log_images({"samples": picture}, step=step, **layout)
+
+    def close(self) -> None:
+        """Let the trackers write what they hold back."""
+        for tracker in self.trackers:
+            tracker.finish()
 
 
 class Meter:

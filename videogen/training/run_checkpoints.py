@@ -21,7 +21,6 @@ from videogen.training.ema import PowerEMA
 
 logger = logging.getLogger(__name__)
 PROGRESS = "progress.json"
-NUM_KEPT = 2  # step folders; older ones are removed once a new one is complete
 
 
 class Stretch(NamedTuple):
@@ -46,8 +45,13 @@ def save_step(
     ema: PowerEMA,
     optimizer: torch.optim.Optimizer,
     progress: RunProgress = RunProgress(),  # noqa: B008  # immutable
+    *,
+    keep: int = 2,
 ) -> None:
-    """Write everything that the run needs to resume beside its final folder, rename it, and keep the newest two."""
+    """Write everything that the run needs to resume beside its final folder, and rename it.
+
+    Then all but the newest `keep` step folders are removed; 0 keeps all.
+    """
     with atomic_folder(step_folder(run_dir, step)) as part:
         save_tensors(dict(zip(ema.names, ema.live, strict=True)), part / "model.safetensors")
         for i, copy in enumerate(ema.copies):
@@ -57,7 +61,7 @@ def save_step(
         save_tensors(moments, part / "optimizer.safetensors")
         save_text(part / PROGRESS, json.dumps(progress._asdict()) + "\n")
         write_manifest(part)
-    for old_step in saved_steps(run_dir)[:-NUM_KEPT]:
+    for old_step in saved_steps(run_dir)[:-keep] if keep else []:
         shutil.rmtree(step_folder(run_dir, old_step))
 
 
@@ -70,6 +74,25 @@ def saved_steps(run_dir: Path) -> list[int]:
     """List the steps of the run's checkpoints, whole or not, in rising order."""
     numbers = (re.fullmatch(r"step_(\d{6,})", path.name, re.ASCII) for path in run_dir.glob("step_*") if path.is_dir())
     return sorted(int(number[1]) for number in numbers if number)
+
+
+def choose_step(run_dir: Path, resume: str) -> int:
+    """Choose the step that a run goes on from: the latest that is whole, a given one, or 0 to begin anew.
+
+    Raises a ValueError where the given step was not saved, or is not whole.
+    """
+    if resume == "latest":
+        return newest_whole_step(run_dir)
+    if resume == "none" or (step := int(resume)) == 0:
+        return 0
+    if step not in (steps := saved_steps(run_dir)):
+        saved = ", ".join(map(str, steps)) or "none"
+        raise ValueError(
+            f"run.resume = {step}, and the steps saved in {run_dir} are {saved}; give one of them, or latest"
+        )
+    if fault := find_step_fault(step_folder(run_dir, step)):
+        raise ValueError(f"run.resume = {step}, which is not whole: {fault}; give another step, or latest")
+    return step
 
 
 def newest_whole_step(run_dir: Path) -> int:
@@ -108,9 +131,13 @@ def find_step_fault(folder: Path) -> str:
 
 
 def set_later_steps_aside(run_dir: Path, step: int) -> None:
-    """Rename the folders of steps after the one that a run goes on from: they are damaged, and would count as saved."""
+    """Rename the folders of steps after the one that a run goes on from, which would count as saved.
+
+    They are damaged, or whole where an earlier step was asked for.
+    """
     for later in (number for number in saved_steps(run_dir) if number > step):
-        aside = run_dir / f"step_{later:06d}.damaged"
+        why = "damaged" if find_step_fault(step_folder(run_dir, later)) else "aside"
+        aside = run_dir / f"step_{later:06d}.{why}"
         shutil.rmtree(aside, ignore_errors=True)
         step_folder(run_dir, later).rename(aside)
 

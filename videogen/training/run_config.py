@@ -23,7 +23,7 @@ FREE = {
     "optim.lr", "optim.betas", "optim.weight_decay", "optim.warmup_steps", "optim.decay_share", "optim.grad_clip",
     "run.dir", "run.steps", "run.minutes", "run.save_every", "run.val_every", "run.sample_every", "run.sample_rarer",
     "run.sample_prompts",
-    "run.compile", "run.mixed_precision", "run.skip_bad_steps",
+    "run.keep", "run.resume", "run.report_to", "run.compile", "run.mixed_precision", "run.skip_bad_steps",
 }  # fmt: skip
 """Settings that may change within a run: how long it is, how fast, how it steps and what it leaves behind."""
 PATHS = {"data.folder", "dit.vae", "dit.text", "dit.init"}

@@ -34,11 +34,11 @@ from videogen.training.progress import Meter, RunLog, cut_log, is_validation, pr
 from videogen.training.run_checkpoints import (
     RunProgress,
     Stretch,
+    choose_step,
     count_packs,
     count_steps,
     load_progress,
     load_step,
-    newest_whole_step,
     save_step,
     set_later_steps_aside,
 )
@@ -101,7 +101,7 @@ class Trainer(Generic[Batch, MicroBatch]):
         if self.run.mixed_precision == "bf16" and lacks_bf16_instructions(device):
             logger.warning("this CPU has no bf16 instructions: run.mixed_precision = 'no' would be many times as fast")
         self.run.dir.mkdir(parents=True, exist_ok=True)
-        self.step = newest_whole_step(self.run.dir)
+        self.step = choose_step(self.run.dir, self.run.resume)
         progress = load_progress(self.run.dir, self.step)
         if self.step:
             name = config.optim.optimizer
@@ -237,7 +237,11 @@ class Trainer(Generic[Batch, MicroBatch]):
         with lock_run(self.run.dir):
             if is_main:
                 self.prepare_folder()
-            return self.step >= self.run.steps or self.train_steps()
+            try:
+                return self.step >= self.run.steps or self.train_steps()
+            finally:
+                if self.meter.log is not None:
+                    self.meter.log.close()
 
     def prepare_folder(self) -> None:
         """Leave the run folder as it would be had the run just taken its step, whatever has happened since."""
@@ -245,7 +249,7 @@ class Trainer(Generic[Batch, MicroBatch]):
         write_config(self.config, self.run.dir)
         self.stage.clip_split.keep(self.run.dir)
         cut_log(self.run.dir, self.step, validates=self.is_validation_due)
-        self.meter.log = RunLog(self.run.dir, self.step)
+        self.meter.log = RunLog(self.run.dir, self.step, config=self.config)
         if self.lacks_checkpoint():
             self.export()
         if self.lacks_validation():
@@ -338,6 +342,8 @@ class Trainer(Generic[Batch, MicroBatch]):
         """Write samples of the averaged weights."""
         with torch.compiler.set_stance("force_eager"), self.averaged_weights():
             self.stage.preview(self.step, self.run.dir / "samples")
+        if self.meter.log is not None:
+            self.meter.log.show(self.step, self.run.dir / "samples" / f"step_{self.step:06d}.png")
 
     def export(self) -> None:
         """Write the checkpoint folder that sample.py reads, with the averaged weights."""
@@ -357,7 +363,7 @@ class Trainer(Generic[Batch, MicroBatch]):
         optimizer = self.config.optim.optimizer
         stretches = [*self.earlier, stretch]
         progress = RunProgress(self.meter.window, stretches, optimizer, self.num_skipped)
-        save_step(self.run.dir, self.step, self.ema, self.optimizer, progress)
+        save_step(self.run.dir, self.step, self.ema, self.optimizer, progress, keep=self.run.keep)
 
     @contextmanager
     def averaged_weights(self) -> Iterator[None]:

@@ -19,13 +19,14 @@ from einops import rearrange
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from videogen.config.assets import ASSETS
 from videogen.toybox.world.events import EVENTS
 from videogen.toybox.world.motions import MOTIONS
 from videogen.toybox.world.render import render
 from videogen.toybox.world.scenes import CAMERAS, Scene, draw_scene
 from videogen.toybox.world.things import BACKGROUNDS, COLOURS, KINDS, SIZES
 
-WEIGHTS = Path(__file__).resolve().parents[3] / "assets" / "toybox" / "features.safetensors"
+WEIGHTS = ASSETS / "toybox" / "features.safetensors"
 LABELS: dict[str, tuple[str, ...]] = {
     "background": tuple(BACKGROUNDS),
     "camera": tuple(CAMERAS),

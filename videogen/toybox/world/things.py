@@ -2,12 +2,13 @@
 
 from collections.abc import Sequence
 from functools import cache
-from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 from einops import rearrange, reduce
 from PIL import Image
+
+from videogen.config.assets import ASSETS
 
 T = TypeVar("T")
 Colour = tuple[int, int, int]
@@ -61,7 +62,7 @@ TEXTURED_BACKGROUNDS: tuple[str, ...] = ("checkerboard", "night sky", "sea", "gr
 """Backgrounds on which the motion of the camera is visible along both axes."""
 
 TILE_SIZE, TILES_PER_ROW = 64, 8
-SPRITE_SHEET = Path(__file__).resolve().parents[3] / "assets" / "toybox" / "sprites.png"
+SPRITE_SHEET = ASSETS / "toybox" / "sprites.png"
 
 
 @cache
