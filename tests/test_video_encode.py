@@ -66,7 +66,7 @@ def test_a_growing_file_has_every_frame_but_the_last_at_any_moment(tmp_path: Pat
             if number:
                 counts.append(probe(path).num_frames)
 
-    encode_video(path, suffix, source(), fps=8, crf=12, comment="settings", growing=True)
+    encode_video(path, suffix, source(), fps=8, crf=12, tags={"comment": "settings"}, growing=True)
     assert counts == list(range(1, 17))
     assert probe(path)[:4] == (64, 48, 17, pytest.approx(8))
     difference = (read_video(path).int() - frames.int()).abs().float()
@@ -84,7 +84,7 @@ def test_a_growing_file_holds_the_pictures_of_one_written_at_once(tmp_path: Path
 @pytest.mark.parametrize("suffix", GROWING)
 def test_a_pipe_takes_a_growing_file(suffix: str) -> None:
     pipe = Pipe()
-    encode_video(pipe, suffix, [*waves(5).numpy()], fps=8, crf=12, comment="settings", growing=True)
+    encode_video(pipe, suffix, [*waves(5).numpy()], fps=8, crf=12, tags={"comment": "settings"}, growing=True)
     with av.open(io.BytesIO(pipe.getvalue())) as container:
         assert {key.lower(): value for key, value in container.metadata.items()}["comment"] == "settings"
         assert len([*container.decode(video=0)]) == 5

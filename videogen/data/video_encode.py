@@ -6,7 +6,7 @@ frames (h, w, 3) uint8, suffix  ->  .mp4, .mov, .mkv or .webm in BT.709 that the
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from fractions import Fraction
 from itertools import chain
 from pathlib import Path
@@ -52,16 +52,13 @@ SAME_BYTES: Options = {"x264-params": "asm=avx2"} if IS_X86 else {}
 H264: Options = {"threads": "4", **SAME_BYTES}
 H264_AT_ONCE: Options = {"threads": "1", "tune": "zerolatency", **SAME_BYTES}
 VP9: Options = {"b": "0", "cpu-used": "4", "threads": "1", "field_order": "progressive"}
-INDEX_FIRST: Options = {"movflags": "+faststart"}
-FRAGMENTS: Options = {"movflags": "+frag_every_frame+empty_moov+default_base_moof"}
+# The older tags of MP4 and QuickTime cannot name parameters, and what is longer than 65,535 bytes damages the file.
+INDEX_FIRST: Options = {"movflags": "+faststart+use_metadata_tags"}
+FRAGMENTS: Options = {"movflags": "+frag_every_frame+empty_moov+default_base_moof+use_metadata_tags"}
 CLUSTERS: Options = {"cluster_time_limit": "1"}  # milliseconds: each frame is written as it comes
-# QuickTime's older tags hold 65,535 bytes, and what is longer damages the file.
-MOV_INDEX_FIRST, MOV_FRAGMENTS = (
-    {"movflags": muxing["movflags"] + "+use_metadata_tags"} for muxing in (INDEX_FIRST, FRAGMENTS)
-)
 ENCODERS = {
     ".mp4": Encoder("libx264", "yuv420p", "mp4", H264, INDEX_FIRST, H264_AT_ONCE, FRAGMENTS),
-    ".mov": Encoder("libx264", "yuv420p", "mov", H264, MOV_INDEX_FIRST, H264_AT_ONCE, MOV_FRAGMENTS),
+    ".mov": Encoder("libx264", "yuv420p", "mov", H264, INDEX_FIRST, H264_AT_ONCE, FRAGMENTS),
     ".mkv": Encoder("libx264", "yuv420p", "matroska", H264, {}, H264_AT_ONCE, CLUSTERS),
     ".webm": Encoder("libvpx-vp9", "yuv420p", "webm", VP9, {}, VP9 | {"lag-in-frames": "0"}, CLUSTERS),
     ".gif": Encoder("gif", "pal8", "gif", {"threads": "1"}, {}, {}, {}),
@@ -100,7 +97,7 @@ def encode_video(
     *,
     fps: float,
     crf: int,
-    comment: str = "",
+    tags: Mapping[str, str] | None = None,
     growing: bool = False,
 ) -> None:
     """Encode frames (h, w, 3) uint8 of one size into a file or a pipe; raises an OSError where it cannot be written.
@@ -123,7 +120,7 @@ def encode_video(
         with av.open(
             file, "w", format=encoder.container, container_options={"fflags": "+bitexact", **muxing}
         ) as container:
-            container.metadata.update({"comment": comment} if comment else {})
+            container.metadata.update(tags or {})
             options = options | quality | {"flags": "+bitexact"}
             stream = cast("av.VideoStream", container.add_stream(encoder.codec, rate, options))
             stream.width, stream.height, stream.pix_fmt = width, height, encoder.pixel_format

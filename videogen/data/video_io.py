@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 from einops import rearrange
 
 from videogen.data.files import atomic_file, error_reason, refuse_existing
+from videogen.data.parameters import format_parameters
 from videogen.data.pictures import IMAGE_SUFFIXES, is_animation, read_animation, read_image_file
 from videogen.data.video_decode import READERS, FrameRequest, decode_animation, inspect_header, open_video
 from videogen.data.video_encode import ENCODERS, GROWING, SupportsWrite, encode_video
@@ -168,7 +169,7 @@ def write_video(
         raise ValueError(f"crf must be from 0 (best) to 51 (smallest), got {crf}")
     if not overwrite:
         refuse_existing(path)  # now, and once more when it is written
-    comment = settings_comment(settings) if settings is not None else ""
+    tags = settings_tags(settings) if settings is not None else {}
     images = iterate_frames([frames] if isinstance(frames, torch.Tensor) else frames)
     if (first := next(images, None)) is None:
         raise ValueError(f"cannot write {path}: there are no frames")
@@ -176,14 +177,14 @@ def write_video(
     try:
         with atomic_file(path, overwrite=overwrite) as part:
             if suffix == ".png":
-                write_png(part, first, images, comment)
+                write_png(part, first, images, tags)
             else:
                 if on_part is not None:
                     on_part(part)
                 whole = chain([first], images)
-                encode_video(part, suffix, whole, fps=fps, crf=crf, comment=comment, growing=on_part is not None)
-                if comment and suffix == ".gif":
-                    insert_gif_comment(part, comment.encode())
+                encode_video(part, suffix, whole, fps=fps, crf=crf, tags=tags, growing=on_part is not None)
+                if tags and suffix == ".gif":
+                    insert_gif_comment(part, tags["comment"].encode())
     except FileExistsError:
         raise
     except OSError as error:
@@ -202,12 +203,16 @@ def stream_video(
     """
     check_format(Path(f"pipe{PIPE_FORMAT}"), fps)
     images = iterate_frames(frames)
-    encode_video(pipe, PIPE_FORMAT, images, fps=fps, crf=crf, comment=settings_comment(settings), growing=True)
+    encode_video(pipe, PIPE_FORMAT, images, fps=fps, crf=crf, tags=settings_tags(settings), growing=True)
 
 
-def settings_comment(settings: Mapping[str, object]) -> str:
-    """Format settings as a file's comment, in ASCII, which every container stores unchanged."""
-    return json.dumps({"videogen": dict(settings)})
+def settings_tags(settings: Mapping[str, object]) -> dict[str, str]:
+    """Format settings as a file's tags: a comment, in ASCII, which every container stores unchanged, and a clip's
+    parameters as galleries read them, which a GIF has no place for.
+    """
+    parameters = format_parameters(settings)
+    comment = {"comment": json.dumps({"videogen": dict(settings)})}
+    return comment | ({"parameters": parameters} if parameters else {})
 
 
 def check_format(path: Path, fps: float) -> str:
@@ -238,7 +243,7 @@ def insert_gif_comment(path: Path, comment: bytes) -> None:
     path.write_bytes(gif[:start] + b"\x21\xfe" + blocks + b"\x00" + gif[start:])
 
 
-def write_png(path: Path, first: ndarray, rest: Iterator[ndarray], comment: str) -> None:
+def write_png(path: Path, first: ndarray, rest: Iterator[ndarray], tags: Mapping[str, str]) -> None:
     """Write a single frame (h, w, 3) as a PNG; raises a ValueError where more follow."""
     import imageio.v3 as iio
     from PIL.PngImagePlugin import PngInfo
@@ -246,7 +251,8 @@ def write_png(path: Path, first: ndarray, rest: Iterator[ndarray], comment: str)
     if next(rest, None) is not None:
         raise ValueError("a .png holds one frame and got more; write .mp4, .webm or .gif instead")
     info = PngInfo()
-    info.add_text("comment", comment)
+    for name, text in tags.items():
+        info.add_text(name, text)
     iio.imwrite(path, first, plugin="pillow", pnginfo=info)
 
 
