@@ -70,7 +70,7 @@ def test_every_file_named_in_readme_and_guide_exists() -> None:
             assert (page.parent / name).exists(), f"{page.name} links {name}"
     for command in LAST_COMMANDS:
         for name in command.split():
-            if name.endswith((".toml", ".py")) and not name.startswith(("grid", "RECIPE")):
+            if name.endswith((".toml", ".py")) and not name.startswith(("grid", "RECIPE", "dataset")):
                 assert (ROOT / name).exists(), command
 
 

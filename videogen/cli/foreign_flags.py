@@ -20,10 +20,10 @@ STEPS = ("--run.steps N", "--minutes M")
 RANK = ("--dit.lora-rank N, with --dit.init FOLDER",)
 LORA = ("--lora FILE=SCALE",)
 BATCH = ("--num N (clips a prompt)", "--data.token-budget N (a batch is so many video tokens)")
-TRACKERS = ("nothing: log.jsonl is always written, and TensorBoard's file where that is installed",)
+TRACKERS = ("--run.report-to NAME",)
 CACHE = ("--first-block-cache 0.1, or --mag-cache 0.1",)
 EPOCHS = ("--run.steps N (--dry-run says how many steps an epoch has)", "--minutes M")
-RESUME = ("the same command again, which resumes",)
+RESUME = ("--run.resume STEP (the same command again resumes by itself)", "the same command again, which resumes")
 
 FOREIGN_FLAGS: Mapping[str, Sequence[str]] = {
     **dict.fromkeys(("num-inference-steps", "num-steps", "sample-steps", "infer-steps"), ("--steps N",)),
@@ -59,7 +59,7 @@ FOREIGN_FLAGS: Mapping[str, Sequence[str]] = {
     **dict.fromkeys(("report-to", "log-with", "tracker-name"), TRACKERS),
     "logging-dir": ("--run.dir DIR", "--run DIR"),
     **dict.fromkeys(("train-data-dir", "instance-data-dir", "data-dir", "dataset-dir"), DATA),
-    "dataset-config": ("the file itself, without a flag: python train.py dataset.toml",),
+    "dataset-config": ("--data.folder dataset.toml",),
     **dict.fromkeys(("rank", "lora-rank", "network-dim"), RANK),
     **dict.fromkeys(("checkpointing-steps", "save-every-n-steps", "save-steps"), ("--run.save-every N",)),
     "validation-steps": ("--run.val-every N",),
