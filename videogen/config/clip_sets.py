@@ -129,7 +129,8 @@ def resolutions_of(row: Table) -> Sequence[object]:
 
 def read_resolution(value: object) -> tuple[int, int]:
     """Read a resolution as width and height: [960, 544], or the side of a square."""
-    sides = value if isinstance(value, list) else [value, value]
-    if len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):
+    given = value if isinstance(value, list) else [value, value]
+    sides = [side for side in given if isinstance(side, int) and side > 0]
+    if not len(given) == len(sides) == 2:
         raise ValueError(f"a resolution is a side or [width, height] in pixels, got {value!r}")
     return sides[0], sides[1]

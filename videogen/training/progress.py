@@ -122,10 +122,12 @@ class RunLog:
         """Give the trackers that take pictures the sheet of a step's samples, where there is one."""
         if not sheet.is_file():
             return
+        from accelerate.tracking import TensorBoardTracker
+
         picture = read_image_file(sheet)
         for tracker in self.trackers:
             if (log_images := getattr(tracker, "log_images", None)) is not None:
-                layout = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
+                layout = {"dataformats": "NHWC"} if isinstance(tracker, TensorBoardTracker) else {}
                 log_images({"samples": picture}, step=step, **layout)
 
     def close(self) -> None:
