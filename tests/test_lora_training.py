@@ -59,7 +59,7 @@ def trained(clips_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Tra
 def test_a_trained_lora_samples_the_same_latents_here_and_in_diffusers(trained: TrainConfig) -> None:
     assert trained.dit.init is not None
     checkpoint = trained.run.dir / "checkpoint"
-    assert {path.name for path in checkpoint.iterdir()} == {FILE, MANIFEST}
+    assert {path.name for path in checkpoint.iterdir()} == {FILE, MANIFEST, "README.md"}
     wan = WanPipeline.from_pretrained(str(trained.dit.init))
     wan.set_progress_bar_config(disable=True)
     without_lora = latents_of(wan, SETTINGS)

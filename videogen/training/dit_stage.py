@@ -54,6 +54,7 @@ from videogen.training.flow_matching import FlowTask, flow_loss, sample_task
 from videogen.training.frozen_models import check_compatible, encoder_id, load_frozen, load_part, resolve_checkpoints
 from videogen.training.lora import add_lora, save_lora
 from videogen.training.masks import check_mixture
+from videogen.training.model_card import write_card
 from videogen.training.pack_plan import (
     check_cache,
     count_latent_bytes,
@@ -336,3 +337,4 @@ class DitStage:
                 self.pipeline().save_pretrained(part)
                 write_words(part, training_words(self.folder, self.train_indices, self.config.dit.init))
             write_manifest(part)
+            write_card(part, self.config, num_clips=len(self.train_indices))  # after it: a card is there to be edited
