@@ -16,7 +16,7 @@ from videogen.models.checkpoint_config import CLASSES
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "videogen"
 FLOORS = (  # from the top floor down; a file imports its own room or a lower floor
-    {"__main__"},
+    {"__main__", "comfy"},
     {"cli"},
     {"training", "sweep"},
     {"sampling"},
