@@ -14,11 +14,12 @@ from videogen.data.video_io import read_settings, write_video
 
 SETTINGS = {
     "prompt": "ein Café, 猫", "negative": "blurry", "steps": 12, "sampler": "euler", "guidance": 3.0, "seed": 7,
-    "size": "64x64", "shift": 2.5, "checkpoint": {"name": "my, model", "sha256": "a3f8"}, "versions": {"videogen": "1"},
+    "size": "64x64", "shift": 2.5, "checkpoint": {"name": "my, model", "sha256": "a3f8cd054803359e"},
+    "versions": {"videogen": "1"},
 }  # fmt: skip
 TEXT = (
-    "ein Café, 猫\nNegative prompt: blurry\nSteps: 12, Sampler: euler, CFG scale: 3, Seed: 7, Size: 64x64, Shift: 2.5, "
-    'Model hash: a3f8, Model: "my, model", Version: videogen 1'
+    "ein Café, 猫\nNegative prompt: blurry\nSteps: 12, Sampler: Euler, CFG scale: 3, Seed: 7, Size: 64x64, Shift: 2.5, "
+    'Model hash: a3f8cd0548, Model: "my, model", Version: videogen 1'
 )
 
 

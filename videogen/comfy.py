@@ -1,9 +1,10 @@
-"""Nodes for ComfyUI, by its V3 schema: load a checkpoint or a Wan folder, and make clips of prompts and known frames.
+"""Nodes for ComfyUI by its V3 schema: load a checkpoint, and sample one clip for each line of a prompt.
 
-folder  ->  pipeline;  pipeline, prompts, pictures (b, h, w, 3) in [0, 1]  ->  a batch of frames (t, h, w, 3) a prompt
+    checkpoint folder  ->  pipeline;  pipeline, lines of prompts, IMAGE  ->  a list of IMAGE, frames a second
 
-ComfyUI finds them by a file custom_nodes/videogen/__init__.py of two lines:
+An IMAGE is a batch of frames (b, h, w, c) float32 in [0, 1]. A folder in ComfyUI's custom_nodes imports this file:
 
+    # custom_nodes/videogen/__init__.py
     from videogen.comfy import comfy_entrypoint
     __all__ = ["comfy_entrypoint"]
 """
@@ -11,72 +12,85 @@ ComfyUI finds them by a file custom_nodes/videogen/__init__.py of two lines:
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import TYPE_CHECKING, ClassVar
 
+import torch
 from comfy_api.latest import ComfyExtension, io  # type: ignore[import-not-found]
 from torch import Tensor
 
-from videogen.config.sample import MINI, SampleConfig
+from videogen.config.sample import MINI, SAMPLER_NAMES, SampleConfig
+from videogen.sampling.clips import as_fractions
 from videogen.sampling.known import Known
-from videogen.sampling.pipeline import VideoPipeline
 
-PIPELINE = io.Custom("VIDEOGEN_PIPELINE")
-CATEGORY = "videogen"
-MAX_SIDE, MAX_FRAMES = 8192, 100_000
+if TYPE_CHECKING:
+    from videogen.sampling.pipeline import VideoPipeline
+
+CATEGORY, OWN = "videogen", "the checkpoint's own"
+Pipeline = io.Custom("VIDEOGEN_PIPELINE")
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+LARGEST_SEED = 2**53 - 1  # The browser's numbers are exact up to here.
 
 
-class LoadPipeline(io.ComfyNode):
-    """Load a checkpoint folder of videogen, or of Wan in diffusers' layout."""
+class LoadCheckpoint(io.ComfyNode):
+    """Load a checkpoint of videogen or a diffusers folder of Wan."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        """Describe the node."""
+        """Describe the node's inputs and outputs."""
         return io.Schema(
-            node_id="VideogenLoad",
-            display_name="Load videogen checkpoint",
+            node_id="VideogenLoadCheckpoint",
+            display_name="Load videogen or Wan checkpoint",
             category=CATEGORY,
+            description="Opens a checkpoint folder of videogen, or Wan's in diffusers' format.",
             inputs=[
-                io.String.Input("folder", default="", tooltip="checkpoint or Wan folder; empty: the shipped one"),
-                io.Combo.Input("device", options=["cpu", "cuda", "mps", "xpu"], default="cpu"),
-                io.Combo.Input("dtype", options=["float32", "bfloat16", "float16"], default="float32"),
-                io.String.Input("lora", default="", tooltip="files as FILE=SCALE, one a line", multiline=True),
+                io.String.Input("folder", default=str(MINI), tooltip="A folder with a model_index.json."),
+                io.String.Input("loras", multiline=True, default="", tooltip="One file a line, or FILE=SCALE."),
+                io.Combo.Input("device", options=["auto", "cpu", "cuda", "mps", "xpu"], default="auto"),
+                io.Combo.Input("dtype", options=[*DTYPES], default="float32"),
             ],
-            outputs=[PIPELINE.Output(display_name="pipeline")],
+            outputs=[Pipeline.Output(display_name="pipeline")],
         )
 
     @classmethod
-    def execute(cls, folder: str, device: str, dtype: str, lora: str = "") -> io.NodeOutput:
-        """Load it, checked: a ValueError names what is missing."""
-        import torch
+    def execute(cls, folder: str, loras: str, device: str, dtype: str) -> io.NodeOutput:
+        """Load the pipeline on its device; raises a ValueError for what is no checkpoint."""
+        from videogen.sampling.pipeline import VideoPipeline  # diffusers takes seconds to import
 
-        pipeline = VideoPipeline.load(folder.strip() or MINI, dtype=getattr(torch, dtype))
-        if names := split_lines(lora):
-            pipeline.add_loras(names)
+        if device == "auto":
+            accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+            device = accelerator.type if accelerator else "cpu"
+        pipeline = VideoPipeline.load(folder.strip(), dtype=DTYPES[dtype])
+        pipeline.add_loras(lines_of(loras))
         return io.NodeOutput(pipeline.to(device))
 
 
 class SampleClips(io.ComfyNode):
-    """Make a clip of each prompt, side by side in one pack."""
+    """Make one clip for each line of a prompt, all in one pack."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        """Describe the node."""
-        own = "0: the checkpoint's own"
+        """Describe the node's inputs and outputs."""
         return io.Schema(
-            node_id="VideogenSample",
-            display_name="Sample videogen clips",
+            node_id="VideogenSampleClips",
+            display_name="Sample clips",
             category=CATEGORY,
+            description=f"Makes one clip for each line. 0, and a guidance of -1, is {OWN} setting.",
             inputs=[
-                PIPELINE.Input("pipeline"),
-                io.String.Input("prompts", multiline=True, tooltip="one a line; each gives a clip"),
-                io.String.Input("negative", multiline=True, default=""),
-                io.Int.Input("seed", default=0, min=0, max=2**62, control_after_generate=True),
-                io.Int.Input("width", default=0, min=0, max=MAX_SIDE, tooltip=own),
-                io.Int.Input("height", default=0, min=0, max=MAX_SIDE, tooltip=own),
-                io.Int.Input("frames", default=0, min=0, max=MAX_FRAMES, tooltip=own),
-                io.Int.Input("steps", default=0, min=0, max=1000, tooltip=own),
-                io.Float.Input("guidance", default=0.0, min=0.0, max=100.0, step=0.1, tooltip=own),
-                io.Image.Input("first", optional=True, tooltip="the first frame, or frames to go on from"),
-                io.Image.Input("last", optional=True, tooltip="the last frame"),
+                Pipeline.Input("pipeline"),
+                io.String.Input("prompts", multiline=True, default="", tooltip="One prompt a line."),
+                io.String.Input("negative", multiline=True, default="", tooltip="What the clips should not show."),
+                io.Int.Input(
+                    "seed", default=0, min=0, max=LARGEST_SEED, control_after_generate=True,
+                    tooltip="Of the first clip; the next has the next.",
+                ),
+                io.Int.Input("width", default=0, min=0, max=8192),
+                io.Int.Input("height", default=0, min=0, max=8192),
+                io.Int.Input("frames", default=0, min=0, max=100_000),
+                io.Int.Input("steps", default=0, min=0, max=1000),
+                io.Float.Input("guidance", default=-1.0, min=-1.0, max=100.0, step=0.1),
+                io.Combo.Input("sampler", options=[OWN, *SAMPLER_NAMES], default=OWN),
+                io.Image.Input("first", optional=True, tooltip="A picture or frames that the clips begin with."),
+                io.Image.Input("last", optional=True, tooltip="A picture that the clips end with."),
             ],
             outputs=[
                 io.Image.Output(display_name="clips", is_output_list=True),
@@ -89,61 +103,48 @@ class SampleClips(io.ComfyNode):
         cls,
         pipeline: VideoPipeline,
         prompts: str,
-        negative: str,
-        seed: int,
-        width: int,
-        height: int,
-        frames: int,
-        steps: int,
-        guidance: float,
         first: Tensor | None = None,
         last: Tensor | None = None,
+        *,
+        seed: int,
+        **widgets: str | float,
     ) -> io.NodeOutput:
-        """Make the clips; prompt i has seed + i. A ValueError says what the checkpoint cannot do."""
-        lines = split_lines(prompts)
-        if not lines:
-            raise ValueError("no prompt was given; write one a line")
-        config = configure(pipeline.defaults, width, height, frames, steps, guidance)
-        config = replace(config, negative=negative.strip() or config.negative)
-        known = [] if first is None else [give(first)]
-        known += [] if last is None else [Known.last(to_bytes(last)[-1])]
-        clips = pipeline(lines, config, seeds=[seed + i for i in range(len(lines))], known=known)
-        return io.NodeOutput([clip.as_subclass(Tensor).float() / 255 for clip in clips], float(config.fps))
+        """Sample the clips (b, h, w, c) in [0, 1]; raises a ValueError for settings that the checkpoint cannot."""
+        texts = lines_of(prompts)
+        if not texts:
+            raise ValueError("prompts is empty; write one prompt a line")
+        config = settings_of_widgets(pipeline.defaults, widgets)
+        known = [] if first is None else [Known.clip(first)]
+        known += [] if last is None else [Known.last(last)]
+        clips = pipeline(texts, config, seeds=[seed + i for i in range(len(texts))], known=known)
+        return io.NodeOutput([as_fractions(clip) for clip in clips], config.fps)
 
 
-class Extension(ComfyExtension):
+class VideogenExtension(ComfyExtension):
     """The nodes of videogen."""
 
+    nodes: ClassVar = [LoadCheckpoint, SampleClips]
+
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        """List them."""
-        return [LoadPipeline, SampleClips]
+        """List the nodes."""
+        return self.nodes
 
 
-async def comfy_entrypoint() -> Extension:
-    """Give ComfyUI the nodes."""
-    return Extension()
+async def comfy_entrypoint() -> VideogenExtension:
+    """Return the extension, as ComfyUI asks of a node pack."""
+    return VideogenExtension()
 
 
-def split_lines(text: str) -> list[str]:
-    """Return the lines that hold something."""
+def lines_of(text: str) -> list[str]:
+    """Split a text into its lines that are not blank."""
     return [line.strip() for line in text.splitlines() if line.strip()]
 
 
-def configure(own: SampleConfig, width: int, height: int, frames: int, steps: int, guidance: float) -> SampleConfig:
-    """Change the checkpoint's own settings where a number is given."""
-    if width or height:
-        own = replace(own, size=f"{width or own.width}x{height or own.height}")
-    if frames:
-        own = replace(own, frames=frames, seconds=None)
-    return replace(own, steps=steps or own.steps, guidance=guidance or own.guidance)
-
-
-def to_bytes(pictures: Tensor) -> Tensor:
-    """Return pictures (b, h, w, c) in [0, 1] as uint8 without an alpha channel."""
-    return (pictures[..., :3].clamp(0, 1) * 255).round().byte().cpu()
-
-
-def give(pictures: Tensor) -> Known:
-    """Give one picture as the first frame, or several as the frames that a clip begins with."""
-    frames = to_bytes(pictures)
-    return Known.first(frames[0]) if len(frames) == 1 else Known.clip(frames)
+def settings_of_widgets(defaults: SampleConfig, widgets: dict[str, str | float]) -> SampleConfig:
+    """Replace a checkpoint's settings by those of the widgets that do not stand for its own."""
+    width, height = int(widgets.pop("width")) or defaults.width, int(widgets.pop("height")) or defaults.height
+    unset = {"guidance": -1, "sampler": OWN, "frames": 0, "steps": 0, "negative": ""}
+    changes: dict[str, object] = {name: value for name, value in widgets.items() if value != unset[name]}
+    if "frames" in changes:
+        changes["seconds"] = None  # The checkpoint's seconds would override them.
+    return replace(defaults, size=f"{width}x{height}", **changes)  # type: ignore[arg-type]
