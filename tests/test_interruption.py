@@ -206,7 +206,7 @@ def test_sigterm_saves_a_checkpoint_and_names_the_step_it_resumes_from(
         out, err = process.communicate(timeout=60)
     finally:
         process.kill()
-    assert process.returncode == 0, err
+    assert process.returncode == 75, err  # not done: a scheduler may queue it anew
     (step,) = saved_steps(run_dir)
     assert step >= 10  # the log's first line comes after ten steps
     assert f"stopped at step {step} of 1000000; the same command goes on" in err
