@@ -147,12 +147,12 @@ def test_a_failure_to_load_leaves_the_folder_unchanged(
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     out = tmp_path / "s"
     words = ["a red circle", "--sweep", "steps=1,2", "--out", str(out), "--model", str(checkpoint), *QUICK]
-    refused(capsys, sample([*words, "--device", "cuda"]), "--device cuda needs a CUDA GPU")
+    refused(capsys, sample([*words, "--device", "cuda"]), "--device cuda needs an NVIDIA or AMD GPU")
     assert not out.exists()
     assert sample(words) == 0
     capsys.readouterr()
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()}
-    refused(capsys, sample([*words, "--device", "cuda", "--overwrite"]), "--device cuda needs a CUDA GPU")
+    refused(capsys, sample([*words, "--device", "cuda", "--overwrite"]), "--device cuda needs an NVIDIA or AMD GPU")
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()} == before
 
 

@@ -19,6 +19,9 @@ from typing import Literal, TypeVar, cast
 T = TypeVar("T")
 
 
+MAX_TEXT = 20_000  # characters; Wan's encoder reads 512 tokens
+
+
 def nearest(name: str, allowed: Collection[str]) -> str:
     """Suggest the allowed name that is spelled most like a wrong one: "; did you mean 'steps'?" or nothing."""
     close = difflib.get_close_matches(name, list(allowed), n=1, cutoff=0.5)
@@ -26,7 +29,11 @@ def nearest(name: str, allowed: Collection[str]) -> str:
 
 
 def check_text(text: str, name: str) -> str:
-    """Return a text, or refuse one that holds half a character, or bytes that are not UTF-8: no encoder reads those."""
+    """Return a text, or refuse one that no encoder reads: half a character, bytes that are not UTF-8, a whole book."""
+    if len(text) > MAX_TEXT:
+        raise ValueError(
+            f"{name} may have {MAX_TEXT:,} characters, of which encoders read a few thousand; got {len(text):,}"
+        )
     if any("\ud800" <= letter <= "\udfff" for letter in text):
         raise ValueError(f"{name} holds half a character, or bytes that are not UTF-8: {text!a}; write it anew")
     return text
