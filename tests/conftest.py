@@ -76,6 +76,16 @@ def the_cpu_on_every_machine() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True, scope="session")
+def no_network() -> Iterator[None]:
+    """Let no test fetch a checkpoint, as if its user had set HF_HUB_OFFLINE."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HF_HUB_OFFLINE", "1")
+        patch.delenv("VIDEOGEN_MAY_FETCH", raising=False)
+        patch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
 def own_caches(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Keep what is known of files apart from what the user's own runs know."""
     os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("caches"))

@@ -1,4 +1,4 @@
-"""Checkpoints by Hub id: they are read from the Hugging Face cache, and nothing is downloaded."""
+"""Checkpoints by Hub id that the Hugging Face cache holds: nothing is downloaded for them."""
 
 from __future__ import annotations
 

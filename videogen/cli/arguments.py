@@ -176,12 +176,6 @@ def repeated(flag: str, occurrences: Sequence[Sequence[str]]) -> str:
     return f"{flag} is given {len(occurrences)} times ({given}); give it once, with all its values behind it"
 
 
-def set_offline() -> None:
-    """Keep libraries from downloading anything while the program runs."""
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-
-
 def silence_quantisers() -> None:
     """Silence torchao, which warns of kernels for GPUs wherever diffusers is imported."""
     for name in ("torchao", "torch.utils._pytree", "diffusers.quantizers.torchao.torchao_quantizer"):

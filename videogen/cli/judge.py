@@ -57,7 +57,7 @@ class JudgeArgs:
     """What to judge, by which captions, and where to write it."""
 
     target: tyro.conf.Positional[Path | None] = None
-    """A checkpoint folder or owner/name[@revision] of one in the Hugging Face cache, or a folder of clips with
+    """A checkpoint folder or owner/name[@revision] of one on the Hugging Face Hub, or a folder of clips with
     metadata.csv; left out, the world's own clips are judged."""
     clips: int = 256
     """How many captions."""

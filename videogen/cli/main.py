@@ -17,12 +17,13 @@ from typing import Annotated, Literal
 import tyro
 
 from videogen import __version__
-from videogen.cli.arguments import guard, parse, set_offline, silence_quantisers
+from videogen.cli.arguments import guard, parse, silence_quantisers
 from videogen.cli.doctor import DoctorArgs, run_doctor
 from videogen.cli.toybox import ToyboxArgs, run_toybox
 from videogen.cli.train import run_train
 from videogen.cli.words import WordsArgs, run_words
 from videogen.config.parsing import nearest
+from videogen.models.hub import set_offline
 
 ROOT = Path(__file__).resolve().parents[2]
 

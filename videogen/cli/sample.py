@@ -143,7 +143,8 @@ def open_model(argv: Sequence[str]) -> CheckpointInfo:
         return read_checkpoint_info(folder)._replace(files=files)
     if vae is not None or text is not None:
         raise ValueError("--vae and --text go with a --model that is a file; a folder has its own")
-    model = find_checkpoint(MINI if given is None else given)
+    is_trial = is_given(argv, "--dry-run") or is_given(argv, "--help")  # which brings no gigabytes
+    model = find_checkpoint(MINI if given is None else given, local_files_only=is_trial)
     if not model.is_dir():
         hint = "or leave --model out" if model != MINI else "the default one is in assets/mini of a checkout"
         raise ValueError(f"no checkpoint folder {model}; give one with model_index.json, {hint}")

@@ -37,7 +37,7 @@ class SampleArgs:
     """A .mp4, .mov, .mkv, .webm, .gif or .png file for one clip, or a folder; default out/<prompt>-<seed>.mp4, and -2,
     -3, ... behind that where it exists. With --stream, - is standard output."""
     model: Path = MINI
-    """Checkpoint folder, owner/name[@revision] of one in the Hugging Face cache, or Wan's transformer in a file."""
+    """Checkpoint folder, owner/name[@revision] of one on the Hugging Face Hub, or Wan's transformer in a file."""
     vae: Path | None = None
     """For a --model that is a file: its VAE, a file (Wan 2.1) or a folder."""
     text: Path | None = None

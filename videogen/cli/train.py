@@ -10,11 +10,12 @@ from pathlib import Path
 
 import tyro
 
-from videogen.cli.arguments import UNFINISHED, guard, honour_no_color, parse, set_offline, silence_quantisers
+from videogen.cli.arguments import UNFINISHED, guard, honour_no_color, parse, silence_quantisers
 from videogen.cli.train_folder import train_folder
 from videogen.config.clip_sets import read_dataset_file
 from videogen.config.parsing import load_toml
 from videogen.config.train import DataConfig, TrainConfig
+from videogen.models.hub import set_offline
 
 DESCRIPTION = (
     "Train from a recipe. The same command again resumes; SIGTERM and Ctrl-C save first. --dry-run says what the "

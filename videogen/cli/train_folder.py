@@ -13,9 +13,10 @@ from pathlib import Path
 
 import tyro
 
-from videogen.cli.arguments import UNFINISHED, parse, set_offline, silence_quantisers
+from videogen.cli.arguments import UNFINISHED, parse, silence_quantisers
 from videogen.config.parsing import format_toml
 from videogen.config.train import DataConfig
+from videogen.models.hub import set_offline
 
 DESCRIPTION = """Train on a folder of videos, from nothing to a checkpoint, by one plan that is said first.
 

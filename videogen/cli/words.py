@@ -26,7 +26,7 @@ class WordsArgs:
     """List the words that a checkpoint met in training, by kind, the most frequent first."""
 
     model: Path = MINI
-    """Checkpoint folder, or owner/name[@revision] of one in the Hugging Face cache."""
+    """Checkpoint folder, or owner/name[@revision] of one on the Hugging Face Hub."""
     json: bool = False
     """Print a JSON object a word."""
 

@@ -108,11 +108,12 @@ class VideoPipeline(DiffusersCall, DiffusionPipeline, WanLoraLoaderMixin, ClipSa
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | PathLike[str], **options: object) -> VideoPipeline:
-        """Load as diffusers does, with two differences: a Hub id is looked up in the local cache and nothing is
-        downloaded, and the dtype is float32 unless another is asked for, where transformers would keep the file's.
+        """Load as diffusers does, with two differences: what the cache holds of a Hub id is used as it is, and the
+        dtype is float32 unless another is asked for, where transformers would keep the file's.
         """
         where = {name: cast("str | None", options.pop(name, None)) for name in ("revision", "cache_dir")}
-        folder = find_checkpoint(pretrained_model_name_or_path, **where)
+        is_local = bool(options.get("local_files_only"))
+        folder = find_checkpoint(pretrained_model_name_or_path, local_files_only=is_local, **where)
         if options.get("dtype") is None and options.get("torch_dtype") is None:
             options["dtype"] = torch.float32
         with without_loading_bars():
