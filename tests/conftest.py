@@ -22,6 +22,7 @@ from tokenizers.processors import TemplateProcessing
 from torch import Tensor
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
+import videogen.cli.sweep  # noqa: F401  # before a test replaces sample.load, which it binds
 from videogen.config.parsing import to_mapping
 from videogen.config.sample import SampleConfig
 from videogen.config.train import DataConfig, DitConfig, OptimConfig, RunConfig, TrainConfig, VaeConfig
