@@ -52,8 +52,8 @@ class DataConfig:
     """Longest clip in seconds; of a longer file, each epoch reads another stretch of this length."""
     windows: int = 4
     """Number of stretches of a file longer than max_seconds; the epochs read them in turn."""
-    scenes: bool = False
-    """True looks at every frame of a file of over a minute, and reads each of its scenes as a clip of its own."""
+    scenes_over: float | None = None
+    """Files of more seconds are looked at frame by frame, and each of their scenes is a clip of its own; none: no file is."""
     max_size: str | None = None
     """Largest area of a clip, as WIDTHxHEIGHT; a larger one is scaled down to it and keeps its shape."""
     max_tokens: int = 400

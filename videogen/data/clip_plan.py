@@ -19,7 +19,6 @@ from videogen.data.listing import caption_of
 from videogen.data.video_io import VideoInfo
 from videogen.packing.patch_schedule import Patch
 
-FILM_SECONDS = 60.0  # a longer file is a film, whose scenes are clips of their own where data.scenes says so
 LEAST_SCENE_SECONDS = 1.0
 
 

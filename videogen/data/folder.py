@@ -16,6 +16,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,7 +26,7 @@ from torch import Tensor
 
 from videogen.config.sizes import TIME_STRIDE
 from videogen.config.train import DataConfig
-from videogen.data.clip_plan import FILM_SECONDS, find_scenes, judge_clip, plan_clip
+from videogen.data.clip_plan import find_scenes, judge_clip, plan_clip
 from videogen.data.findings import KINDS, Finding, printable
 from videogen.data.frame_findings import judge_frames
 from videogen.data.judgement import Judgement
@@ -57,14 +58,15 @@ class ClipEntry:
     height: int
     num_tokens: int
     start: float = 0.0  # of its scene in the file, in seconds; info has the scene's length
-    scene: str = ""  # of a film: told from its other scenes by this end of its name, as in film.mp4#t=12.50
+    scene: str = ""  # of a file with cuts: told from its other scenes by this end of its name, as in film.mp4#t=12.50
 
 
-def judge_scenes(path: Path, known: JudgementCache) -> Judgement:
-    """Judge a file by its header, and a film by all of its frames, which tells where its cuts are."""
+def judge_scenes(path: Path, known: JudgementCache, scenes_over: float | None) -> Judgement:
+    """Judge a file by its header, and one of more seconds by all of its frames, which tells where its cuts are."""
     judgement = known.judge(path)
-    is_film = judgement.info is not None and judgement.info.seconds > FILM_SECONDS
-    return known.judge(path, deep=judge_frames) if is_film else judgement
+    if scenes_over is None or judgement.info is None or judgement.info.seconds <= scenes_over:
+        return judgement
+    return known.judge(path, deep=judge_frames)
 
 
 def scale_and_crop(frames: Tensor, width: int, height: int) -> Tensor:
@@ -99,15 +101,15 @@ class VideoFolder:
         self.problems += [(path, finding.words) for path, finding in listing.findings if finding.level == "unusable"]
         noticed = defaultdict[str, list[tuple[Path, Finding]]](list)
         with open_judgements() as known, ThreadPoolExecutor() as pool:
-            judge = known.judge if not config.scenes else lambda path: judge_scenes(path, known)
+            judge = partial(judge_scenes, known=known, scenes_over=config.scenes_over)
             judged = pool.map(lambda path: judge_clip(path, listing.captions, config, patch, judge), listing.clips)
             for path, (judgement, captions, shape) in zip(listing.clips, judged, strict=True):
+                scenes = self._list_scenes(path, captions, judgement) if shape is not None else []
                 for finding in judgement.findings:
-                    noticed[finding.kind].append((path, finding))
+                    if not (scenes and finding.kind == "cuts"):  # which no clip reaches across
+                        noticed[finding.kind].append((path, finding))
                 if judgement.info is not None and shape is not None:
-                    self.entries += self._list_scenes(path, captions, judgement) or [
-                        ClipEntry(path, captions, judgement.info, *shape)
-                    ]
+                    self.entries += scenes or [ClipEntry(path, captions, judgement.info, *shape)]
                 elif (fault := judgement.fault) is not None:
                     self.problems.append((path, fault.words))
         self._report(noticed, len(self.entries) + len(self.problems))
@@ -128,15 +130,17 @@ class VideoFolder:
                 self.log(f"used, but {KINDS[kind].title}: {printable(path)}: {finding.words}{more}")
 
     def _list_scenes(self, path: Path, captions: tuple[str, ...], judgement: Judgement) -> list[ClipEntry]:
-        """List the scenes of a film, each a clip of its own; none of a file whose cuts were not looked for."""
+        """List the scenes of a file with cuts, each a clip of its own; none of a file whose cuts were not looked for."""
         info, entries = judgement.info, list[ClipEntry]()
-        if not self.config.scenes or info is None or info.seconds <= FILM_SECONDS:
+        if self.config.scenes_over is None or info is None or not judgement.facts.get("cuts"):
             return entries
         for start, seconds in find_scenes(judgement):
             scene = info._replace(seconds=seconds, num_frames=max(1, int(seconds * info.fps)))
             shape = plan_clip(scene, self.config, self.patch)
             entries.append(ClipEntry(path, captions, scene, *shape, start=start, scene=f"#t={start:.2f}"))
-        self.log(f"{printable(path)} lasts {info.seconds / 60:.1f} minutes: its {len(entries)} scenes are clips each")
+        if entries:
+            scenes = "1 scene is a clip" if len(entries) == 1 else f"{len(entries)} scenes are clips each"
+            self.log(f"{printable(path)} has cuts: its {scenes}")
         return entries
 
     def names(self) -> list[str]:

@@ -5,6 +5,7 @@ folder, minutes  ->  RunPlan  ->  run/vae (where a VAE is trained), run/checkpoi
 
 from __future__ import annotations
 
+import contextlib
 import html
 import shlex
 from collections.abc import Callable
@@ -23,13 +24,15 @@ from videogen.models.streaming import to_uint8
 from videogen.sampling.clip_sampler import ClipRequest, ClipSampler, load_clip_sampler
 from videogen.sampling.pipeline import VideoPipeline
 from videogen.training.folder_lora import make_lora_plan
-from videogen.training.folder_plan import RunPlan, extend_plan, make_plan, read_plan, spread
+from videogen.training.folder_plan import PATCH, RunPlan, extend_plan, make_plan, read_plan, spread
 from videogen.training.progress import read_log
 from videogen.training.run_checkpoints import newest_whole_step
 from videogen.training.stages import make_stage
 from videogen.training.trainer import Trainer
 
 MINUTES = 30.0
+FILM_SECONDS = 60.0
+SMALL_FOLDER_SECONDS = 600.0  # of video, all of whose frames are looked at in a minute or two
 NUM_SHOWN = 8  # clips of the page of results
 PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="steps" content="{steps}"><title>{title}</title>
@@ -83,9 +86,20 @@ def default_run(folder: Path) -> Path:
 
 def new_plan(run: Path, minutes: float | None, data: DataConfig, model: Path | None) -> RunPlan:
     """Plan a checkpoint of a folder, or with a model a LoRA of it."""
-    data = replace(data, captions="optional", decoded=run / "clips", scenes=True)
+    data = find_scenes_over(replace(data, captions="optional", decoded=run / "clips"))
     minutes = MINUTES if minutes is None else minutes
     return make_plan(run, minutes, data) if model is None else make_lora_plan(run, minutes, data, model)
+
+
+def find_scenes_over(data: DataConfig) -> DataConfig:
+    """Choose the files to be cut at their scenes: all of a small folder, films alone of one that takes long to look at."""
+    if data.scenes_over is not None:
+        return data
+    with contextlib.suppress(ValueError):  # A folder without a usable clip is named with its files by the plan.
+        clips = VideoFolder(data, PATCH, log=lambda _: None)
+        if sum(entry.info.seconds for entry in clips.entries) <= SMALL_FOLDER_SECONDS:
+            return replace(data, scenes_over=0.0)
+    return replace(data, scenes_over=FILM_SECONDS)
 
 
 def prepare_plan(
