@@ -53,7 +53,7 @@ class DataConfig:
     windows: int = 4
     """Number of stretches of a file longer than max_seconds; the epochs read them in turn."""
     scenes_over: float | None = None
-    """Files of more seconds are looked at frame by frame, and each of their scenes is a clip of its own; none: no file is."""
+    """Files of more seconds are looked at frame by frame, and each of their scenes is a clip; none looks at no file."""
     max_size: str | None = None
     """Largest area of a clip, as WIDTHxHEIGHT; a larger one is scaled down to it and keeps its shape."""
     max_tokens: int = 400

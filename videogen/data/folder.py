@@ -130,7 +130,7 @@ class VideoFolder:
                 self.log(f"used, but {KINDS[kind].title}: {printable(path)}: {finding.words}{more}")
 
     def _list_scenes(self, path: Path, captions: tuple[str, ...], judgement: Judgement) -> list[ClipEntry]:
-        """List the scenes of a file with cuts, each a clip of its own; none of a file whose cuts were not looked for."""
+        """List the scenes of a file with cuts, each a clip; none where its cuts were not looked for."""
         info, entries = judgement.info, list[ClipEntry]()
         if self.config.scenes_over is None or info is None or not judgement.facts.get("cuts"):
             return entries

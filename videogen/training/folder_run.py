@@ -92,7 +92,7 @@ def new_plan(run: Path, minutes: float | None, data: DataConfig, model: Path | N
 
 
 def find_scenes_over(data: DataConfig) -> DataConfig:
-    """Choose the files to be cut at their scenes: all of a small folder, films alone of one that takes long to look at."""
+    """Choose the files to be cut at their scenes: all of a small folder, films alone of a large one."""
     if data.scenes_over is not None:
         return data
     with contextlib.suppress(ValueError):  # A folder without a usable clip is named with its files by the plan.
