@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
+import resource
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -114,6 +117,39 @@ def test_a_run_stopped_in_each_of_its_stages_ends_with_the_checkpoint_of_one_tha
         assert_same_state(straight / run, stopped / run, STEPS)
         for path in sorted((straight / run / "checkpoint").rglob("*.safetensors")):
             assert path.read_bytes() == (stopped / path.relative_to(straight)).read_bytes(), (stage, path.name)
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_full_disk_is_one_sentence_and_nothing_is_lost(
+    silent_clips: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    straight, stopped = tmp_path / "straight", tmp_path / "stopped"
+    folder_run.train(silent_clips, minutes=0.01, run=straight)
+    words, named = [str(silent_clips), "--minutes", "0.01", "--run", str(stopped)], set[str]()
+    for room in (2_000, 20_000, 50_000, 100_000, 200_000):  # bytes of the largest file that can be written, so far
+        with largest_file(room):
+            status = train(words)
+        said = capsys.readouterr().err
+        assert status == 1, f"{room} bytes were enough"
+        found = re.search(r"could not write (.*): .*; [\d,]+ MB are free on its disk\n", said)
+        assert found, said
+        assert "Traceback" not in said
+        named.add(Path(found[1]).relative_to(stopped).parts[0])
+        assert not list(stopped.rglob("*.part*"))
+    assert len(named) > 2, named
+    assert train(words) == 0
+    assert_same_state(straight, stopped, STEPS)
+
+
+@contextmanager
+def largest_file(num_bytes: int) -> Iterator[None]:
+    """Let no file grow beyond a size within the context, as on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def dying_once(function: Callable[..., None]) -> Callable[..., None]:

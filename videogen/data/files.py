@@ -26,8 +26,34 @@ MAX_FULLY_HASHED_BYTES = 2**28
 NUM_SAMPLES, SAMPLE_BYTES = 1000, 2**14
 MAX_SHOWN = 300  # characters of a path in a message
 MAX_SLUG = 60, 150  # characters, and bytes in UTF-8: a file system allows 255 for a name
+MAY_BE_FULL = errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO
 MANIFEST = "manifest.json"
 """Lists the hashes of a folder's files (see manifest.py); no part of what the folder is."""
+
+
+class WriteError(OSError):
+    """A file could not be written; the message names it, and what is free on its disk."""
+
+    def __init__(self, path: Path, reason: str) -> None:
+        free = shutil.disk_usage(next(parent for parent in path.absolute().parents if parent.is_dir())).free
+        super().__init__(f"could not write {path}: {reason}; {free / 1e6:,.0f} MB are free on its disk")
+
+
+@contextmanager
+def name_full_disk(path: Path) -> Iterator[None]:
+    """Raise what a full disk raises within the context as a WriteError of `path`.
+
+    Libraries in Rust, such as safetensors, have errors of their own for it, which tell the number in their words alone.
+    """
+    try:
+        yield
+    except WriteError:
+        raise
+    except Exception as error:
+        said = re.search(r"\(os error (\d+)\)", str(error))
+        if (error.errno if isinstance(error, OSError) else said and int(said[1])) in MAY_BE_FULL:
+            raise WriteError(path, error_reason(error)) from error
+        raise
 
 
 @contextmanager
@@ -43,7 +69,8 @@ def atomic_file(path: Path, *, overwrite: bool = True, durable: bool = True) -> 
     part.touch(exist_ok=False)
     mode = part.stat().st_mode  # as the umask wants it; safetensors replaces it by one for the owner alone
     try:
-        yield part
+        with name_full_disk(path):
+            yield part
         part.chmod(mode)
         if durable:
             sync(part)
@@ -143,15 +170,11 @@ def save_tensors(
     overwrite: bool = True,
     durable: bool = True,
 ) -> None:
-    """Write a .safetensors file atomically; a full disk raises an OSError that names the file, and leaves no part."""
-    from safetensors import SafetensorError
+    """Write a .safetensors file atomically; a full disk raises a WriteError, and leaves no part."""
     from safetensors.torch import save_file
 
     with atomic_file(path, overwrite=overwrite, durable=durable) as part:
-        try:
-            save_file({name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}, part, metadata)
-        except (SafetensorError, OSError) as error:
-            raise OSError(f"could not write {path}: {error}") from error
+        save_file({name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}, part, metadata)
 
 
 def save_text(path: Path, text: str) -> None:
@@ -198,7 +221,8 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
     part, old = part_path(folder), folder.with_name(folder.name + ".old")
     part.mkdir(parents=True)
     try:
-        yield part
+        with name_full_disk(folder):
+            yield part
         mode = part.stat().st_mode & 0o666
         for path in sorted(part.rglob("*")):
             if path.is_file():

@@ -21,7 +21,7 @@ from io import FileIO
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from videogen.data.files import error_reason, part_path, place_new
+from videogen.data.files import WriteError, error_reason, part_path, place_new
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -68,7 +68,7 @@ class ShardStore:
         return None if content is None else load(content)
 
     def save(self, key: bytes, tensors: Mapping[str, Tensor]) -> None:
-        """Append the tensors of a key to this process's shard; a full disk raises an OSError that names the shard.
+        """Append the tensors of a key to this process's shard; a full disk raises a WriteError.
 
         They need not be on disk at once, since what a power cut leaves of them is noticed when they are read.
         """
@@ -83,7 +83,7 @@ class ShardStore:
                 raise OSError("no space left on device")
         except OSError as error:
             self.shard = None  # what comes after half a record would not be found by a search through the shard
-            raise OSError(f"could not write {self.path(number)}: {error_reason(error)}") from error
+            raise WriteError(self.path(number), error_reason(error)) from error
         self.execute(INSERT, (key, number, start))
         if file.tell() > MAX_SHARD_BYTES:
             self.shard = None
@@ -144,7 +144,7 @@ class ShardStore:
             self.database = connect(path)
             return self.database.execute(statement, values).fetchall()
         except sqlite3.DatabaseError as error:
-            raise OSError(f"could not write {path}: {error}") from error
+            raise WriteError(path, str(error)) from error
 
     def rebuild(self, *, overwrite: bool) -> None:
         """Make the index from the headers of all records; without overwrite one that another process made stays."""

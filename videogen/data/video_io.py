@@ -5,11 +5,9 @@ any file FFmpeg or Pillow can read  ->  frames (t, h, w, 3) uint8  ->  .mp4, .mo
 
 from __future__ import annotations
 
-import errno
 import json
 import logging
 import math
-import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import chain
 from pathlib import Path
@@ -17,7 +15,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from einops import rearrange
 
-from videogen.data.files import atomic_file, error_reason, refuse_existing
+from videogen.data.files import WriteError, atomic_file, error_reason, refuse_existing
 from videogen.data.parameters import format_parameters
 from videogen.data.pictures import IMAGE_SUFFIXES, is_animation, read_animation, read_image_file
 from videogen.data.video_decode import READERS, FrameRequest, decode_animation, inspect_header, open_video
@@ -29,7 +27,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 logger = logging.getLogger(__name__)
-MAY_BE_FULL = (None, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)  # None: Pillow does not say
 
 
 class VideoInfo(NamedTuple):
@@ -185,13 +182,10 @@ def write_video(
                 encode_video(part, suffix, whole, fps=fps, crf=crf, tags=tags, growing=on_part is not None)
                 if tags and suffix == ".gif":
                     insert_gif_comment(part, tags["comment"].encode())
-    except FileExistsError:
+    except (FileExistsError, WriteError):
         raise
-    except OSError as error:
-        reason = error_reason(error)
-        if error.errno in MAY_BE_FULL:
-            reason += f"; {shutil.disk_usage(path.parent).free / 1e6:,.0f} MB are free on its disk"
-        raise OSError(f"could not write {path}: {reason}") from error
+    except OSError as error:  # Pillow does not say that a disk is full
+        raise WriteError(path, error_reason(error)) from error
 
 
 def stream_video(
