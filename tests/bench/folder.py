@@ -72,7 +72,10 @@ def write_clips(out: Path, parts: Sequence[str] = PARTS, num_frames: int | None 
 
 @torch.no_grad()
 def ranks(run: Path, plan: RunPlan) -> dict[str, int]:
-    """Rank each caption's own clip among all clips, by the distance of its sample in the VAE's latents."""
+    """Rank each caption's own clip among those of others, by the distance of its sample in the VAE's latents.
+
+    The scenes of a file share its caption, and the sample may show any of them.
+    """
     sampler, dit = load_clip_sampler(read_checkpoint_info(run / "checkpoint")), plan.stages[-1]
     folder = VideoFolder(dit.data, sampler.transformer.base_patch, log=lambda _: None)
     videos = [folder.read(index).video for index in range(len(folder.entries))]
@@ -82,13 +85,15 @@ def ranks(run: Path, plan: RunPlan) -> dict[str, int]:
         same_size = interpolate(video[None], shape, mode="trilinear", align_corners=False)
         return sampler.vae.encode(same_size)[0]
 
-    latents, result = torch.stack([encode(video) for video in videos]), {}
+    latents, names, result = torch.stack([encode(video) for video in videos]), folder.names(), dict[str, int]()
+    captions = [folder.caption(index, 0) for index in range(len(videos))]
     for index, entry in enumerate(folder.entries):
         config = replace(dit.sample, size=f"{entry.width}x{entry.height}", frames=entry.frames)
-        (latent,) = sampler.sample([ClipRequest(folder.caption(index, 0), 0)], config)
+        (latent,) = sampler.sample([ClipRequest(captions[index], 0)], config)
         sample = rearrange(torch.cat(list(sampler.frames(latent))), "t h w c -> c t h w").float() / 127.5 - 1
         distances = (latents - encode(sample)).square().flatten(1).mean(1)
-        result[entry.path.name] = 1 + int((distances < distances[index]).sum())
+        is_own = torch.tensor([caption == captions[index] for caption in captions])
+        result[names[index]] = 1 + int((distances[~is_own] < distances[is_own].min()).sum())
     return result
 
 
