@@ -201,6 +201,13 @@ def test_a_network_that_predicts_clean_tokens_samples_finite_latents(pipeline: V
 # --- save and load
 
 
+def test_loading_and_saving_show_no_bars_of_the_libraries(
+    checkpoint: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    VideoPipeline.load(checkpoint).save_pretrained(tmp_path / "saved")
+    assert capfd.readouterr().err == ""
+
+
 def test_a_saved_and_loaded_pipeline_makes_bit_identical_clips(pipeline: VideoPipeline, checkpoint: Path) -> None:
     loaded = VideoPipeline.load(checkpoint)
     assert loaded.defaults == pipeline.defaults

@@ -168,8 +168,8 @@ def copy_weights_into_memory(model: nn.Module) -> None:
 
 
 @contextlib.contextmanager
-def without_loading_bars() -> Iterator[None]:
-    """Turn off the loading bars of diffusers and transformers for a moment: loading takes no longer than that."""
+def without_bars() -> Iterator[None]:
+    """Turn off the bars of diffusers and transformers for a moment: loading and saving take no longer than that."""
     import diffusers
     import transformers
 

@@ -23,7 +23,7 @@ from transformers import BaseImageProcessor, PreTrainedModel, PreTrainedTokenize
 from videogen.config.parsing import from_mapping, to_mapping
 from videogen.config.sample import SampleConfig, resolve_frames
 from videogen.data.files import MANIFEST
-from videogen.models.checkpoint import check_checkpoint, copy_weights_into_memory, without_loading_bars
+from videogen.models.checkpoint import check_checkpoint, copy_weights_into_memory, without_bars
 from videogen.models.checkpoint_config import NO_IMAGE, TEXT_ONLY, convert_to_diffusers, with_videogen_classes
 from videogen.models.dit import VideoDiT
 from videogen.models.hub import find_checkpoint
@@ -95,7 +95,7 @@ class VideoPipeline(DiffusersCall, DiffusionPipeline, WanLoraLoaderMixin, ClipSa
             raise ValueError(f"{folder} is not a checkpoint folder: it has no model_index.json")
         components = check_checkpoint(folder, skip=options)
         parts = [part for part in ("text_encoder", "image_encoder") if part in components and part not in options]
-        with without_loading_bars():
+        with without_bars():
             variant = cast("str | None", options.get("variant"))
             encoders = {part: load_encoder(folder, part, dtype=dtype, variant=variant) for part in parts}
         return cls.from_pretrained(folder, dtype=dtype, local_files_only=True, **encoders, **options)
@@ -116,7 +116,7 @@ class VideoPipeline(DiffusersCall, DiffusionPipeline, WanLoraLoaderMixin, ClipSa
         folder = find_checkpoint(pretrained_model_name_or_path, local_files_only=is_local, **where)
         if options.get("dtype") is None and options.get("torch_dtype") is None:
             options["dtype"] = torch.float32
-        with without_loading_bars():
+        with without_bars():
             pipeline = super().from_pretrained(folder, **options)  # type: ignore[arg-type]
         for component in pipeline.components.values():
             if isinstance(component, torch.nn.Module):
@@ -132,7 +132,8 @@ class VideoPipeline(DiffusersCall, DiffusionPipeline, WanLoraLoaderMixin, ClipSa
         if self.replaces_scheduler:
             self.register_to_config(defaults=to_mapping(self.defaults))
         (Path(save_directory) / MANIFEST).unlink(missing_ok=True)  # that of what the folder held before
-        super().save_pretrained(save_directory, **options)  # type: ignore[arg-type]
+        with without_bars():
+            super().save_pretrained(save_directory, **options)  # type: ignore[arg-type]
         if self.is_wan:
             convert_to_diffusers(Path(save_directory))
         mode = Path(save_directory).stat().st_mode & 0o666

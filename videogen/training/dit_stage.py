@@ -26,7 +26,7 @@ from videogen.data.manifest import write_manifest
 from videogen.data.prefetch import count_workers, prefetch
 from videogen.data.video_io import write_video
 from videogen.data.words import write_words
-from videogen.models.checkpoint import without_loading_bars
+from videogen.models.checkpoint import without_bars
 from videogen.models.dit import VideoDiT
 from videogen.models.hub import checkpoint_name
 from videogen.models.precision import resolve_mixed_precision
@@ -79,7 +79,7 @@ class DitStage:
         self.config = config = replace(config, dit=resolve_checkpoints(config.dit))
         self.seed, dit = config.run.seed, config.dit
         check_mixture(dit.known)
-        with without_loading_bars():
+        with without_bars():
             self.vae, self.tokenizer, self.text_encoder, self.scheduler = load_frozen(dit)
         self.model = self.objective = self._make_model()
         base = self.model.base_patch
