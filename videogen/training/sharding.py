@@ -8,6 +8,7 @@ accelerate itself leaves FSDP out in silence where there are only CPUs, so it la
 from __future__ import annotations
 
 import copy
+import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,9 +16,9 @@ from typing import TYPE_CHECKING, NamedTuple, cast
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from videogen.config.train import TrainConfig
@@ -27,6 +28,7 @@ from videogen.models.dit_network import DiT
 if TYPE_CHECKING:
     from videogen.training.stages import Stage
 
+logger = logging.getLogger(__name__)
 LAUNCHER_FLAGS = ASKS, ASKS_FOR_COPIES = "ACCELERATE_USE_FSDP", "ACCELERATE_USE_PARALLELISM_CONFIG"
 SUPPORTED = {
     "FSDP_VERSION": "2",
@@ -53,7 +55,7 @@ class Shards(NamedTuple):
 
 
 def read_shards(config: TrainConfig, environment: Mapping[str, str] = os.environ) -> Shards | None:
-    """Read what `accelerate launch` was configured to shard; None if nothing, or if the VAE is trained.
+    """Read what `accelerate launch` was configured to shard; None if nothing.
 
     Raises a ValueError for a setting or a recipe that is not trained in shards.
     """
@@ -78,9 +80,15 @@ def read_shards(config: TrainConfig, environment: Mapping[str, str] = os.environ
             f"{copies} copies of the weights in {parts} parts each need {max(2, copies * parts)} processes, got {num}; "
             "give accelerate launch --num_processes and the sizes of configs/hsdp.yaml, or launch with torchrun"
         )
-    if config.stage == "vae":
-        return None
     return Shards(copies, parts, environment.get("FSDP_RESHARD_AFTER_FORWARD", "true").lower() == "true")
+
+
+def shard_model(stage: Stage, shards: Shards, device: torch.device) -> ShardedModel | None:
+    """Divide the model of a stage among the processes; None, and a warning, for a VAE, which is small."""
+    if isinstance(stage.model, DiT):
+        return ShardedModel(stage.model, shards, device)
+    logger.warning("the VAE is not divided: every process holds the whole of it, as under torchrun")
+    return None
 
 
 class ShardedModel:
@@ -96,10 +104,9 @@ class ShardedModel:
         shape = (shards.copies, shards.parts) if shards.copies > 1 else (shards.parts,)
         mesh = init_device_mesh(device.type, shape)
         for block in cast("Iterable[Block]", model.blocks):
-            # Keys and values of the texts are computed before the blocks, so these layers are gathered on their own.
-            fully_shard(block.attn2, mesh=mesh, reshard_after_forward=shards.reshard)
-            for name in ("cross_attend", "project_text", "project_image"):
-                register_fsdp_forward_method(block.attn2, name)
+            # The model computes keys and values of the texts before it runs the blocks, so they are gathered apart.
+            keys_and_values = [block.attn2.to_k, block.attn2.norm_k, block.attn2.to_v]
+            fully_shard(keys_and_values, mesh=mesh, reshard_after_forward=shards.reshard)
             fully_shard(block, mesh=mesh, reshard_after_forward=shards.reshard)
         fully_shard(model, mesh=mesh)
 
@@ -117,7 +124,8 @@ class ShardedModel:
         try:
             yield
         finally:
-            stage.model, _ = self.model, self.whole.to("cpu")
+            stage.model = self.model
+            self.whole.to("cpu")
 
 
 def own_part(tensor: Tensor) -> Tensor:

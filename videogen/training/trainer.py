@@ -42,7 +42,7 @@ from videogen.training.run_checkpoints import (
     set_later_steps_aside,
 )
 from videogen.training.run_config import write_config
-from videogen.training.sharding import LAUNCHER_FLAGS, ShardedModel, gather_one, own_part, read_shards
+from videogen.training.sharding import LAUNCHER_FLAGS, gather_one, own_part, read_shards, shard_model
 from videogen.training.stages import Batch, MicroBatch, Stage
 
 logger = logging.getLogger(__name__)
@@ -87,7 +87,7 @@ class Trainer(Generic[Batch, MicroBatch]):
                 raise ValueError("run.compile is for the DiT's blocks; leave it out where the VAE is trained")
             stage.model.compile_repeated_blocks(dynamic=True)
         # First of all: optimizer and averages copy the model's device and layout.
-        self.sharded = ShardedModel(stage.model, shards, device) if shards and isinstance(stage.model, VideoDiT) else None
+        self.sharded = shard_model(stage, shards, device) if shards else None
         self.objective = stage.model if self.sharded else self.accelerator.prepare(stage.objective)
         stage.to_device(device)
         self.optimizer = make_optimizer(stage.model, config.optim)
