@@ -48,7 +48,8 @@ def step_in_shards(shards: Shards, rank: int) -> dict[str, Tensor]:
         for param in trained.values():
             param.add_(param.grad)  # type: ignore[arg-type]
     ema.update(2)
-    averages = gather(((f"average {name}", copy) for name, copy in zip(ema.names, ema.copies[0], strict=True)), keep=True)
+    named = zip(ema.names, ema.copies[0], strict=True)
+    averages = gather(((f"average {name}", copy) for name, copy in named), keep=True)
     part = torch.tensor(float(sum(own_part(param).numel() for param in model.parameters())))
     return {"loss": loss.detach(), "norm": gather_one(norm), "part": part, **gradient, **averages}
 
