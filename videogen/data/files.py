@@ -111,7 +111,7 @@ def refuse_existing(path: Path) -> None:
 
 
 def refuse_special(path: Path) -> None:
-    """Raise a ValueError if a folder, a fifo or a device has the name: a writer would take it for a file, or replace it."""
+    """Raise a ValueError if a folder, a fifo or a device has the name, which a writer must not replace."""
     if path.exists() and not path.is_file():
         raise ValueError(f"{path} is no regular file, and is not replaced by one; remove it, or choose another name")
 
