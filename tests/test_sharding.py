@@ -12,10 +12,13 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file
 
 from tests.conftest import elsewhere, fit, state_of, tiny_recipe
+from tests.test_lora_training import FILE, lora_recipe
 from tests.test_two_processes import ROOT, assert_same_run, fit_jointly, resume
 from tests.two_shards import MAX_NORM, WAYS, loss_of, make_dit, run
+from tests.wan_folders import save
 from videogen.config.parsing import to_mapping
 from videogen.config.train import OptimConfig, RunConfig, TrainConfig
 from videogen.sampling.pipeline import VideoPipeline
@@ -217,3 +220,19 @@ def test_a_vae_is_trained_whole_where_shards_are_asked_for(
     launch("fsdp.yaml", {"vae": recipe}, tmp_path, 2)
     fit_jointly(elsewhere(recipe, tmp_path / "joint"))
     assert_same_run(recipe.run.dir, tmp_path / "joint")
+
+
+@pytest.mark.slow
+def test_a_lora_is_trained_in_shards_with_the_model_that_it_adapts(clips_folder: Path, tmp_path: Path) -> None:
+    save("T2V 2.1", tmp_path / "wan")
+    recipe = lora_recipe(tmp_path / "wan", clips_folder, tmp_path / "run")
+    recipe = replace(
+        recipe, optim=replace(recipe.optim, lr=1e-3), run=replace(recipe.run, mixed_precision="no", sample_every=0)
+    )
+    launch("fsdp.yaml", {"lora": recipe}, tmp_path, 2)
+    fit_jointly(elsewhere(recipe, tmp_path / "joint" / "run"))
+    assert_same_run(recipe.run.dir, tmp_path / "joint" / "run")
+    files = [load_file(place / "checkpoint" / FILE) for place in (recipe.run.dir, tmp_path / "joint" / "run")]
+    assert files[0].keys() == files[1].keys()
+    for name, value in files[0].items():
+        torch.testing.assert_close(value, files[1][name], atol=2e-4, rtol=0, msg=name)

@@ -26,7 +26,7 @@ from videogen.models.dit_blocks import Block
 from videogen.models.dit_network import DiT
 
 if TYPE_CHECKING:
-    from videogen.training.stages import Stage
+    from videogen.training.stages import Batch, MicroBatch, Stage
 
 logger = logging.getLogger(__name__)
 LAUNCHER_FLAGS = ASKS, ASKS_FOR_COPIES = "ACCELERATE_USE_FSDP", "ACCELERATE_USE_PARALLELISM_CONFIG"
@@ -83,7 +83,7 @@ def read_shards(config: TrainConfig, environment: Mapping[str, str] = os.environ
     return Shards(copies, parts, environment.get("FSDP_RESHARD_AFTER_FORWARD", "true").lower() == "true")
 
 
-def shard_model(stage: Stage, shards: Shards, device: torch.device) -> ShardedModel | None:
+def shard_model(stage: Stage[Batch, MicroBatch], shards: Shards, device: torch.device) -> ShardedModel | None:
     """Divide the model of a stage among the processes; None, and a warning, for a VAE, which is small."""
     if isinstance(stage.model, DiT):
         return ShardedModel(stage.model, shards, device)
@@ -111,7 +111,7 @@ class ShardedModel:
         fully_shard(model, mesh=mesh)
 
     @contextmanager
-    def lend_whole(self, stage: Stage, names: Sequence[str], weights: Sequence[Tensor]) -> Iterator[None]:
+    def lend_whole(self, stage: Stage[Batch, MicroBatch], names: Sequence[str], weights: Sequence[Tensor]) -> Iterator[None]:
         """Give the stage of the first process a model with these weights, whole; all processes must take part."""
         if self.whole is None:
             gather(zip(names, weights, strict=True), keep=False)
