@@ -107,15 +107,20 @@ def test_a_step_in_shards_is_the_step_of_one_process_with_both_packs(tmp_path: P
         for param in trained.values():
             param.add_(param.grad)  # type: ignore[arg-type]
     ema.update(2)
-    expected |= {f"average {name}": copy for name, copy in zip(ema.names, ema.copies[0], strict=True)}
+    expected |= {f"average {name}": copy.clone() for name, copy in zip(ema.names, ema.copies[0], strict=True)}
     expected["norm"] = norm
+    with torch.no_grad():
+        for param, average in zip(dit.parameters(), ema.copies[0], strict=True):
+            param.copy_(average)
+        lent = [loss_of(dit, 0), torch.zeros(())]
     parts = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
     for shards, *results in zip(WAYS, *parts, strict=True):
         assert sum(result["part"] for result in results) == shards.copies * num_weights
         for rank, result in enumerate(results):
             # Float32, only the order of sums differs.
             torch.testing.assert_close(result["loss"], losses[rank], atol=1e-6, rtol=1e-6)
-            assert expected.keys() == result.keys() - {"loss", "part"}
+            torch.testing.assert_close(result["lent"], lent[rank], atol=1e-6, rtol=1e-6)
+            assert expected.keys() == result.keys() - {"loss", "part", "lent"}
             for name, value in expected.items():
                 torch.testing.assert_close(result[name], value, atol=1e-6, rtol=1e-5, msg=f"{shards} {name}")
 

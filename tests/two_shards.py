@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 import torch.distributed as dist
@@ -37,7 +38,8 @@ def loss_of(dit: DiT, rank: int) -> Tensor:
 
 def step_in_shards(shards: Shards, rank: int) -> dict[str, Tensor]:
     """Compute loss, gradient, its norm and the averages after it was added to the weights, all of them whole."""
-    model = ShardedModel(make_dit(seed=rank), shards, CPU).model  # the first process's weights are those of both
+    sharded = ShardedModel(make_dit(seed=rank), shards, CPU)  # the first process's weights are those of both
+    model, stage = sharded.model, SimpleNamespace(model=sharded.model)
     ema = PowerEMA(model, (0.1,))
     loss = loss_of(model, rank)
     loss.backward()
@@ -50,8 +52,11 @@ def step_in_shards(shards: Shards, rank: int) -> dict[str, Tensor]:
     ema.update(2)
     named = zip(ema.names, ema.copies[0], strict=True)
     averages = gather(((f"average {name}", copy) for name, copy in named), keep=True)
+    with sharded.lend_whole(stage, zip(ema.names, ema.copies[0], strict=True)):  # type: ignore[arg-type]
+        lent = loss_of(stage.model, 0) if rank == 0 else torch.zeros(())  # the other has no part in it
+    assert stage.model is model
     part = torch.tensor(float(sum(own_part(param).numel() for param in model.parameters())))
-    return {"loss": loss.detach(), "norm": gather_one(norm), "part": part, **gradient, **averages}
+    return {"loss": loss.detach(), "norm": gather_one(norm), "part": part, "lent": lent.detach(), **gradient, **averages}
 
 
 def run(rank: int, folder: str) -> None:

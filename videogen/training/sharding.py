@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import logging
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple, cast
 
@@ -111,21 +111,22 @@ class ShardedModel:
         fully_shard(model, mesh=mesh)
 
     @contextmanager
-    def lend_whole(self, stage: Stage[Batch, MicroBatch], names: Sequence[str], weights: Sequence[Tensor]) -> Iterator[None]:
-        """Give the stage of the first process a model with these weights, whole; all processes must take part."""
-        if self.whole is None:
-            gather(zip(names, weights, strict=True), keep=False)
-            yield
-            return
-        params = dict(self.whole.named_parameters())
-        for name, weight in zip(names, weights, strict=True):
-            params[name].data.copy_(gather_one(weight))
-        stage.model = self.whole.to(self.device)
+    def lend_whole(self, stage: Stage[Batch, MicroBatch], weights: Iterable[tuple[str, Tensor]]) -> Iterator[None]:
+        """Give the stage of the first process a model with these weights, whole, for which the others wait."""
+        params = {} if self.whole is None else dict(self.whole.named_parameters())
+        for name, weight in weights:
+            gathered = gather_one(weight)
+            if params:
+                params[name].data.copy_(gathered)
+        if self.whole is not None:
+            stage.model = self.whole.to(self.device)
         try:
             yield
         finally:
-            stage.model = self.model
-            self.whole.to("cpu")
+            if self.whole is not None:
+                stage.model = self.model
+                self.whole.to("cpu")
+        wait_for_all()
 
 
 def own_part(tensor: Tensor) -> Tensor:
@@ -140,12 +141,19 @@ def gather_one(tensor: Tensor) -> Tensor:
 
 def gather(tensors: Iterable[tuple[str, Tensor]], *, keep: bool) -> dict[str, Tensor]:
     """Gather tensors one after another; a process that does not keep them has one at a time, and returns none."""
+    wait_for_all()
     whole: dict[str, Tensor] = {}
     for name, tensor in tensors:
         gathered = gather_one(tensor)
         if keep:
             whole[name] = gathered
     return whole
+
+
+def wait_for_all() -> None:
+    """Wait while the first process writes or samples: other calls give up after ten minutes where there are copies."""
+    if dist.is_initialized():
+        dist.barrier()
 
 
 def copy_whole(whole: Tensor, target: Tensor) -> None:

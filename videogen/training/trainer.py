@@ -42,7 +42,7 @@ from videogen.training.run_checkpoints import (
     set_later_steps_aside,
 )
 from videogen.training.run_config import write_config
-from videogen.training.sharding import LAUNCHER_FLAGS, gather_one, own_part, read_shards, shard_model
+from videogen.training.sharding import LAUNCHER_FLAGS, gather_one, own_part, read_shards, shard_model, wait_for_all
 from videogen.training.stages import Batch, MicroBatch, Stage
 
 logger = logging.getLogger(__name__)
@@ -368,13 +368,14 @@ class Trainer(Generic[Batch, MicroBatch]):
         progress = RunProgress(self.meter.window, stretches, optimizer, self.num_skipped)
         keep, is_main = self.run.keep, self.is_main
         save_step(self.run.dir, self.step, self.ema, self.optimizer, progress, keep=keep, is_main=is_main)
+        wait_for_all()
 
     @contextmanager
     def whole_model(self, *, averaged: bool) -> Iterator[None]:
         """Give the main process's stage the whole model within the context, with its live or its averaged weights."""
         if self.sharded is not None:
             weights = self.ema.copies[0] if averaged else self.ema.live
-            with self.sharded.lend_whole(self.stage, self.ema.names, weights):
+            with self.sharded.lend_whole(self.stage, zip(self.ema.names, weights, strict=True)):
                 yield
             return
         if averaged:
