@@ -56,7 +56,8 @@ def step_in_shards(shards: Shards, rank: int) -> dict[str, Tensor]:
         lent = loss_of(stage.model, 0) if rank == 0 else torch.zeros(())  # the other has no part in it
     assert stage.model is model
     part = torch.tensor(float(sum(own_part(param).numel() for param in model.parameters())))
-    return {"loss": loss.detach(), "norm": gather_one(norm), "part": part, "lent": lent.detach(), **gradient, **averages}
+    numbers = {"loss": loss.detach(), "norm": gather_one(norm), "part": part, "lent": lent.detach()}
+    return numbers | gradient | averages
 
 
 def run(rank: int, folder: str) -> None:
