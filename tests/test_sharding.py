@@ -19,6 +19,7 @@ from tests.test_lora_training import FILE, lora_recipe
 from tests.test_two_processes import ROOT, assert_same_run, fit_jointly, resume
 from tests.two_shards import MAX_NORM, WAYS, loss_of, make_dit, run
 from tests.wan_folders import save
+from videogen.cli.train import train
 from videogen.config.parsing import to_mapping
 from videogen.config.train import OptimConfig, RunConfig, TrainConfig
 from videogen.sampling.pipeline import VideoPipeline
@@ -73,8 +74,6 @@ def test_what_is_not_trained_in_shards_is_refused(
 def test_shards_that_are_refused_are_refused_before_anything_is_loaded(
     tmp_path: Path, clips_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from videogen.cli.main import train
-
     for name, value in (FSDP | {"WORLD_SIZE": "1"}).items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr("videogen.training.stages.make_stage", lambda recipe: pytest.fail("it was loaded"))

@@ -41,7 +41,7 @@ ROWS = 10  # steps of a row of the log
 
 def train(run: Path, steps: int) -> None:
     """Train in a run folder, as one of its processes; the first prints the median tokens a second of the later rows."""
-    from videogen.cli.main import train as train_command
+    from videogen.cli.train import train as train_command
 
     recipe = [str(ROOT / "configs" / "toybox-dit.toml"), *RECIPE.split(), "--run.sample-prompts"]
     if status := train_command([*recipe, "--run.dir", str(run), "--run.steps", str(steps)]):
