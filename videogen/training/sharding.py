@@ -101,8 +101,8 @@ class ShardedModel:
             param.data.copy_(weight)
         self.model, self.device = model, device
         self.whole = copy.deepcopy(model) if dist.get_rank() == 0 else None  # on the host
-        mesh = init_device_mesh(device.type, shards[:2], mesh_dim_names=("copies", "parts"))
-        mesh = mesh if shards.copies > 1 else mesh["parts"]  # of two dimensions is HSDP
+        sizes = {"copies": shards.copies, "parts": shards.parts} if shards.copies > 1 else {"parts": shards.parts}
+        mesh = init_device_mesh(device.type, tuple(sizes.values()), mesh_dim_names=tuple(sizes))
         for block in cast("Iterable[Block]", model.blocks):
             # The model computes keys and values of the texts before it runs the blocks, so they are gathered apart.
             keys_and_values = [block.attn2.to_k, block.attn2.norm_k, block.attn2.to_v]
