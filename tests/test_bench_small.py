@@ -17,7 +17,7 @@ from videogen.cli.main import BenchArgs
 
 NAMES = get_args(get_type_hints(BenchArgs)["name"])
 OF_ANY_CHECKPOINT = {"framing", "halfway", "known", "mini", "sizes", "teaser"}
-WITH_PROCESSES = ("busy", "cache", "cold", "line", "sweep", "wan", "wan_vae")
+WITH_PROCESSES = ("busy", "cache", "cold", "line", "processes", "sweep", "wan", "wan_vae")
 
 
 @pytest.fixture

@@ -153,3 +153,21 @@ def test_a_name_as_long_as_the_file_system_allows_is_written(tmp_path: Path) -> 
     path = tmp_path / ("n" * 251 + ".txt")
     save_text(path, "text")
     assert path.read_text(encoding="utf-8") == "text"
+
+
+@pytest.mark.parametrize("kind", ["fifo", "link to a fifo", "link to a device", "folder"])
+def test_what_is_no_regular_file_is_not_replaced(kind: str, tmp_path: Path) -> None:
+    path, other = tmp_path / "out.json", tmp_path / "other"
+    if kind == "folder":
+        path.mkdir()
+    elif kind == "fifo":
+        os.mkfifo(path)
+    else:
+        if kind == "link to a fifo":
+            os.mkfifo(other)
+        path.symlink_to(other if other.exists() else os.devnull)
+    before = path.lstat()
+    with pytest.raises(ValueError, match=r"out\.json is no regular file, and is not replaced by one; remove it, or"):
+        save_text(path, "{}")
+    assert path.lstat().st_ino == before.st_ino
+    assert parts_in(tmp_path) == []

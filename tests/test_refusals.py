@@ -86,6 +86,16 @@ def test_a_folder_in_the_place_of_the_file_is_refused(
     refused(capsys, sample([*words, *more, "--out", str(tmp_path / "clip.mp4")]), "there is a folder of that name")
 
 
+@pytest.mark.usefixtures("loads_nothing")
+def test_a_fifo_in_the_place_of_the_file_is_refused(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Even --overwrite does not replace it, for its reader would wait for ever."""
+    os.mkfifo(tmp_path / "clip.mp4")
+    told = "it is no regular file, and is not replaced by one"
+    refused(capsys, sample([*words, "--overwrite", "--out", str(tmp_path / "clip.mp4")]), told)
+
+
 def test_a_trial_leaves_what_is_there_as_it_was(tmp_path: Path) -> None:
     (tmp_path / "clip.mp4").write_text("mine", encoding="utf-8")
     check_writable(tmp_path / "clip.mp4")

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 from collections import Counter
 from collections.abc import Callable
 from itertools import pairwise
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 
 from tests.scenes import SCENE
+from videogen.cli.main import main
 from videogen.toybox import Scene, caption, draw_scene, render, write_folder
 from videogen.toybox.world.backgrounds import PAINTERS
 from videogen.toybox.world.captions import (
@@ -160,6 +162,23 @@ def test_a_folder_with_other_content_is_refused_and_left_unchanged(tmp_path: Pat
     with pytest.raises(ValueError, match="holds something else already"):
         write_folder(tmp_path, num_clips=1, seed=0)
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+@pytest.mark.parametrize("name", ["clips/000001.mp4", "toybox.json", "truth.jsonl", "metadata.csv", "clips"])
+def test_a_fifo_in_the_place_of_a_file_is_refused_before_a_clip_is_written(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A clip that exists counts as complete, so a fifo in its place would pass for one."""
+    (tmp_path / "clips").mkdir()
+    path = tmp_path / name
+    if path.is_dir():
+        path.rmdir()
+    os.mkfifo(path)
+    before = sorted(tmp_path.rglob("*"))
+    assert main(["toybox", str(tmp_path), "--clips", "2"]) == 2
+    told = "is a file; give a folder" if name == "clips" else "is no regular file, and is not replaced by one; remove"
+    assert f"{path} {told}" in capsys.readouterr().err
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_an_interrupted_folder_has_no_metadata_csv(tmp_path: Path) -> None:

@@ -33,11 +33,12 @@ pytestmark = pytest.mark.slow
 
 
 class JointTrainer(Trainer):  # type: ignore[type-arg]
-    """Trains in one process what two would train, where it is told that there are two: both packs of every step."""
+    """Trains in one process what several would train, where it is told that there are so many: all packs of a step."""
 
     def batches(self) -> Iterator[tuple[object, ...]]:  # type: ignore[override]
         start = self.batch_number(self.step) - count_packs(self.earlier)
-        return zip(*(self.stage.batches(start + rank, 2, self.earlier) for rank in range(2)), strict=True)
+        num = self.accelerator.num_processes
+        return zip(*(self.stage.batches(start + rank, num, self.earlier) for rank in range(num)), strict=True)
 
     def forward_backward(self, batch: tuple[object, ...], batch_number: int) -> dict[str, float]:  # type: ignore[override]
         losses = []
@@ -49,9 +50,9 @@ class JointTrainer(Trainer):  # type: ignore[type-arg]
         return {name: value.item() for name, value in losses[0].items()}  # the first process logs
 
 
-def fit_jointly(recipe: TrainConfig) -> None:
+def fit_jointly(recipe: TrainConfig, num: int = 2) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Accelerator, "num_processes", property(lambda self: 2))
+        patch.setattr(Accelerator, "num_processes", property(lambda self: num))
         trainer = JointTrainer(make_stage(recipe), recipe)  # type: ignore[arg-type]
         assert trainer.fit()
 

@@ -76,6 +76,7 @@ class BenchArgs:
             "packing",
             "patches",
             "precision",
+            "processes",
             "settings",
             "short",
             "sizes",

@@ -85,10 +85,12 @@ def with_sets(config: TrainConfig) -> TrainConfig:
 def fit(config: TrainConfig, *, as_json: bool) -> int:
     """Train in a run folder that no other process uses, and print the checkpoint's path."""
     from videogen.training.progress import check_trackers
+    from videogen.training.sharding import read_shards
     from videogen.training.stages import make_stage
     from videogen.training.trainer import Trainer
 
     check_trackers(config.run.report_to)
+    read_shards(config)  # refuses what it cannot, before anything is loaded
     # A union of stages is not a stage of a union; each fits on its own.
     stage = make_stage(config)
     trainer = Trainer(stage, config)  # pyright: ignore[reportArgumentType]

@@ -62,9 +62,11 @@ def atomic_file(path: Path, *, overwrite: bool = True, durable: bool = True) -> 
 
     Without overwrite a FileExistsError if the name is taken, even where that happened meanwhile: of two writers the
     second is refused. A durable file is on disk before it has its name, so a power cut leaves it whole or not at all.
+    What is no regular file is never replaced: a ValueError.
     """
     if not overwrite:
         refuse_existing(path)
+    refuse_special(path)
     part = part_path(path)
     part.touch(exist_ok=False)
     mode = part.stat().st_mode  # as the umask wants it; safetensors replaces it by one for the owner alone
@@ -101,6 +103,8 @@ def check_writable(path: Path) -> None:
     try:
         if path.is_dir():
             raise IsADirectoryError(errno.EISDIR, "there is a folder of that name")
+        if path.exists() and not path.is_file():
+            raise FileExistsError(errno.EEXIST, "it is no regular file, and is not replaced by one")
         with contextlib.suppress(FileNotFoundError):
             path.lstat()  # which fails for a name that is too long
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -131,6 +135,12 @@ def refuse_existing(path: Path) -> None:
     """Raise a FileExistsError if a file has the name already."""
     if os.path.lexists(path):
         raise FileExistsError(f"{path} exists already; choose another name, or allow overwrite")
+
+
+def refuse_special(path: Path) -> None:
+    """Raise a ValueError if a folder, a fifo or a device has the name, which a writer must not replace."""
+    if path.exists() and not path.is_file():
+        raise ValueError(f"{path} is no regular file, and is not replaced by one; remove it, or choose another name")
 
 
 def place_new(part: Path, path: Path) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from videogen.data.files import atomic_file, save_text
+from videogen.data.files import atomic_file, refuse_special, save_text
 from videogen.toybox.world.captions import caption
 from videogen.toybox.world.render import render
 from videogen.toybox.world.scenes import FRAME_SIZES, LENGTHS, FrameSize, Scene, draw_scene, track
@@ -77,14 +77,17 @@ def write_folder(
     """Write num_clips clips with captions and ground truth; metadata.csv comes last, so a folder with one is complete.
 
     The same call resumes an interrupted one, and a larger num_clips extends a folder. Raises ValueError if num_clips
-    is below 1, or if out is a file or a folder with any other content.
+    is below 1, if out is a file or a folder with any other content, or if a fifo or the like is in a file's place.
     """
     if num_clips < 1:
         raise ValueError(f"num_clips must be at least 1, got {num_clips}")
     settings = json.dumps({"world": WORLD_VERSION, "seed": seed, "sizes": list(sizes), "lengths": list(lengths)})
     settings_file = out / "toybox.json"
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"{out} is a file; give a folder")
+    for folder in (out, out / "clips"):
+        if folder.exists() and not folder.is_dir():
+            raise ValueError(f"{folder} is a file; give a folder")
+    for path in (settings_file, out / "truth.jsonl", out / "metadata.csv", *(out / "clips").glob("*.mp4")):
+        refuse_special(path)
     is_ours = settings_file.is_file() and settings_file.read_text(encoding="utf-8") == settings
     if out.exists() and any(out.iterdir()) and not is_ours:
         raise ValueError(f"{out} holds something else already; give a new or empty folder, or delete it first")

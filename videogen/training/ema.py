@@ -7,6 +7,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from videogen.training.sharding import own_part
+
 
 def power_gamma(width: float) -> float:
     """Return the exponent of the power-function average of a relative width (Karras et al. 2024, Eq. 126)."""
@@ -32,9 +34,10 @@ class PowerEMA:
     @torch.no_grad()
     def update(self, step: int) -> None:
         """Move every copy towards the weights after the given number of steps, counted from 1."""
+        live = list(map(own_part, self.live))
         for gamma, copy in zip(self.gammas, self.copies, strict=True):
             beta = (1 - 1 / step) ** (gamma + 1)
-            torch._foreach_lerp_(copy, self.live, 1 - beta)  # pyright: ignore[reportPrivateImportUsage]
+            torch._foreach_lerp_(list(map(own_part, copy)), live, 1 - beta)  # pyright: ignore[reportPrivateImportUsage]
 
     def swap(self, which: int = 0) -> None:
         """Exchange the live weights with one of the copies; a second call restores them."""

@@ -18,6 +18,7 @@ from torch import Tensor
 from videogen.data.files import atomic_folder, save_tensors, save_text
 from videogen.data.manifest import find_fault, write_manifest
 from videogen.training.ema import PowerEMA
+from videogen.training.sharding import copy_whole, gather
 
 logger = logging.getLogger(__name__)
 PROGRESS = "progress.json"
@@ -47,18 +48,23 @@ def save_step(
     progress: RunProgress = RunProgress(),  # noqa: B008  # immutable
     *,
     keep: int = 2,
+    is_main: bool = True,
 ) -> None:
     """Write everything that the run needs to resume beside its final folder, and rename it.
 
-    Then all but the newest `keep` step folders are removed; 0 keeps all.
+    Then all but the newest `keep` step folders are removed; 0 keeps all. The main process writes, and the others give
+    it their parts of what is in shards.
     """
+    moments = [(f"{i}.{key}", value) for i, x in optimizer.state_dict()["state"].items() for key, value in x.items()]
+    averages = {f"ema_{i}": zip(ema.names, copy, strict=True) for i, copy in enumerate(ema.copies)}
+    files = {"model": zip(ema.names, ema.live, strict=True), **averages, "optimizer": moments}
+    if not is_main:
+        for tensors in files.values():
+            gather(tensors, keep=False)
+        return
     with atomic_folder(step_folder(run_dir, step)) as part:
-        save_tensors(dict(zip(ema.names, ema.live, strict=True)), part / "model.safetensors")
-        for i, copy in enumerate(ema.copies):
-            save_tensors(dict(zip(ema.names, copy, strict=True)), part / f"ema_{i}.safetensors")
-        state = optimizer.state_dict()["state"]
-        moments = {f"{i}.{key}": value for i, entry in state.items() for key, value in entry.items()}
-        save_tensors(moments, part / "optimizer.safetensors")
+        for name, tensors in files.items():
+            save_tensors(gather(tensors, keep=True), part / f"{name}.safetensors")
         save_text(part / PROGRESS, json.dumps(progress._asdict()) + "\n")
         write_manifest(part)
     for old_step in saved_steps(run_dir)[:-keep] if keep else []:
@@ -177,7 +183,7 @@ def load_step(run_dir: Path, step: int, ema: PowerEMA, optimizer: torch.optim.Op
         if {key: value.shape for key, value in saved.items()} != shapes:
             raise ValueError(f"{folder} was written by another model; choose another --run folder, or its own config")
         for key, param in zip(ema.names, params, strict=True):
-            param.data.copy_(saved[key])
+            copy_whole(saved[key], param.data)
     if optimizer is None:
         return
     trained = [param for group in optimizer.param_groups for param in group["params"]]
@@ -187,6 +193,8 @@ def load_step(run_dir: Path, step: int, ema: PowerEMA, optimizer: torch.optim.Op
         param = trained[int(index)]
         if value.shape == param.shape:
             # The fused kernel walks a weight and its moments in memory order, so both need the same memory layout.
-            value = torch.empty_like(param).copy_(value)
+            moment = torch.empty_like(param)
+            copy_whole(value, moment)
+            value = moment
         state.setdefault(int(index), {})[entry] = value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 import signal
 import time
 from collections.abc import Iterator, Mapping
@@ -43,6 +42,7 @@ from videogen.training.run_checkpoints import (
     set_later_steps_aside,
 )
 from videogen.training.run_config import write_config
+from videogen.training.sharding import LAUNCHER_FLAGS, gather_one, own_part, read_shards, shard_model, wait_for_all
 from videogen.training.stages import Batch, MicroBatch, Stage
 
 logger = logging.getLogger(__name__)
@@ -64,32 +64,31 @@ class Trainer(Generic[Batch, MicroBatch]):
 
     def __init__(self, stage: Stage[Batch, MicroBatch], config: TrainConfig) -> None:
         from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
-        from accelerate.utils import GradientAccumulationPlugin
+        from accelerate.utils import GradientAccumulationPlugin, patch_environment
 
-        if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
-            raise ValueError(
-                "weights in shards (FSDP) are not trained: every process holds the whole model; launch with torchrun, "
-                "or with a configuration of accelerate that has no FSDP"
-            )
+        shards = read_shards(config)
         config = replace(config, run=resolve_mixed_precision(config.run))
         self.stage, self.config, self.run = stage, config, config.run
         # A step trains one patch size, of the recipe or of dit.init, and not always the head for the facts.
         dit = config.dit
         varies = config.stage == "vae" or dit.patches or dit.facts or dit.init  # and images pass no layer over time
         ddp_options = DistributedDataParallelKwargs(find_unused_parameters=bool(varies))
-        self.accelerator = Accelerator(
-            cpu=not torch.accelerator.is_available(),  # without it, processes on CPUs do not form a group
-            mixed_precision="no",  # precision and accumulation follow the recipe, not the settings of accelerate
-            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
-            kwargs_handlers=[ddp_options, InitProcessGroupKwargs(timeout=PROCESS_TIMEOUT)],
-        )
+        with patch_environment(**dict.fromkeys(LAUNCHER_FLAGS, "false")):  # shards are made here, not by accelerate
+            self.accelerator = Accelerator(
+                cpu=not torch.accelerator.is_available(),  # without it, processes on CPUs do not form a group
+                mixed_precision="no",  # precision and accumulation follow the recipe, not the settings of accelerate
+                gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+                kwargs_handlers=[ddp_options, InitProcessGroupKwargs(timeout=PROCESS_TIMEOUT)],
+            )
         device, alone = self.accelerator.device, self.accelerator.num_processes == 1
+        self.is_main = self.accelerator.is_main_process
         if self.run.compile:
             if not isinstance(stage.model, VideoDiT):
                 raise ValueError("run.compile is for the DiT's blocks; leave it out where the VAE is trained")
             stage.model.compile_repeated_blocks(dynamic=True)
         # First of all: optimizer and averages copy the model's device and layout.
-        self.objective = self.accelerator.prepare(stage.objective)
+        self.sharded = shard_model(stage, shards, device) if shards else None
+        self.objective = stage.model if self.sharded else self.accelerator.prepare(stage.objective)
         stage.to_device(device)
         self.optimizer = make_optimizer(stage.model, config.optim)
         self.ema = PowerEMA(stage.model, config.optim.ema)
@@ -155,7 +154,7 @@ class Trainer(Generic[Batch, MicroBatch]):
             group["lr"] = lr
         values = self.compute_gradient(batch, self.batch_number(step))
         norm = self.accelerator.clip_grad_norm_(self.objective.parameters(), self.config.optim.grad_clip)
-        values |= {"grad_norm": torch.as_tensor(norm).item(), "lr": lr}
+        values |= {"grad_norm": gather_one(torch.as_tensor(norm)).item(), "lr": lr}
         if self.any_process(not (math.isfinite(values["loss"]) and math.isfinite(values["grad_norm"]))):
             self.count_bad_step(batch, step, values)
             values = {name: value for name, value in values.items() if math.isfinite(value)}
@@ -231,12 +230,10 @@ class Trainer(Generic[Batch, MicroBatch]):
 
     def fit(self) -> bool:
         """Train until the run is complete, its time is over or a signal asks to stop; True if it is complete."""
-        is_main = self.accelerator.is_main_process
-        if self.step >= self.run.steps and not (is_main and self.lacks_something()):
+        if self.step >= self.run.steps and not self.any_process(self.is_main and self.lacks_something()):
             return True
         with lock_run(self.run.dir):
-            if is_main:
-                self.prepare_folder()
+            self.prepare_folder()
             try:
                 return self.step >= self.run.steps or self.train_steps()
             finally:
@@ -245,24 +242,25 @@ class Trainer(Generic[Batch, MicroBatch]):
 
     def prepare_folder(self) -> None:
         """Leave the run folder as it would be had the run just taken its step, whatever has happened since."""
-        set_later_steps_aside(self.run.dir, self.step)
-        write_config(self.config, self.run.dir)
-        self.stage.clip_split.keep(self.run.dir)
-        cut_log(self.run.dir, self.step, validates=self.is_validation_due)
-        self.meter.log = RunLog(self.run.dir, self.step, config=self.config)
-        if self.lacks_checkpoint():
+        if self.is_main:
+            set_later_steps_aside(self.run.dir, self.step)
+            write_config(self.config, self.run.dir)
+            self.stage.clip_split.keep(self.run.dir)
+            cut_log(self.run.dir, self.step, validates=self.is_validation_due)
+            self.meter.log = RunLog(self.run.dir, self.step, config=self.config)
+        if self.any_process(self.is_main and self.lacks_checkpoint()):
             self.export()
-        if self.lacks_validation():
+        if self.any_process(self.is_main and self.lacks_validation()):
             self.validate()
-        if self.lacks_samples():
+        if self.any_process(self.is_main and self.lacks_samples()):
             self.preview()
 
     def train_steps(self) -> bool:
         """Train in a run folder that no other process writes to; True if the run is complete."""
-        is_main, meter = self.accelerator.is_main_process, self.meter
+        meter = self.meter
         meter.start()
         deadline = time.monotonic() + 60 * self.run.minutes if self.run.minutes is not None else math.inf
-        with StopRequest() as stop, progress_bar(disable=not is_main) as bar:
+        with StopRequest() as stop, progress_bar(disable=not self.is_main) as bar:
             task, summary = bar.add_task(self.config.stage, total=self.run.steps, completed=self.step, message=""), ""
             for batch in self.batches():
                 values = self.train_step(batch, self.step)
@@ -271,8 +269,8 @@ class Trainer(Generic[Batch, MicroBatch]):
                 bar.update(task, completed=self.step, message=summary)
                 must_stop = time.monotonic() > deadline or stop.signal is not None
                 leaving = self.step >= self.run.steps or self.any_process(must_stop)
-                if is_main:
-                    self.save_and_validate(leaving=leaving, interrupted=stop.signal is not None)
+                interrupted = leaving and self.any_process(stop.signal is not None)
+                self.save_and_validate(leaving=leaving, interrupted=interrupted)
                 if leaving:
                     break
         if stop.signal == signal.SIGINT:
@@ -333,26 +331,31 @@ class Trainer(Generic[Batch, MicroBatch]):
 
     def validate(self) -> None:
         """Log the metrics of the held-out clips."""
-        with torch.compiler.set_stance("force_eager"):  # compiling for inference too would take longer
-            metrics = {f"val_{key}": value for key, value in self.stage.validate().items()}
+        metrics: dict[str, float] = {}
+        # Compiling for inference too would take longer.
+        with torch.compiler.set_stance("force_eager"), self.whole_model(averaged=False):
+            if self.is_main:
+                metrics = {f"val_{key}": value for key, value in self.stage.validate().items()}
         if self.meter.log is not None and metrics:
             self.meter.log.write(self.step, metrics)
 
     def preview(self) -> None:
         """Write samples of the averaged weights."""
-        with torch.compiler.set_stance("force_eager"), self.averaged_weights():
-            self.stage.preview(self.step, self.run.dir / "samples")
+        with torch.compiler.set_stance("force_eager"), self.whole_model(averaged=True):
+            if self.is_main:
+                self.stage.preview(self.step, self.run.dir / "samples")
         if self.meter.log is not None:
             self.meter.log.show(self.step, self.run.dir / "samples" / f"step_{self.step:06d}.png")
 
     def export(self) -> None:
         """Write the checkpoint folder that sample.py reads, with the averaged weights."""
-        with self.averaged_weights():
-            self.stage.export(self.run.dir / "checkpoint")
+        with self.whole_model(averaged=True):
+            if self.is_main:
+                self.stage.export(self.run.dir / "checkpoint")
 
     def save(self) -> None:
         """Write the checkpoint folder and the state to resume from; FloatingPointError if a weight is not finite."""
-        if not all(weight.isfinite().all() for weight in self.ema.live):
+        if self.any_process(not all(own_part(weight).isfinite().all() for weight in self.ema.live)):
             raise FloatingPointError(
                 f"weights are not finite after step {self.step} and were not saved; what was saved before is whole: "
                 "lower optim.lr and run the same command again to resume"
@@ -363,13 +366,22 @@ class Trainer(Generic[Batch, MicroBatch]):
         optimizer = self.config.optim.optimizer
         stretches = [*self.earlier, stretch]
         progress = RunProgress(self.meter.window, stretches, optimizer, self.num_skipped)
-        save_step(self.run.dir, self.step, self.ema, self.optimizer, progress, keep=self.run.keep)
+        keep, is_main = self.run.keep, self.is_main
+        save_step(self.run.dir, self.step, self.ema, self.optimizer, progress, keep=keep, is_main=is_main)
+        wait_for_all()
 
     @contextmanager
-    def averaged_weights(self) -> Iterator[None]:
-        """Give the model its averaged weights within the context."""
-        self.ema.swap()
+    def whole_model(self, *, averaged: bool) -> Iterator[None]:
+        """Give the main process's stage the whole model within the context, with its live or its averaged weights."""
+        if self.sharded is not None:
+            weights = self.ema.copies[0] if averaged else self.ema.live
+            with self.sharded.lend_whole(self.stage, zip(self.ema.names, weights, strict=True)):
+                yield
+            return
+        if averaged:
+            self.ema.swap()
         try:
             yield
         finally:
-            self.ema.swap()
+            if averaged:
+                self.ema.swap()
