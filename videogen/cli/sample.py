@@ -43,7 +43,7 @@ from videogen.data.words import Word, read_words, unknown_words
 from videogen.models.checkpoint_config import CheckpointInfo, check_vocabulary, read_checkpoint_info
 from videogen.models.hub import find_checkpoint
 from videogen.models.precision import bf16_instructions
-from videogen.models.single_file import assemble, is_weight_file, load_vae_part
+from videogen.models.single_file import FLAGS, assemble, is_weight_file, load_vae_part
 from videogen.packing.bin_packing import group_by_budget
 from videogen.sampling.cost import num_evaluations
 
@@ -136,13 +136,14 @@ def resolve_dtype(args: SampleArgs, info: CheckpointInfo) -> Literal["float32", 
 
 
 def open_model(argv: Sequence[str]) -> CheckpointInfo:
-    """Read the checkpoint that --model names: a folder, or files of weights together with --vae and --text."""
-    given, vae, text = (peek(argv, flag) for flag in ("--model", "--vae", "--text"))
+    """Read the checkpoint that --model names: a folder, or a file of weights together with those of its other parts."""
+    given = peek(argv, "--model")
+    parts = {part: Path(path) for part, flag in FLAGS.items() if (path := peek(argv, flag)) is not None}
     if given is not None and is_weight_file(given):
-        folder, files = assemble(Path(given), Path(vae) if vae else None, Path(text) if text else None)
+        folder, files = assemble(Path(given), parts)
         return read_checkpoint_info(folder)._replace(files=files)
-    if vae is not None or text is not None:
-        raise ValueError("--vae and --text go with a --model that is a file; a folder has its own")
+    if parts:
+        raise ValueError(f"{FLAGS[min(parts)]} goes with a --model that is a file; a folder has its own")
     is_trial = is_given(argv, "--dry-run") or is_given(argv, "--help")  # which brings no gigabytes
     model = find_checkpoint(MINI if given is None else given, local_files_only=is_trial)
     if not model.is_dir():

@@ -38,10 +38,14 @@ class SampleArgs:
     -3, ... behind that where it exists. With --stream, - is standard output."""
     model: Path = MINI
     """Checkpoint folder, owner/name[@revision] of one on the Hugging Face Hub, or Wan's transformer in a file."""
+    model_2: Path | None = None
+    """For a --model that is a file, the first of two experts: the second, for low noise, in a file too."""
     vae: Path | None = None
-    """For a --model that is a file: its VAE, a file (Wan 2.1) or a folder."""
+    """For a --model that is a file: its VAE, a file or a folder."""
     text: Path | None = None
     """For a --model that is a file: its text encoder (UMT5), a file with its tokenizer beside it, or a folder."""
+    image_encoder: Path | None = None
+    """For a --model that is a file and sees images through CLIP (Wan 2.1): that CLIP, a file or a folder."""
     num: int = 1
     """Clips a prompt; their seeds follow on from --seed."""
     seed: Annotated[int, SEED] = 0

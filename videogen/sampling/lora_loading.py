@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from videogen.data.files import error_reason
 from videogen.data.manifest import check_manifest
-from videogen.models.single_file import convert_transformer
+from videogen.models.weight_layouts import convert_transformer
 
 WEIGHTS = "pytorch_lora_weights.safetensors"
 WAN_NAMES = "diffusion_model."  # begins the names of trainers that keep those of Wan's own code
