@@ -184,8 +184,7 @@ def decode_latents(
         if args.save_latents and not (saved := job.path.with_suffix(".safetensors")).exists():
             save_latent(saved, latent, settings, overwrite=False)
         frames = material.frame_with(decode_frames(vae, latent, device), job.config, vae.time_stride)
-        first_seconds = write_clip(job, frames, args, settings, start)
-        yield MadeClip(job, time.monotonic() - start, first_seconds)
+        yield write_clip(job, frames, args, settings, start)
 
 
 def load_decoder(args: SampleArgs, info: CheckpointInfo) -> Autoencoder:
@@ -265,8 +264,7 @@ def make_clips(
             for job, latent, num in zip(batch, latents, tokens, strict=True):
                 started, settings = time.monotonic() - seconds_per_token * num, settings_of(job, about_pack)
                 frames = material.frame_with(pipeline.frames(latent), job.config, info.time_stride)
-                first_seconds = write_clip(job, frames, args, settings, started)
-                yield MadeClip(job, time.monotonic() - started, first_seconds)
+                yield write_clip(job, frames, args, settings, started)
 
 
 def make_long_clips(
@@ -288,8 +286,8 @@ def make_long_clips(
                 if args.storyboard is not None
                 else make_long_clip(pipeline, job, args, info, material, settings, on_evaluation)
             )
-            first_seconds = write_clip(job, frames, args, settings, start)
-        yield MadeClip(job, time.monotonic() - start, first_seconds)
+            made = write_clip(job, frames, args, settings, start)
+        yield made
 
 
 def make_long_clip(

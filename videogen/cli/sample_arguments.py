@@ -125,6 +125,11 @@ class SampleArgs:
         """True if a flag asks for what diffusers does: LoRA, offloading, quantised weights, compiling."""
         return bool(self.lora or self.gguf or self.compile) or self.quantise != "none" or self.offload != "none"
 
+    @property
+    def names_count_on(self) -> bool:
+        """True if a clip whose name is taken gets a number; with latents the same name is the same clip, resumed."""
+        return self.out is None and not self.save_latents and not self.overwrite
+
     def __post_init__(self) -> None:
         if self.background != WHITE:  # Pillow need not be imported for the default
             check_background(self.background)

@@ -153,12 +153,14 @@ def write_video(
     crf: int = 12,
     overwrite: bool = False,
     on_part: Callable[[Path], object] | None = None,
+    next_name: Callable[[], Path] | None = None,
 ) -> None:
     """Write frames (t, h, w, 3) uint8, whole or in chunks, in a format of WRITABLE with settings as a comment.
 
     crf 0 is the best picture, 51 the smallest file. The same frames and settings give the same bytes. With on_part the
-    file can be played while it grows, and on_part is told the name that it has until it is whole. Raises a ValueError
-    for what cannot be written, a FileExistsError, or an OSError for a full disk; none leaves a partial file.
+    file can be played while it grows, and on_part is told the name that it has until it is whole. Where the name
+    is taken by then, without overwrite, the file takes the first free one that next_name gives. Raises a ValueError for
+    what cannot be written, a FileExistsError, or an OSError for a full disk; none leaves a partial file.
     """
     import torch
 
@@ -167,7 +169,7 @@ def write_video(
         raise ValueError(f"a {suffix} cannot be played while it grows; {', '.join(GROWING)} can")
     if not 0 <= crf <= 51:
         raise ValueError(f"crf must be from 0 (best) to 51 (smallest), got {crf}")
-    if not overwrite:
+    if not overwrite and next_name is None:
         refuse_existing(path)  # now, and once more when it is written
     tags = settings_tags(settings) if settings is not None else {}
     images = iterate_frames([frames] if isinstance(frames, torch.Tensor) else frames)
@@ -175,7 +177,7 @@ def write_video(
         raise ValueError(f"cannot write {path}: there are no frames")
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with atomic_file(path, overwrite=overwrite) as part:
+        with atomic_file(path, overwrite=overwrite, next_name=next_name) as part:
             if suffix == ".png":
                 write_png(part, first, images, tags)
             else:
