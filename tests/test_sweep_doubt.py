@@ -217,15 +217,27 @@ def test_a_dry_run_says_what_references_are_what_they_take_and_which_flag_leaves
 ) -> None:
     words = ["x", "--sweep", "steps=1,2", "--seeds", "0,1", "--model", str(checkpoint), *QUICK, "--dry-run"]
     assert sample([*words, "--out", str(tmp_path / "s")]) == 0
-    first, second, third = capsys.readouterr().out.splitlines()
-    assert first.startswith("4 clips: 2 settings under 2 prompts and seeds, 12 evaluations")
+    first, second, quality, few, third = capsys.readouterr().out.splitlines()
+    assert first.startswith("4 clips: 2 settings x 1 prompt x 2 seeds; 12 evaluations")
     assert second.startswith("2 references of 8 steps: the same clips solved almost exactly")
     assert "--reference 0 leaves them out" in second
+    assert quality == "Quality is that PSNR."
+    assert few == "Only 2 clips of each setting cannot end in a recommendation; 3 or more may: --seeds 0:7:8."
     assert third.startswith("About ")
     assert third.endswith(" for the references.")
     assert sample([*words, "--out", str(tmp_path / "s"), "--json"]) == 0
     row = json.loads(capsys.readouterr().out)
     assert row["seconds"] >= row["reference_seconds"] >= 0
+
+
+def test_a_dry_run_says_what_will_judge_the_clips(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    words = ["--sweep", "guidance=1,3", "--seeds", "0,1,2", "--dry-run", "--out", str(tmp_path / "s")]
+    assert sample(["a red circle moves right", *words]) == 0
+    assert "read by the toybox's judge (--score videogen.toybox.judge:score)" in capsys.readouterr().out
+    assert sample(["a skateboard in Rome", *words]) == 0
+    assert "Nothing here judges guidance: another value makes another clip" in capsys.readouterr().out
+    assert sample(["a skateboard in Rome", *words, "--reference", "0"]) == 0
+    assert "Nothing measures quality: the clips stand side by side." in capsys.readouterr().out
 
 
 @pytest.mark.slow
