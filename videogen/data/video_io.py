@@ -20,7 +20,7 @@ from einops import rearrange
 from videogen.data.files import atomic_file, error_reason, refuse_existing
 from videogen.data.parameters import format_parameters
 from videogen.data.pictures import IMAGE_SUFFIXES, is_animation, read_animation, read_image_file
-from videogen.data.video_decode import READERS, FrameRequest, decode_animation, inspect_header, open_video
+from videogen.data.video_decode import READERS, FrameRequest, decode_animation, decode_hdr, inspect_header, open_video
 from videogen.data.video_encode import ENCODERS, GROWING, SupportsWrite, encode_video
 
 if TYPE_CHECKING:
@@ -84,13 +84,15 @@ def read_video(
     num_frames: int | None = None,
     size: tuple[int, int] | None = None,
     reader: Literal["auto", "decord", "pyav"] = "auto",
+    tone_mapped: bool = False,
     transform: Callable[[Tensor], Tensor] = lambda chunk: chunk,
 ) -> Tensor:
     """Read frames (t, h, w, 3) uint8 of a video or image: every 1/fps from start_seconds, the frame on screen then.
 
-    fps None gives the file's own frames. A file that ends early gives fewer frames. size is (width, height). transform
-    is applied to each chunk as it is decoded, so that a long clip never lies in memory at its full size. Raises a
-    ValueError for an argument out of range, and one that names the file where it cannot be read or has no such frame.
+    fps None gives the file's own frames. A file that ends early gives fewer frames. size is (width, height). HDR is
+    read as if it were BT.709, and looks washed out, unless it is to be tone_mapped to SDR. transform is applied to each
+    chunk as it is decoded, so that a long clip never lies in memory at its full size. Raises a ValueError for an argument
+    out of range, and one that names the file where it cannot be read or has no such frame.
     """
     import torch
 
@@ -112,6 +114,8 @@ def read_video(
         chunks = [transform(resize(chunk, size)) for chunk in decode_animation(path, request)]
     elif path.suffix.lower() in IMAGE_SUFFIXES:
         chunks = [transform(resize(read_image_file(path), size))] if start_seconds == 0 else []
+    elif tone_mapped and header.transfer:
+        chunks = [transform(resize(chunk, size)) for chunk in decode_hdr(path, request)]
     else:
         try:
             decode = READERS["decord" if reader == "auto" else reader]
