@@ -16,7 +16,7 @@ from diffusers import (
     WanTransformer3DModel,
 )
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModel, UMT5Config, UMT5EncoderModel
 
@@ -166,6 +166,16 @@ def images_of(kind: str, tmp_path: Path) -> list[str]:
     return words
 
 
+def assert_same(ours: VideoPipeline, theirs: VideoPipeline) -> None:
+    """Compare all weights, and where the second expert takes over."""
+    assert ours.boundary == theirs.boundary
+    for part in FLAGS:
+        if (network := theirs.components.get(part)) is not None:
+            expected = {n.removeprefix("vision_model."): w for n, w in network.state_dict().items()}
+            given = {n.removeprefix("vision_model."): w for n, w in ours.components[part].state_dict().items()}
+            assert {n: torch.equal(given[n], w) for n, w in expected.items()} == dict.fromkeys(expected, True), part
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("layout", ["original", "comfy"])
 def test_files_of_a_kind_make_the_clip_of_its_folder(
@@ -177,12 +187,7 @@ def test_files_of_a_kind_make_the_clip_of_its_folder(
     assert info.defaults == of_folder.defaults
     ours, theirs = load(args, info), VideoPipeline.load(folders[kind])
     assert isinstance(ours, VideoPipeline)
-    assert ours.boundary == theirs.boundary
-    for part in FLAGS:
-        if (network := theirs.components.get(part)) is not None:
-            expected = {n.removeprefix("vision_model."): w for n, w in network.state_dict().items()}
-            given = {n.removeprefix("vision_model."): w for n, w in ours.components[part].state_dict().items()}
-            assert {n: torch.equal(given[n], w) for n, w in expected.items()} == dict.fromkeys(expected, True), part
+    assert_same(ours, theirs)
     clips = [tmp_path / "files.mp4", tmp_path / "folder.mp4"]
     asked = ["a cat", *QUICK, *images_of(kind, tmp_path)]
     assert sample([*asked, *words, "--out", str(clips[0])]) == 0
@@ -216,6 +221,35 @@ def test_scaled_fp8_experts_are_each_multiplied_by_their_own_scales(folders: dic
     ours = load(*parse_args(["a cat", *words]))
     for part, weight in expected.items():
         assert torch.equal(ours.components[part].blocks[0].attn1.to_q.weight, weight), part  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("kind", ["I2V 2.1", "T2V A14B"])
+def test_an_original_folder_opens_once_its_pickles_are_converted_as_the_refusal_says(
+    kind: str, folders: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = write_files(folders[kind], tmp_path, "original")
+    files, original = dict(zip(words[::2], words[1::2], strict=True)), tmp_path / "Wan"
+    experts = {"--model": "high_noise_model", "--model-2": "low_noise_model"} if "A14B" in kind else {"--model": "."}
+    for flag, name in experts.items():
+        (original / name).mkdir(parents=True, exist_ok=True)
+        (original / name / "config.json").write_text('{"_class_name": "WanModel", "model_type": "t2v"}')
+        weights = list(load_file(files[flag]).items())
+        for number, shard in enumerate([dict(weights[::2]), dict(weights[1::2])], start=1):
+            save_file(shard, original / name / f"diffusion_pytorch_model-0000{number}-of-00002.safetensors")
+    (original / "google").mkdir()
+    (original / "google" / "umt5-xxl").symlink_to(folders[kind] / "tokenizer")
+    pickles = {"--vae": "Wan2.1_VAE.pth", "--text": "models_t5_umt5-xxl-enc-bf16.pth"}
+    pickles |= {"--image-encoder": "models_clip_open-clip-xlm-roberta.pth"} if "I2V" in kind else {}
+    for flag, name in pickles.items():
+        torch.save(load_file(files[flag]), original / name)
+    for name in pickles.values():
+        assert sample(["x", "--model", str(original)]) == 2
+        sentence = capsys.readouterr().err
+        assert f"{original / name} is a pickle" in sentence
+        exec(sentence.split('python -c "')[1].rstrip().rstrip('"'))
+    args, info = parse_args(["a cat", "--model", str(original)])
+    assert info.folder.name == "Wan"
+    assert_same(load(args, info), VideoPipeline.load(folders[kind]))  # type: ignore[arg-type]
 
 
 # --- refusals

@@ -231,7 +231,8 @@ def test_a_pickle_is_refused_with_how_to_convert_it(
 ) -> None:
     path = tmp_path / f"wan{suffix}"
     path.write_bytes(b"x")
-    refused(capsys, sample(["x", "--model", str(path)]), "is a pickle", "weights_only=True), 'wan.safetensors')")
+    new = path.with_suffix(".safetensors")
+    refused(capsys, sample(["x", "--model", str(path)]), "is a pickle", f"weights_only=True), '{new}')")
 
 
 def test_what_a_gguf_lacks_is_named_and_its_suffix_may_be_in_capitals(

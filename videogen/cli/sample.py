@@ -42,6 +42,7 @@ from videogen.data.saved_latents import check_latent, latent_settings, read_late
 from videogen.data.words import Word, read_words, unknown_words
 from videogen.models.checkpoint_config import CheckpointInfo, check_vocabulary, read_checkpoint_info
 from videogen.models.hub import find_checkpoint
+from videogen.models.original_folder import is_original_folder
 from videogen.models.precision import bf16_instructions
 from videogen.models.single_file import FLAGS, assemble, is_weight_file, load_vae_part
 from videogen.packing.bin_packing import group_by_budget
@@ -136,10 +137,10 @@ def resolve_dtype(args: SampleArgs, info: CheckpointInfo) -> Literal["float32", 
 
 
 def open_model(argv: Sequence[str]) -> CheckpointInfo:
-    """Read the checkpoint that --model names: a folder, or a file of weights together with those of its other parts."""
+    """Read the checkpoint that --model names: a folder, or files of weights."""
     given = peek(argv, "--model")
     parts = {part: Path(path) for part, flag in FLAGS.items() if (path := peek(argv, flag)) is not None}
-    if given is not None and is_weight_file(given):
+    if given is not None and (is_weight_file(given) or is_original_folder(Path(given))):
         folder, files = assemble(Path(given), parts)
         return read_checkpoint_info(folder)._replace(files=files)
     if parts:

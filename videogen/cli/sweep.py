@@ -118,7 +118,7 @@ def make_plan(args: SampleArgs, info: CheckpointInfo) -> Plan:
         bases=bases,
         axes=axes,
         reference_steps=steps,
-        model="" if args.model == MINI else str(info.files.transformer) if info.files else checkpoint_name(args.model),
+        model="" if args.model == MINI else str(info.files.model) if info.files else checkpoint_name(args.model),
         defaults=info.defaults,
         about=tuple(about.items()),
         unknown_words=tuple(dict.fromkeys(word for run in bases for word in unknown_words(run.prompt, words))),

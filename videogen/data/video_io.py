@@ -90,9 +90,9 @@ def read_video(
     """Read frames (t, h, w, 3) uint8 of a video or image: every 1/fps from start_seconds, the frame on screen then.
 
     fps None gives the file's own frames. A file that ends early gives fewer frames. size is (width, height). HDR is
-    read as if it were BT.709, and looks washed out, unless it is to be tone_mapped to SDR. transform is applied to each
-    chunk as it is decoded, so that a long clip never lies in memory at its full size. Raises a ValueError for an argument
-    out of range, and one that names the file where it cannot be read or has no such frame.
+    read as if it were BT.709, and looks washed out, unless it is tone_mapped to SDR. transform is applied to each
+    chunk as it is decoded, so that a long clip never lies in memory at its full size. Raises a ValueError for an
+    argument out of range, and one that names the file where it cannot be read or has no such frame.
     """
     import torch
 

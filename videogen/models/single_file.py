@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, cast
 
 from videogen.data.files import content_id, error_reason
 from videogen.models.checkpoint_config import ModelFiles, has_image_channels
+from videogen.models.original_folder import find_parts, is_original_folder, list_shards
 from videogen.models.weight_layouts import (
     Config,
     convert_image_encoder,
@@ -78,10 +79,10 @@ def check_file(path: Path, flag: str) -> None:
     if not path.exists():
         raise ValueError(f"there is no file {path}; give another with {flag}")
     if path.is_file() and path.suffix.lower() != ".safetensors":
-        new = path.with_suffix(".safetensors").name
+        new = path.with_suffix(".safetensors")
         raise ValueError(
             f"{path} is a pickle, which could run anything when it is opened; convert it where you trust it: python -c "
-            f"\"import torch, safetensors.torch as s; s.save_file(torch.load('{path.name}', map_location='cpu', "
+            f"\"import torch, safetensors.torch as s; s.save_file(torch.load('{path}', map_location='cpu', "
             f"weights_only=True), '{new}')\""
         )
 
@@ -89,19 +90,23 @@ def check_file(path: Path, flag: str) -> None:
 def assemble(model: Path, parts: Mapping[str, Path]) -> tuple[Path, ModelFiles]:
     """Write the configs of a model's parts into a folder for this process, and return it with the parts' files.
 
-    Parts are named as ModelFiles names them. Raises a ValueError that names a part which is not given, which the model
-    does not take, or which a file does not hold.
+    Parts are named as ModelFiles names them; a folder of Wan's own code brings those that are not given. Raises a
+    ValueError that names a part which is missing, which the model does not take, or which a file does not hold.
     """
+    named = model
+    if is_original_folder(model):
+        model, own = find_parts(model)
+        parts = own | dict(parts)
     check_file(model, "--model")
     for part, path in parts.items():
         check_file(path, FLAGS[part])
     check_names_of_experts(model, parts.get("transformer_2"))
     config = transformer_config(convert_transformer(read_shapes(model)), model)
     check_parts(model, config, parts)
-    files = ModelFiles(transformer=model, **parts)
+    files = ModelFiles(transformer=model, model=named, **parts)
     root = Path(tempfile.mkdtemp(prefix="videogen-"))
     register(shutil.rmtree, root, ignore_errors=True)
-    folder = root / model.stem
+    folder = root / (named.name if named.is_dir() else named.stem)
     for name, values in list_configs(files, config).items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(json.dumps(values, indent=2), encoding="utf-8")
@@ -130,8 +135,8 @@ def check_parts(model: Path, config: Config, parts: Mapping[str, Path]) -> None:
     if "transformer_2" in parts and sees:
         raise ValueError(f"{model} sees images through CLIP, as Wan 2.1 does, and is no expert; leave --model-2 out")
     if (second := parts.get("transformer_2")) is not None:
-        if second.is_dir():
-            raise ValueError(f"--model-2 is a file beside a --model that is one, and {second} is a folder")
+        if not list_shards(second):
+            raise ValueError(f"--model-2 is a file of Wan's second expert, and {second} is a folder without one")
         other = transformer_config(convert_transformer(read_shapes(second)), second)
         if name := next((name for name, value in config.items() if other[name] != value), None):
             raise ValueError(
@@ -171,7 +176,7 @@ def list_configs(files: ModelFiles, config: Config) -> dict[str, Config]:
             raise ValueError(
                 f"{path} gives {given} {what}, and {files.transformer} takes {wanted}; give that of one model"
             )
-    ids: Config = {part: content_id(path) for part, path in files._asdict().items() if path is not None}
+    ids: Config = {part: content_id(path) for part, path in files._replace(model=None)._asdict().items() if path}
     return configs | {"model_index.json": index, "files.json": ids}  # the clips record a hash of the latter
 
 
@@ -198,7 +203,7 @@ def image_processor_config(path: Path, clip: Config) -> Config:
 def find_tokenizer(text: Path) -> Path:
     """Find the tokenizer of an encoder: in its folder, or beside its file."""
     folder = text if text.is_dir() else text.parent
-    for path in (folder / "tokenizer", folder):
+    for path in (folder / "tokenizer", folder, folder / "google" / "umt5-xxl"):
         if any((path / name).is_file() for name in ("tokenizer.json", "spiece.model")):
             return path
     raise ValueError(f"there is no tokenizer beside {text}; put tokenizer.json of google/umt5-xxl into {folder}")
@@ -219,7 +224,7 @@ def load_parts(files: ModelFiles, folder: Path, dtype: torch.dtype) -> dict[str,
         "image_encoder": (files.image_encoder, convert_image_encoder),
     }
     given = {part: (path, convert) for part, (path, convert) in converters.items() if path is not None}
-    networks = {part: meta_part(folder, part) for part, (path, _) in given.items() if path.is_file()}
+    networks = {part: meta_part(folder, part) for part, (path, _) in given.items() if in_layout(part, path)}
     for part, network in networks.items():
         path, convert = given[part]
         check_fit(network, convert(read_shapes(path)), path)
@@ -233,6 +238,11 @@ def load_parts(files: ModelFiles, folder: Path, dtype: torch.dtype) -> dict[str,
             else load_encoder_part(path, part, dtype)
         )
     return loaded
+
+
+def in_layout(part: str, path: Path) -> bool:
+    """True for weights in the layouts of files, not those of a folder that diffusers or transformers open."""
+    return path.is_file() or part.startswith("transformer")
 
 
 def meta_part(folder: Path, part: str) -> nn.Module:

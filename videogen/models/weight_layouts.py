@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, TypeVar
 
 from einops import rearrange
 
+from videogen.models.original_folder import list_shards
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -64,15 +66,17 @@ T = TypeVar("T")  # a weight, or what stands for it in a .gguf
 
 
 def read_shapes(path: Path) -> dict[str, Tensor]:
-    """Read a file's weights by bare names as tensors of their shapes on the meta device, without scales."""
+    """Read the weights of a file, or of a folder of shards, by bare names as tensors without values, and no scales."""
     import torch
     from safetensors import SafetensorError, safe_open
 
-    try:
-        with safe_open(path, framework="pt") as file:
-            shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
-    except SafetensorError as error:
-        raise ValueError(f"{path} is not whole: {error}; download it again") from None
+    shapes: dict[str, list[int]] = {}
+    for shard in list_shards(path):
+        try:
+            with safe_open(shard, framework="pt") as file:
+                shapes |= {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
+        except SafetensorError as error:
+            raise ValueError(f"{shard} is not whole: {error}; download it again") from None
     return {bare_name(name): torch.empty(shape, device="meta") for name, shape in shapes.items() if is_weight(name)}
 
 
@@ -87,10 +91,10 @@ def bare_name(name: str) -> str:
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """Read a file's weights by bare names; those of fp8 that have a scale are multiplied by it, in float32."""
+    """Read the weights of read_shapes; those of fp8 that have a scale are multiplied by it, in float32."""
     from safetensors.torch import load_file
 
-    tensors = load_file(path)
+    tensors = {name: tensor for shard in list_shards(path) for name, tensor in load_file(shard).items()}
     scales = {name.removesuffix(SCALE) + ".weight": scale for name, scale in tensors.items() if name.endswith(SCALE)}
     return {
         bare_name(name): tensor.float() * scales[name].float() if name in scales else tensor
