@@ -298,7 +298,7 @@ def test_parts_that_do_not_belong_together_are_refused(
     refused(
         capsys, sample(words_of("T2V A14B", model_2=files["I2V A14B"]["--model-2"])), "in_channels 36", "of one model"
     )
-    refused(capsys, sample(words_of("I2V 2.1", image_encoder=low)), "is no CLIP that sees: it has no embeddings.patch")
+    refused(capsys, sample(words_of("I2V 2.1", image_encoder=low)), "is no CLIP that sees: it has no embeddings.class")
     refused(capsys, sample(words_of("TI2V 5B", vae=files["T2V A14B"]["--vae"])), "gives 16 channels", "takes 48")
     renamed = Path(files["I2V A14B"]["--model"]).rename(tmp_path / "expert.safetensors")
     alone = {flag: path for flag, path in files["I2V A14B"].items() if flag != "--model-2"} | {"--model": str(renamed)}

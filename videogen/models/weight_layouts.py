@@ -257,7 +257,7 @@ def convert_image_encoder(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def image_encoder_config(shapes: Mapping[str, Tensor], path: Path) -> Config:
     """Read the sizes of CLIP's half that sees off its shapes; a ValueError where it is none."""
     try:
-        width, _, patch, _ = shapes["embeddings.patch_embedding.weight"].shape
+        width, patch = len(shapes["embeddings.class_embedding"]), shapes["embeddings.patch_embedding.weight"].shape[2]
         side = math.isqrt(len(shapes["embeddings.position_embedding.weight"]) - 1)  # the first row is the class's
         config: Config = {
             "architectures": ["CLIPVisionModel"],
