@@ -179,7 +179,7 @@ def assert_same(ours: VideoPipeline, theirs: VideoPipeline) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("layout", ["original", "comfy"])
 def test_files_of_a_kind_make_the_clip_of_its_folder(
-    kind: str, layout: str, folders: dict[str, Path], tmp_path: Path
+    kind: str, layout: str, folders: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = write_files(folders[kind], tmp_path, layout)
     args, info = parse_args(["a cat", *words])
@@ -195,6 +195,11 @@ def test_files_of_a_kind_make_the_clip_of_its_folder(
     frames = [read_video(clip) for clip in clips]
     assert frames[0].float().std() > 1
     assert torch.equal(*frames)
+    capsys.readouterr()
+    for model in (words, ["--model", str(folders[kind])]):
+        assert sample([*asked, *model, "--dry-run"]) == 0
+    costs = [re.sub("  time .*", "", line) for line in capsys.readouterr().out.splitlines()]
+    assert costs[0] == costs[1]
 
 
 def test_a_clip_path_through_a_folder_of_the_image_encoder_is_the_same(

@@ -176,7 +176,8 @@ def list_configs(files: ModelFiles, config: Config) -> dict[str, Config]:
             raise ValueError(
                 f"{path} gives {given} {what}, and {files.transformer} takes {wanted}; give that of one model"
             )
-    ids: Config = {part: content_id(path) for part, path in files._replace(model=None)._asdict().items() if path}
+    paths = {part: getattr(files, part) for part in ("transformer", *FLAGS)}
+    ids: Config = {part: content_id(path) for part, path in paths.items() if path is not None}
     return configs | {"model_index.json": index, "files.json": ids}  # the clips record a hash of the latter
 
 
