@@ -152,7 +152,6 @@ def test_images_are_shown_at_their_times(words: list[str], tmp_path: Path) -> No
 # --- again, and on
 
 
-@pytest.mark.parametrize("flags", [["--extend", "1"], ["--strength", "0.5"], ["--loop", "--extend", "0.7"]], ids=str)
 @pytest.mark.parametrize(("name", "transfer"), [("hdr.mp4", "PQ"), ("hlg.mov", "HLG")])
 def test_an_hdr_clip_is_mapped_to_sdr_as_the_doctors_copy_is(
     name: str, transfer: str, words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -169,6 +168,7 @@ def test_an_hdr_clip_is_mapped_to_sdr_as_the_doctors_copy_is(
     assert (written.float() - washed_out.float()).abs().mean() > 20
 
 
+@pytest.mark.parametrize("flags", [["--extend", "1"], ["--strength", "0.5"], ["--loop", "--extend", "0.7"]], ids=str)
 def test_from_repeats_a_clip_with_what_was_given(
     flags: list[str], words: list[str], given: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
