@@ -43,18 +43,19 @@ def load_lora(pipeline: WanLoraLoaderMixin, path: Path, adapter: str, part: str,
     try:
         in_file = read_shapes(file)
         own_names = {new: name for name, new in read_names(in_file).items()}
+        if len(own_names) < len(in_file):
+            raise ValueError(f"{len(in_file) - len(own_names)} of its {len(in_file)} tensors are there twice")
         names = {new: in_file[name] for new, name in own_names.items()}
         check_kinds(in_file)
         check_widths(names, model)
         weights = weights_of_differences(names, model)
         matrices = {name: tensor for name, tensor in names.items() if name not in weights}
-        metadata = read_metadata(file)
-        if own_names.keys() != in_file.keys() and metadata is not None:
+        is_renamed, metadata = own_names.keys() != in_file.keys(), read_metadata(file)
+        if is_renamed and metadata is not None:
             load_bare(model, read_tensors(file, own_names, matrices), adapter, metadata)
         else:
             # The file's metadata, which scales the matrices of diffusers' own LoRAs, is read where all of it is loaded.
-            is_changed = bool(weights) or own_names.keys() != in_file.keys()
-            source = read_tensors(file, own_names, matrices) if is_changed else str(file)
+            source = read_tensors(file, own_names, matrices) if weights or is_renamed else str(file)
             options = {"adapter_name": adapter, "local_files_only": True, "use_safetensors": True, **where}
             pipeline.load_lora_weights(source, **options)
         if adapter not in pipeline.get_list_adapters().get(part, ()):
