@@ -11,6 +11,7 @@ flows back to those that it used.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import cast
@@ -40,6 +41,7 @@ def load_lora(pipeline: WanLoraLoaderMixin, path: Path, adapter: str, part: str,
     """
     file, model = find_file(path), getattr(pipeline, part)
     where = {"load_into_transformer_2": True} if part == "transformer_2" else {}
+    in_file: dict[str, Tensor] = {}
     try:
         in_file = read_shapes(file)
         own_names = {new: name for name, new in read_names(in_file).items()}
@@ -62,7 +64,7 @@ def load_lora(pipeline: WanLoraLoaderMixin, path: Path, adapter: str, part: str,
             raise ValueError("it names none of its layers as diffusers does")
         left_out = set(matrices) - used_tensors(pipeline, matrices, model, adapter)
     except (KeyError, ValueError, RuntimeError, AttributeError, TypeError, IndexError) as error:
-        raise ValueError(f"{path} is no LoRA for this model: {error_reason(error)}") from error
+        raise ValueError(f"{path} is no LoRA for this model: {describe_fault(error, len(in_file))}") from error
     if left_out := sorted(own_names[name] for name in left_out if not is_zero(file, own_names[name])):
         shown = ", ".join(left_out[:3]) + (", ..." if len(left_out) > 3 else "")
         raise ValueError(
@@ -70,6 +72,16 @@ def load_lora(pipeline: WanLoraLoaderMixin, path: Path, adapter: str, part: str,
             f"({shown}); give a LoRA of this model whose layers all have matrices A and B"
         )
     add_differences(read_tensors(file, own_names, weights), weights, scale)
+
+
+def describe_fault(error: Exception, num_tensors: int) -> str:
+    """Describe why diffusers did not take a LoRA; where it lists what it could not convert, with the count of that."""
+    text = str(error)
+    if "should be empty at this point" not in text:
+        return error_reason(error)
+    left = re.findall(r"'([^']+)'", text.partition("dict_keys")[2])
+    shown = ", ".join(left[:3]) + (", ..." if len(left) > 3 else "")
+    return f"{len(left)} of its {num_tensors} tensors are of no kind that is read ({shown})"
 
 
 def weights_of_differences(names: Mapping[str, Tensor], model: nn.Module) -> dict[str, nn.Parameter]:
