@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from tests.test_cli import QUICK, refused
 from videogen.cli.clip_files import name_clip
-from videogen.cli.main import sample
+from videogen.cli.main import ROOT, sample
 from videogen.data.files import slug
+from videogen.data.video_encode import encode_video
 from videogen.data.video_io import probe, read_settings
 
 
@@ -61,6 +64,38 @@ def test_the_same_command_twice_counts_on_and_an_explicit_out_refuses(
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == names
     capsys.readouterr()
     refused(capsys, sample([*words, "--out", "out"]), "a-red-circle-0.mp4 exists; add --overwrite, or choose another")
+
+
+def test_a_name_that_is_taken_while_the_clip_is_made_counts_on(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Others take the names that were chosen for both, before the clips are whole."""
+    monkeypatch.chdir(tmp_path)
+
+    def encode_while_others_write(*args: object, **options: object) -> None:
+        for name in ("a-red-circle-0.mp4", "a-red-circle-0-2.mp4"):
+            (tmp_path / "out" / name).write_text("of others")
+        encode_video(*args, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("videogen.data.video_io.encode_video", encode_while_others_write)
+    assert sample(["a red circle", "a red circle", "--model", str(checkpoint), *QUICK]) == 0
+    out = {path.name: path for path in (tmp_path / "out").iterdir()}
+    assert sorted(out) == [f"a-red-circle-0{end}.mp4" for end in ("-2", "-3", "-4", "")]
+    others = {name for name, path in out.items() if path.read_bytes() == b"of others"}
+    assert others == {"a-red-circle-0.mp4", "a-red-circle-0-2.mp4"}
+    printed = [line.split("  ")[0] for line in capsys.readouterr().out.splitlines()]
+    assert printed == ["out/a-red-circle-0-3.mp4", "out/a-red-circle-0-4.mp4"]
+    assert all(read_settings(Path(name))["prompt"] == "a red circle" for name in printed)
+
+
+def test_two_processes_at_once_write_two_clips_under_two_names(checkpoint: Path, tmp_path: Path) -> None:
+    words = ["a red circle", "--model", str(checkpoint), *QUICK]
+    command = [sys.executable, str(ROOT / "sample.py"), *words]
+    both = [subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    printed = [process.communicate(timeout=120)[0].split("  ")[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0]
+    assert sorted(printed) == ["out/a-red-circle-0-2.mp4", "out/a-red-circle-0.mp4"]
+    assert len({(tmp_path / name).read_bytes() for name in printed}) == 1  # the same clip, whole, twice
 
 
 def test_a_folder_may_have_a_dot_in_its_name(

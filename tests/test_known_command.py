@@ -5,17 +5,21 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 from torch import Tensor
 
+from tests.bad_files import CASES
 from tests.conftest import seeded
 from tests.test_cli import refused
+from videogen.cli.known_material import read_clip
 from videogen.cli.main import sample
 from videogen.data.files import content_id
 from videogen.data.saved_latents import read_latent
 from videogen.data.video_io import probe, read_settings, read_video, write_video
+from videogen.doctor.mend_video import Mending, mended_pictures
 
 NUM, FPS = 9, 12.0  # of the given clip, whose rate is not the checkpoint's own
 
@@ -146,6 +150,22 @@ def test_images_are_shown_at_their_times(words: list[str], tmp_path: Path) -> No
 
 
 # --- again, and on
+
+
+@pytest.mark.parametrize(("name", "transfer"), [("hdr.mp4", "PQ"), ("hlg.mov", "HLG")])
+def test_an_hdr_clip_is_mapped_to_sdr_as_the_doctors_copy_is(
+    name: str, transfer: str, words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    CASES[name][0](path := tmp_path / name)
+    doctors = [picture.pixels for picture in mended_pictures(path, Mending(transfer=transfer))]
+    assert np.array_equal(read_clip(path, probe(path).fps).numpy(), np.stack(doctors))
+    washed_out = read_video(path)
+    out = tmp_path / "out.mp4"
+    assert sample([*words, "--video", str(path), "--extend", "0.2", "--out", str(out)]) == 0
+    assert f"note: {path} is HDR ({transfer}); its brightness is mapped to that of SDR" in capsys.readouterr().err
+    written = read_video(out)[: len(doctors)]
+    assert_kept(written, torch.from_numpy(np.stack(doctors)))
+    assert (written.float() - washed_out.float()).abs().mean() > 5
 
 
 @pytest.mark.parametrize("flags", [["--extend", "1"], ["--strength", "0.5"], ["--loop", "--extend", "0.7"]], ids=str)

@@ -89,6 +89,58 @@ DIFFERENCES = {
 }  # fmt: skip
 
 
+@pytest.mark.parametrize("kind", ["without a prefix", "of an adapter", "of PEFT"])
+def test_names_without_a_prefix_or_of_an_adapter_are_read(kind: str, folder: Path, tmp_path: Path) -> None:
+    whole = {name: tensor for name, tensor in other_trainer().items() if "alpha" not in name}
+    whole = {name.replace("lora_down", "lora_A").replace("lora_up", "lora_B"): w for name, w in whole.items()}
+    renamed = {
+        "without a prefix": lambda name: name.removeprefix("diffusion_model."),
+        "of an adapter": lambda name: name.replace(".weight", ".default.weight"),
+        "of PEFT": lambda name: "base_model.model." + name.removeprefix("diffusion_model.").replace("A.", "A.default."),
+    }[kind]
+    path = write(tmp_path / "renamed.safetensors", {renamed(name): tensor for name, tensor in whole.items()})
+    latent = sample_with(folder, path)
+    assert torch.equal(latent, sample_with(folder, write(tmp_path / "whole.safetensors", whole)))
+    assert not torch.equal(latent, VideoPipeline.from_pretrained(folder).sample([ClipRequest(PROMPT, 5)], SETTINGS)[0])
+
+
+def test_a_lora_that_diffusers_saved_of_the_transformer_alone_keeps_its_alpha(folder: Path, tmp_path: Path) -> None:
+    theirs = WanPipeline.from_pretrained(str(folder))
+    theirs.set_progress_bar_config(disable=True)
+    theirs.transformer.add_adapter(LoraConfig(r=2, lora_alpha=5, target_modules=ATTENTION), adapter_name="default")
+    with torch.no_grad():
+        for key, weight in theirs.transformer.named_parameters():
+            if "lora_" in key:
+                weight.copy_(random(*weight.shape))
+    theirs.transformer.save_lora_adapter(str(tmp_path), adapter_name="default")
+    (path,) = tmp_path.glob("*.safetensors")
+    assert all(name.startswith("blocks.") for name in load_file(path))
+    assert_same_latents(sample_with(folder, path), latents_of(theirs, SETTINGS))
+
+
+def test_a_lora_of_another_width_is_refused_in_one_sentence_with_both(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wide = {name: torch.zeros(2, 40) if "down" in name else tensor for name, tensor in other_trainer().items()}
+    path = write(tmp_path / "wide.safetensors", wide)
+    words = [PROMPT, "--model", str(folder), "--size", "32x64", "--frames", "9", "--out", str(tmp_path / "a.mp4")]
+    assert sample([*words, "--lora", str(path)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(
+        f"error: {path} is no LoRA for this model: it is of width 40 and this model of 36 (diffusion_"
+    )
+
+
+def test_matrices_of_other_kinds_are_refused_whole_with_their_count(folder: Path, tmp_path: Path) -> None:
+    layer = "diffusion_model.blocks.0.ffn.0"
+    for kind, more in {
+        "LoKr": {f"{layer}.lokr_w1": random(6, 6), f"{layer}.lokr_w2": random(6, 6)},
+        "LoHa": {f"{layer}.hada_w{i}_{side}": random(2, 2) for i in (1, 2) for side in "ab"},
+    }.items():
+        path = write(tmp_path / f"{kind}.safetensors", other_trainer() | more)
+        assert f"{len(more)} of its {48 + len(more)} tensors are {kind}, which is not read" in refusal(folder, path)
+
+
 def test_differences_of_weights_are_added_to_the_weights_at_the_scale(folder: Path, tmp_path: Path) -> None:
     by_hand = VideoPipeline.from_pretrained(folder)
     weights, differences = dict(by_hand.transformer.named_parameters()), dict[str, Tensor]()
@@ -148,7 +200,9 @@ def test_dora_scales_of_other_programs_are_refused(folder: Path, lora: Path, tmp
     scale = {"diffusion_model.blocks.0.self_attn.q.dora_scale": random(36)}
     path = write(tmp_path / "wan.safetensors", other_trainer() | scale)
     message = refusal(folder, path)
-    assert message.startswith(f"{path} is no LoRA for this model: ")
+    assert message.startswith(
+        f"{path} is no LoRA for this model: 1 of its 49 tensors are of no kind that is read (blocks.0."
+    )
     assert "self_attn.q.dora_scale" in message
 
 

@@ -18,11 +18,11 @@ from videogen.cli.main import main
 from videogen.config.train import DataConfig
 from videogen.data.folder import VideoFolder
 from videogen.data.frame_findings import judge_frames
+from videogen.data.tone_mapping import compress, decode_pq, encode_pq, tone_map
 from videogen.data.video_io import probe, read_video
 from videogen.doctor import mend
 from videogen.doctor.examine import Examination, ExaminedClip, examine
 from videogen.doctor.mend import Mended, mend_folder
-from videogen.doctor.tone_mapping import compress, decode_pq, encode_pq, tone_map
 
 MENDED_KINDS = {
     "rotated", "oblong_pixels", "interlaced", "hdr", "bars", "jump", "variable_rate", "cuts", "size_change", "cut_off",

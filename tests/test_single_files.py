@@ -19,13 +19,19 @@ from tests.wan_folders import TEXT_WIDTH, make_tokenizer
 from videogen.cli.main import sample
 from videogen.cli.sample import load, parse_args
 from videogen.data.video_io import read_settings
-from videogen.models.single_file import UMT5_NAMES
+from videogen.models.weight_layouts import UMT5_NAMES
 from videogen.sampling.low_memory import read_gguf
 from videogen.sampling.pipeline import VideoPipeline
 
 SIZE = ["--size", "32x32", "--frames", "5", "--steps", "2", "--quiet"]
 # Diffusers' names of a transformer, and those of Wan's own code.
 ORIGINAL = {
+    "condition_embedder.image_embedder.norm1": "img_emb.proj.0",
+    "condition_embedder.image_embedder.ff.net.0.proj": "img_emb.proj.1",
+    "condition_embedder.image_embedder.ff.net.2": "img_emb.proj.3",
+    "condition_embedder.image_embedder.norm2": "img_emb.proj.4",
+    "condition_embedder.image_embedder.pos_embed": "img_emb.emb_pos",
+    ".add_k_proj.": ".k_img.", ".add_v_proj.": ".v_img.", ".norm_added_k.": ".norm_k_img.",
     "condition_embedder.time_embedder.linear_1": "time_embedding.0",
     "condition_embedder.time_embedder.linear_2": "time_embedding.2",
     "condition_embedder.text_embedder.linear_1": "text_embedding.0",
@@ -49,7 +55,7 @@ def original_transformer(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def original_vae(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Rename a VAE's weights to the names of Wan's own code: those that diffusers renames to the given ones."""
+    """Rename the weights of 2.1's VAE to Wan's own names: those that diffusers renames to the given ones."""
     residual = [f"residual.{i}.{kind}" for i in (0, 2, 3, 6) for kind in ("gamma", "weight", "bias")]
     layer = [
         *residual,
@@ -201,7 +207,7 @@ def test_a_missing_part_is_named(files: dict[str, Path], capsys: pytest.CaptureF
     refused(capsys, sample([*model, "--vae", str(files["vae"])]), "give --text too")
     (tmp_path / "tokenizer").unlink()
     refused(capsys, sample([*model, *words_of(files)[2:]]), "there is no tokenizer beside", "google/umt5-xxl")
-    refused(capsys, sample(["x", "--vae", str(files["vae"])]), "go with a --model that is a file")
+    refused(capsys, sample(["x", "--vae", str(files["vae"])]), "--vae goes with a --model that is a file")
 
 
 @pytest.mark.parametrize("part", ["transformer", "vae", "text"])
@@ -225,7 +231,8 @@ def test_a_pickle_is_refused_with_how_to_convert_it(
 ) -> None:
     path = tmp_path / f"wan{suffix}"
     path.write_bytes(b"x")
-    refused(capsys, sample(["x", "--model", str(path)]), "is a pickle", "weights_only=True), 'wan.safetensors')")
+    new = path.with_suffix(".safetensors")
+    refused(capsys, sample(["x", "--model", str(path)]), "is a pickle", f"weights_only=True), '{new}')")
 
 
 def test_what_a_gguf_lacks_is_named_and_its_suffix_may_be_in_capitals(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from scipy import stats
 
 from tests.sweeps import PROMPTS, QUICK, SMALL, plan_of
 from tests.test_sweep_summary import AXES, SECONDS, make_rows
-from videogen.cli.main import sample
+from videogen.cli.main import ROOT, sample
 from videogen.intervals import num_needed, t_quantile
 from videogen.sampling.pipeline import VideoPipeline
 from videogen.sweep.axes import Axis
@@ -23,6 +24,7 @@ from videogen.sweep.results import Row, read_rows
 from videogen.sweep.runner import sweep
 from videogen.sweep.summary import summarise
 
+RED_CIRCLE = "a large red circle moves right on a black background"
 STEPS = Axis(("steps",), ((4,), (8,), (16,), (32,)))
 GUIDANCE = Axis(("guidance",), ((1.0,), (2.0,), (6.0,)))
 
@@ -182,6 +184,13 @@ def test_disturbed_seconds_are_said_and_not_chosen_by() -> None:
     assert "disturbed" not in " ".join(describe_sweep(plan, calm, "score_a", choice, []))
 
 
+def test_a_score_that_is_the_same_everywhere_is_said_to_be() -> None:
+    values = {value: [1.0, 1.0, 1.0] for value in (1.0, 2.0, 6.0)}
+    rows = rows_of(values, "guidance", "score_clauses", seconds=dict.fromkeys(values, 1.0))
+    findings = conclude(plan_of(["guidance=1,2,6"], seeds=range(3)), rows).findings
+    assert "clauses does not move with guidance: it is 1 everywhere." in findings
+
+
 # --- the folder and the command
 
 
@@ -217,10 +226,12 @@ def test_a_dry_run_says_what_references_are_what_they_take_and_which_flag_leaves
 ) -> None:
     words = ["x", "--sweep", "steps=1,2", "--seeds", "0,1", "--model", str(checkpoint), *QUICK, "--dry-run"]
     assert sample([*words, "--out", str(tmp_path / "s")]) == 0
-    first, second, third = capsys.readouterr().out.splitlines()
-    assert first.startswith("4 clips: 2 settings under 2 prompts and seeds, 12 evaluations")
+    first, second, quality, few, third = capsys.readouterr().out.splitlines()
+    assert first.startswith("4 clips: 2 settings x 1 prompt x 2 seeds; 12 evaluations")
     assert second.startswith("2 references of 8 steps: the same clips solved almost exactly")
     assert "--reference 0 leaves them out" in second
+    assert quality == "Quality is that PSNR."
+    assert few == "Only 2 clips of each setting cannot end in a recommendation; 3 or more may: --seeds 0:7:8."
     assert third.startswith("About ")
     assert third.endswith(" for the references.")
     assert sample([*words, "--out", str(tmp_path / "s"), "--json"]) == 0
@@ -228,21 +239,68 @@ def test_a_dry_run_says_what_references_are_what_they_take_and_which_flag_leaves
     assert row["seconds"] >= row["reference_seconds"] >= 0
 
 
+def test_a_dry_run_says_what_will_judge_the_clips(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    words = ["--sweep", "guidance=1,3", "--seeds", "0,1,2", "--dry-run", "--out", str(tmp_path / "s")]
+    assert sample(["a red circle moves right", *words]) == 0
+    assert "read by the toybox's judge (--score videogen.toybox.judge:score)" in capsys.readouterr().out
+    assert sample(["a skateboard in Rome", *words]) == 0
+    assert "Nothing here judges guidance: another value makes another clip" in capsys.readouterr().out
+    assert sample(["a skateboard in Rome", *words, "--reference", "0"]) == 0
+    assert "Nothing measures quality: the clips stand side by side." in capsys.readouterr().out
+
+
+# --- on the default checkpoint, with its default settings
+
+
 @pytest.mark.slow
-def test_on_the_default_checkpoint_neither_guidance_1_nor_too_few_steps_are_recommended(
+def test_on_the_default_checkpoint_a_sweep_of_guidance_does_not_end_in_1(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    prompt = "a large red circle moves right on a black background"
-    few = ["--sweep", "steps=4,12,24", "guidance=1,3,6", "--seeds", "0,1", "--out", str(tmp_path / "few")]
-    assert sample([prompt, *few, "--quiet", "--reference", "0"]) == 0
+    """Eight prompts do: guidance 1 is neither recommended nor the best, as far as eight clips can tell."""
+    prompts = (ROOT / "assets" / "toybox" / "prompts.txt").read_text(encoding="utf-8").splitlines()[:8]
+    (tmp_path / "prompts.txt").write_text("\n".join(prompts), encoding="utf-8")
+    words = ["--prompts", str(tmp_path / "prompts.txt"), "--sweep", "guidance=1,3,6", "--reference", "0", "--quiet"]
+    assert sample([*words, "--out", str(tmp_path / "s")]) == 0
     out = capsys.readouterr()
     assert "the clips are judged by what their captions say" in out.err
-    assert "Use " not in out.out
-    assert not (tmp_path / "few" / "best.toml").exists()
-    steps = ["--sweep", "steps=4,12,24", "--seeds", "0,1,2", "--reference", "48", "--out", str(tmp_path / "steps")]
-    assert sample([prompt, *steps, "--quiet"]) == 0
-    assert "Use 4 steps" not in capsys.readouterr().out
-    assert len(read_rows(tmp_path / "steps")) == 9
+    end = out.out.splitlines()[0]
+    best = re.search(r"Use guidance (\d)|from guidance (\d);", end)
+    assert best is not None, end
+    assert (best[1] or best[2]) in "36", end
+    if (tmp_path / "s" / "best.toml").exists():
+        assert "guidance = 1.0" not in (tmp_path / "s" / "best.toml").read_text(encoding="utf-8")
+
+
+@pytest.mark.slow
+def test_on_the_default_checkpoint_steps_end_at_the_knee(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Six seeds are the fewest that decide it: on the way to the chosen number a second brings more than beyond it."""
+    words = ["--sweep", "steps=4,8,16,32", "--seeds", "0:5:6", "--reference", "64", "--out", str(tmp_path / "s")]
+    assert sample([RED_CIRCLE, *words, "--quiet"]) == 0
+    chosen = re.match(r"Use (\d+) steps", end := capsys.readouterr().out.splitlines()[0])
+    assert chosen is not None, end
+    rows, quality = list(read_rows(tmp_path / "s").values()), {}
+    for steps in (4, 8, 16, 32):
+        quality[steps] = np.mean([float(str(row["psnr_db"])) for row in rows if row["steps"] == steps])
+    steps = int(chosen[1])
+    assert steps in (8, 16), end
+    assert (quality[steps] - quality[4]) / (steps - 4) > 1.2 * (quality[32] - quality[steps]) / (32 - steps)
+    assert f"steps = {steps}\n" in (tmp_path / "s" / "best.toml").read_text(encoding="utf-8")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "words",
+    [["steps=4,12", "guidance=1,3,6", "--reference", "0"], ["steps=4,8,16", "--reference", "32"]],
+    ids=["judged", "measured"],
+)
+def test_on_the_default_checkpoint_two_seeds_do_not_end_in_a_use(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert sample([RED_CIRCLE, "--sweep", *words, "--seeds", "0,1", "--quiet", "--out", str(tmp_path / "s")]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("Look at the clips side by side: two seeds cannot tell these apart")
+    assert "Use " not in out
+    assert not (tmp_path / "s" / "best.toml").exists()
 
 
 def test_a_patch_on_the_axes_is_measured_against_the_finest() -> None:

@@ -1,4 +1,4 @@
-"""Draw the pictures of the README: python tests/bench/pictures.py, after `videogen bench packing` and `wan`.
+"""Draw the pictures of the README: python tests/bench/pictures.py [NAME ...], after `videogen bench packing` and `wan`.
 
 assets/bench/packing.json  ->  assets/guide/folder.png;  wan.json  ->  wan.png;  a small sweep  ->  sweep.png
 """
@@ -6,7 +6,9 @@ assets/bench/packing.json  ->  assets/guide/folder.png;  wan.json  ->  wan.png; 
 from __future__ import annotations
 
 import json
+import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import matplotlib as mpl
@@ -67,16 +69,27 @@ def draw_wan() -> Figure:
     return draw_bars(list(steps), values, texts, title, [BLUE] * len(steps), room=1.7)
 
 
-def main() -> None:
-    """Draw and write all three pictures."""
-    mpl.rcParams["font.family"] = "DejaVu Sans"
-    GUIDE.mkdir(exist_ok=True)
-    for name, figure in (("folder", draw_folder()), ("wan", draw_wan())):
-        figure.savefig(GUIDE / f"{name}.png")
+def draw_sweep(path: Path) -> None:
+    """Draw the contact sheet of a small sweep of the default checkpoint."""
     with tempfile.TemporaryDirectory() as root:
         assert sample([PROMPT, *SWEEP, "--out", f"{root}/sweep"]) == 0
         with Image.open(f"{root}/sweep/contact.png") as sheet:
-            sheet.convert("RGB").quantize(128).save(GUIDE / "sweep.png", optimize=True)
+            sheet.convert("RGB").quantize(128).save(path, optimize=True)
+
+
+PICTURES: dict[str, Callable[[Path], None]] = {
+    "folder": lambda path: draw_folder().savefig(path),
+    "wan": lambda path: draw_wan().savefig(path),
+    "sweep": draw_sweep,
+}
+
+
+def main() -> None:
+    """Draw and write the pictures that are named, or all."""
+    mpl.rcParams["font.family"] = "DejaVu Sans"
+    GUIDE.mkdir(exist_ok=True)
+    for name in sys.argv[1:] or PICTURES:
+        PICTURES[name](GUIDE / f"{name}.png")
 
 
 if __name__ == "__main__":

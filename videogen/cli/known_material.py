@@ -15,6 +15,7 @@ from videogen.cli.known_flags import Layout, lay_out, num_frames_of, parse_image
 from videogen.config.sample import SampleConfig, resolve_frames
 from videogen.data.pictures import IMAGE_SUFFIXES, read_image_file
 from videogen.data.saved_latents import is_same_setting, latent_settings, read_latent
+from videogen.data.video_decode import inspect_header
 from videogen.data.video_io import probe, read_video
 from videogen.models.checkpoint_config import CheckpointInfo
 from videogen.models.hub import checkpoint_id
@@ -101,9 +102,11 @@ def place_clips(args: SampleArgs, info: CheckpointInfo, layout: Layout, frames: 
 
 
 def read_clip(path: Path, fps: float) -> Tensor:
-    """Read the frames of a clip: its own, where it has the frame rate, or those on screen at each time."""
+    """Read the frames of a clip, in SDR: its own, where it has the frame rate, or those on screen at each time."""
+    if transfer := inspect_header(path).transfer:
+        print(f"note: {path} is HDR ({transfer}); its brightness is mapped to that of SDR", file=sys.stderr)
     own = path.suffix.lower() in IMAGE_SUFFIXES or math.isclose(probe(path).fps, fps)
-    return read_video(path, fps=None if own else fps)
+    return read_video(path, fps=None if own else fps, tone_mapped=True)
 
 
 def find_latent(path: Path, args: SampleArgs, info: CheckpointInfo) -> Tensor | None:

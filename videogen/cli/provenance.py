@@ -30,6 +30,7 @@ from videogen.models.hub import checkpoint_id
 from videogen.sampling.lora_files import read_lora
 
 FILES = ("video", "join", "mask", "storyboard")  # flags that name a file
+PARTS = ("vae", "text", "model_2", "image_encoder")  # flags that name a part of a model in files
 PLACES = ("extend", "loop", "fit")  # flags that say what is made of it
 DIGEST = "_sha256"  # behind a flag's name: the hashes of its files
 Texts = tuple[str, ...]
@@ -54,7 +55,7 @@ def provenance(args: SampleArgs) -> dict[str, object]:
     flags |= {name: str(path) for name in FILES if (path := getattr(args, name)) is not None}
     flags |= {name: getattr(args, name) for name in PLACES if getattr(args, name) != getattr(SampleArgs, name)}
     flags |= {"background": args.background} if args.background != WHITE else {}
-    flags |= {name: str(path) for name, path in (("vae", args.vae), ("text", args.text)) if path is not None}
+    flags |= {name: str(path) for name in PARTS if (path := getattr(args, name)) is not None}
     flags |= {"lora": list(args.lora)} if args.lora else {}
     flags |= {"quantise": args.quantise} if args.quantise != "none" else {}
     flags |= {"gguf": [str(path) for path in args.gguf]} if args.gguf else {}

@@ -42,8 +42,9 @@ from videogen.data.saved_latents import check_latent, latent_settings, read_late
 from videogen.data.words import Word, read_words, unknown_words
 from videogen.models.checkpoint_config import CheckpointInfo, check_vocabulary, read_checkpoint_info
 from videogen.models.hub import find_checkpoint
+from videogen.models.original_folder import is_original_folder
 from videogen.models.precision import bf16_instructions
-from videogen.models.single_file import assemble, is_weight_file, load_vae_part
+from videogen.models.single_file import FLAGS, assemble, is_weight_file, load_vae_part
 from videogen.packing.bin_packing import group_by_budget
 from videogen.sampling.cost import num_evaluations
 
@@ -136,13 +137,14 @@ def resolve_dtype(args: SampleArgs, info: CheckpointInfo) -> Literal["float32", 
 
 
 def open_model(argv: Sequence[str]) -> CheckpointInfo:
-    """Read the checkpoint that --model names: a folder, or files of weights together with --vae and --text."""
-    given, vae, text = (peek(argv, flag) for flag in ("--model", "--vae", "--text"))
-    if given is not None and is_weight_file(given):
-        folder, files = assemble(Path(given), Path(vae) if vae else None, Path(text) if text else None)
+    """Read the checkpoint that --model names: a folder, or files of weights."""
+    given = peek(argv, "--model")
+    parts = {part: Path(path) for part, flag in FLAGS.items() if (path := peek(argv, flag)) is not None}
+    if given is not None and (is_weight_file(given) or is_original_folder(Path(given))):
+        folder, files = assemble(Path(given), parts)
         return read_checkpoint_info(folder)._replace(files=files)
-    if vae is not None or text is not None:
-        raise ValueError("--vae and --text go with a --model that is a file; a folder has its own")
+    if parts:
+        raise ValueError(f"{FLAGS[min(parts)]} goes with a --model that is a file; a folder has its own")
     is_trial = is_given(argv, "--dry-run") or is_given(argv, "--help")  # which brings no gigabytes
     model = find_checkpoint(MINI if given is None else given, local_files_only=is_trial)
     if not model.is_dir():
@@ -183,8 +185,7 @@ def decode_latents(
         if args.save_latents and not (saved := job.path.with_suffix(".safetensors")).exists():
             save_latent(saved, latent, settings, overwrite=False)
         frames = material.frame_with(decode_frames(vae, latent, device), job.config, vae.time_stride)
-        first_seconds = write_clip(job, frames, args, settings, start)
-        yield MadeClip(job, time.monotonic() - start, first_seconds)
+        yield write_clip(job, frames, args, settings, start)
 
 
 def load_decoder(args: SampleArgs, info: CheckpointInfo) -> Autoencoder:
@@ -264,8 +265,7 @@ def make_clips(
             for job, latent, num in zip(batch, latents, tokens, strict=True):
                 started, settings = time.monotonic() - seconds_per_token * num, settings_of(job, about_pack)
                 frames = material.frame_with(pipeline.frames(latent), job.config, info.time_stride)
-                first_seconds = write_clip(job, frames, args, settings, started)
-                yield MadeClip(job, time.monotonic() - started, first_seconds)
+                yield write_clip(job, frames, args, settings, started)
 
 
 def make_long_clips(
@@ -287,8 +287,8 @@ def make_long_clips(
                 if args.storyboard is not None
                 else make_long_clip(pipeline, job, args, info, material, settings, on_evaluation)
             )
-            first_seconds = write_clip(job, frames, args, settings, start)
-        yield MadeClip(job, time.monotonic() - start, first_seconds)
+            made = write_clip(job, frames, args, settings, start)
+        yield made
 
 
 def make_long_clip(

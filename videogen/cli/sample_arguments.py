@@ -38,10 +38,14 @@ class SampleArgs:
     -3, ... behind that where it exists. With --stream, - is standard output."""
     model: Path = MINI
     """Checkpoint folder, owner/name[@revision] of one on the Hugging Face Hub, or Wan's transformer in a file."""
+    model_2: Path | None = None
+    """For a --model that is a file, the first of two experts: the second, for low noise, in a file too."""
     vae: Path | None = None
-    """For a --model that is a file: its VAE, a file (Wan 2.1) or a folder."""
+    """For a --model that is a file: its VAE, a file or a folder."""
     text: Path | None = None
     """For a --model that is a file: its text encoder (UMT5), a file with its tokenizer beside it, or a folder."""
+    image_encoder: Path | None = None
+    """For a --model that is a file and sees images through CLIP (Wan 2.1): that CLIP, a file or a folder."""
     num: int = 1
     """Clips a prompt; their seeds follow on from --seed."""
     seed: Annotated[int, SEED] = 0
@@ -120,6 +124,11 @@ class SampleArgs:
     def needs_diffusers(self) -> bool:
         """True if a flag asks for what diffusers does: LoRA, offloading, quantised weights, compiling."""
         return bool(self.lora or self.gguf or self.compile) or self.quantise != "none" or self.offload != "none"
+
+    @property
+    def names_count_on(self) -> bool:
+        """True if a clip whose name is taken gets a number; with latents the same name is the same clip, resumed."""
+        return self.out is None and not self.save_latents and not self.overwrite
 
     def __post_init__(self) -> None:
         if self.background != WHITE:  # Pillow need not be imported for the default

@@ -71,12 +71,10 @@ def plan_jobs(rows: Sequence[PromptRow], args: SampleArgs, info: CheckpointInfo)
     for path in args.gguf:
         check_gguf(path)
     out_file, folder = split_out(args.out, num_clips=len(rows))
-    # A name of our own counts on; with --save-latents the same name is the same clip, which is resumed.
-    may_exist = args.out is not None or args.save_latents or args.overwrite
     used = set[Path]()
     jobs = []
     for (prompt, seed, config), frames in zip(rows, lengths, strict=True):
-        path = out_file or name_clip(folder, prompt, seed, used, may_exist=may_exist)
+        path = out_file or name_clip(folder, prompt, seed, used, may_exist=not args.names_count_on)
         used.add(path)
         check_format(path if path != STDOUT else Path(f"pipe{PIPE_FORMAT}"), config.fps)
         if path.suffix.lower() == ".png" and frames != 1:
@@ -89,7 +87,7 @@ def plan_jobs(rows: Sequence[PromptRow], args: SampleArgs, info: CheckpointInfo)
         check_files([*used, *latents])
     for _, _, config, path in jobs:
         taken = path != STDOUT and os.path.lexists(path) and not (args.overwrite or args.dry_run)
-        if taken and not is_made_by_same_command(path, config, args):
+        if taken and not args.names_count_on and not is_made_by_same_command(path, config, args):
             raise ValueError(f"{path} exists; add --overwrite, or choose another --out or --seed")
     return jobs
 

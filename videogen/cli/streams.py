@@ -9,9 +9,10 @@ import os
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from videogen.cli.clip_files import STDOUT
+from videogen.cli.clip_files import STDOUT, name_clip
 from videogen.cli.sample_arguments import SampleArgs
 from videogen.cli.sample_jobs import SampleJob
 from videogen.data.video_io import stream_video, write_video
@@ -41,28 +42,38 @@ class StandardOutput:
 
 def write_clip(
     job: SampleJob, frames: Iterable[Tensor], args: SampleArgs, settings: Mapping[str, object], started: float
-) -> float | None:
-    """Write a clip; where it is streamed, return the seconds from `started` until its first frames could be seen."""
+) -> MadeClip:
+    """Write a clip that was begun at `started`; where its default name was taken meanwhile, under the next free one."""
     fps, seen_seconds = job.config.fps, list[float]()
+    tried = [job.path]
 
     def watched() -> Iterator[Tensor]:
         for chunk in frames:
             yield chunk
             seen_seconds.append(time.monotonic() - started)  # the writer has passed a chunk on when it asks for another
 
-    if not args.stream:
-        write_video(job.path, frames, fps=fps, settings=settings, overwrite=args.overwrite)
-        return None
+    def next_name() -> Path:
+        tried.append(name_clip(job.path.parent, job.prompt, job.seed, {*tried}, may_exist=False))
+        return tried[-1]
+
+    def announce(part: object) -> None:
+        if not args.quiet:
+            print(f"{job.path} grows as {part}, which a player can open", file=sys.stderr)
+
     if job.path == STDOUT:
         try:
             stream_video(StandardOutput(), watched(), fps=fps, settings=settings)
         except BrokenPipeError:
             raise OSError("what read the clip from standard output has closed it") from None
     else:
-
-        def announce(part: object) -> None:
-            if not args.quiet:
-                print(f"{job.path} grows as {part}, which a player can open", file=sys.stderr)
-
-        write_video(job.path, watched(), fps=fps, settings=settings, overwrite=args.overwrite, on_part=announce)
-    return seen_seconds[0]
+        write_video(
+            job.path,
+            watched(),
+            fps=fps,
+            settings=settings,
+            overwrite=args.overwrite,
+            on_part=announce if args.stream else None,
+            next_name=next_name if args.names_count_on else None,
+        )
+    first_seconds = seen_seconds[0] if args.stream else None
+    return MadeClip(job._replace(path=tried[-1]), time.monotonic() - started, first_seconds)

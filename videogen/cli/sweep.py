@@ -32,7 +32,8 @@ from videogen.models.checkpoint_config import CheckpointInfo
 from videogen.models.hub import checkpoint_name
 from videogen.sampling.cost import clip_flop, clip_seconds, num_evaluations
 from videogen.sweep.axes import Axis, read_axes
-from videogen.sweep.choice import intents
+from videogen.sweep.choice import MIN_CLIPS, intents
+from videogen.sweep.findings import describe_intents
 from videogen.sweep.plan import Plan, Run, check_sweep_folder, lock_folder, max_steps
 from videogen.sweep.results import Row, gather_rows, import_pyarrow, read_rows, unfinished_runs
 
@@ -60,8 +61,9 @@ def run_sweep(args: SampleArgs, info: CheckpointInfo) -> int:
     check_settings({run.config for run in plan.runs()}, info)
     check_rows([run.config for run in plan.runs()], args)
     note_unknown_words((run.prompt for run in plan.bases), info.folder)
+    name = args.score or choose_judge(plan, info)
     if args.dry_run:
-        print(estimate_sweep(plan, args, info))
+        print(estimate_sweep(plan, args, info, name))
         return 0
     from videogen.sweep.plots import check_matplotlib
     from videogen.sweep.report import publish
@@ -72,7 +74,8 @@ def run_sweep(args: SampleArgs, info: CheckpointInfo) -> int:
     team, device = find_team(args)
     if team.num > 1 and args.search:
         raise ValueError("--search runs in one process; leave accelerate launch out, or --search")
-    name = args.score or choose_judge(plan, info)
+    if name is not None and args.score is None:
+        print(f"note: the clips are judged by what their captions say (--score {name})", file=sys.stderr)
     score, score_about = find_score(name)
     plan = replace(plan, about=plan.about + tuple(score_about.items()))
     check_sweep_folder(folder, plan, overwrite=args.overwrite)
@@ -115,7 +118,7 @@ def make_plan(args: SampleArgs, info: CheckpointInfo) -> Plan:
         bases=bases,
         axes=axes,
         reference_steps=steps,
-        model="" if args.model == MINI else str(info.files.transformer) if info.files else checkpoint_name(args.model),
+        model="" if args.model == MINI else str(info.files.model) if info.files else checkpoint_name(args.model),
         defaults=info.defaults,
         about=tuple(about.items()),
         unknown_words=tuple(dict.fromkeys(word for run in bases for word in unknown_words(run.prompt, words))),
@@ -131,7 +134,7 @@ def resolve_sizes(axis: Axis, info: CheckpointInfo) -> Axis:
     return axis._replace(places=tuple(tuple(map(resolve, axis.names, place)) for place in axis.places))
 
 
-def estimate_sweep(plan: Plan, args: SampleArgs, info: CheckpointInfo) -> str:
+def estimate_sweep(plan: Plan, args: SampleArgs, info: CheckpointInfo, score_name: str | None) -> str:
     """Estimate the number of runs and their seconds; nothing is run but one small matrix product."""
     runs = plan.runs()
     num_settings = min(args.search or len(plan.settings), len(plan.settings))
@@ -150,27 +153,44 @@ def estimate_sweep(plan: Plan, args: SampleArgs, info: CheckpointInfo) -> str:
     if seconds is not None and reference_seconds is not None:
         times = {"seconds": seconds + reference_seconds, "reference_seconds": reference_seconds}
         row |= {name: float(f"{value:.2g}") for name, value in times.items()}
-    return json.dumps(row) if args.json else describe_estimate(plan, row)
+    return json.dumps(row) if args.json else describe_estimate(plan, row, score_name)
 
 
-def describe_estimate(plan: Plan, row: Mapping[str, float]) -> str:
-    """Describe the estimate of a sweep in a person's words: the clips, what references are, and what they take."""
-    pairs = f"{row['settings']} settings under {len(plan.bases)} prompts and seeds"
-    lines = [f"{row['runs']} clips: {pairs}, {row['evaluations']:,} evaluations of the network."]
+def describe_estimate(plan: Plan, row: Mapping[str, float], score_name: str | None) -> str:
+    """Describe the estimate of a sweep in a person's words: its clips and references, what judges, what all takes."""
+    prompts, seeds = len({run.prompt for run in plan.bases}), len({run.seed for run in plan.bases})
+    nouns = {"prompt": prompts, "seed": seeds} if prompts * seeds == len(plan.bases) else {"row": len(plan.bases)}
+    counts = {"setting": row["settings"], **nouns}
+    product = " x ".join(f"{num} {noun}{'' if num == 1 else 's'}" for noun, num in counts.items())
+    lines = [f"{row['runs']} clips: {product}; {row['evaluations']:,} evaluations of the network."]
     if num := row["references"]:
         lines.append(
             f"{num} references of {plan.reference_steps} steps: the same clips solved almost exactly, against which "
             "PSNR measures what fewer steps, another sampler or a cache change. --reference 0 leaves them out, and "
             "PSNR with them."
         )
+    lines.append(describe_quality(plan, score_name))
+    if len(plan.bases) < MIN_CLIPS:
+        clips = "A single clip" if len(plan.bases) == 1 else f"Only {len(plan.bases)} clips"
+        lines.append(f"{clips} of each setting cannot end in a recommendation; {MIN_CLIPS} or more may: --seeds 0:7:8.")
     if "seconds" in row:
         whole, of_references = (format_duration(row[name]) for name in ("seconds", "reference_seconds"))
         lines.append(f"About {whole} in all" + (f", {of_references} of them for the references." if num else "."))
     return "\n".join(lines)
 
 
+def describe_quality(plan: Plan, score_name: str | None) -> str:
+    """Say what will compare the settings, or that the eye has to."""
+    if score_name is not None:
+        what = "how much of its caption a clip shows, read by the toybox's judge" if score_name == JUDGE else "your own"
+        return f"Quality is {what} (--score {score_name})."
+    if not plan.reference_steps:
+        return "Nothing measures quality: the clips stand side by side."
+    return describe_intents(fields) if (fields := intents(plan.axes)) else "Quality is that PSNR."
+
+
 def choose_judge(plan: Plan, info: CheckpointInfo) -> str | None:
-    """Choose the toybox's judge for axes of intent, where checkpoint and prompts are of its world; and say so."""
+    """Choose the toybox's judge for axes of intent, where checkpoint and prompts are of its world."""
     if not intents(plan.axes) or all(word.kind == ANY_KIND for word in read_words(info.folder)):
         return None
     from videogen.toybox.judge import parse
@@ -180,7 +200,6 @@ def choose_judge(plan: Plan, info: CheckpointInfo) -> str | None:
             parse(run.prompt)
     except ValueError:  # a sentence beyond the judge's grammar
         return None
-    print(f"note: the clips are judged by what their captions say (--score {JUDGE})", file=sys.stderr)
     return JUDGE
 
 

@@ -13,7 +13,7 @@ import re
 import secrets
 import shutil
 import unicodedata
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -57,14 +57,17 @@ def name_full_disk(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def atomic_file(path: Path, *, overwrite: bool = True, durable: bool = True) -> Iterator[Path]:
+def atomic_file(
+    path: Path, *, overwrite: bool = True, durable: bool = True, next_name: Callable[[], Path] | None = None
+) -> Iterator[Path]:
     """Yield a file beside `path` to write to; it takes its name on success, and is removed on an error.
 
     Without overwrite a FileExistsError if the name is taken, even where that happened meanwhile: of two writers the
-    second is refused. A durable file is on disk before it has its name, so a power cut leaves it whole or not at all.
-    What is no regular file is never replaced: a ValueError.
+    second is refused, or takes the first free one of the names that next_name gives, in the same folder. A durable file
+    is on disk before it has its name, so a power cut leaves it whole or not at all. What is no regular file is never
+    replaced: a ValueError.
     """
-    if not overwrite:
+    if not overwrite and next_name is None:
         refuse_existing(path)
     refuse_special(path)
     part = part_path(path)
@@ -79,7 +82,7 @@ def atomic_file(path: Path, *, overwrite: bool = True, durable: bool = True) -> 
         if overwrite:
             part.replace(path)
         else:
-            place_new(part, path)
+            place_first_free(part, path, next_name)
         if durable:
             sync(path.parent)
     finally:
@@ -156,6 +159,17 @@ def place_new(part: Path, path: Path) -> None:
         except FileExistsError:
             refuse_existing(path)
         part.replace(path)
+
+
+def place_first_free(part: Path, path: Path, next_name: Callable[[], Path] | None) -> None:
+    """Give a finished file its name, or the first of the next ones that no file has; without any, refuse."""
+    while True:
+        try:
+            return place_new(part, path)
+        except FileExistsError:
+            if next_name is None:
+                raise
+            path = next_name()
 
 
 def sync(path: Path) -> None:

@@ -15,7 +15,7 @@ from videogen.data.file_format import sniff
 from videogen.data.files import error_reason
 from videogen.data.findings import LEVELS, Finding, UnreadableFile
 from videogen.data.pictures import IMAGE_SUFFIXES
-from videogen.data.video_decode import decode_frames, display_matrix, open_video
+from videogen.data.video_decode import decode_frames, display_matrix, hdr_transfer, open_video
 from videogen.data.video_io import VideoInfo, count_whole_frames, probe
 
 if TYPE_CHECKING:
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from av.container import InputContainer
 
 Facts = dict[str, str | int | float | list[float]]
-HDR_TRANSFERS = {16: "PQ", 18: "HLG"}  # ITU-T H.273: SMPTE ST 2084 and ARIB STD-B67
 CONTAINERS = {  # suffixes whose files FFmpeg's format of this name holds
     "mov": (".mp4", ".mov", ".m4v", ".3gp", ".qt", ".f4v"), "matroska": (".mkv", ".webm"), "avi": (".avi",),
     "gif": (".gif",), "flv": (".flv",), "mpegts": (".ts", ".mts", ".m2ts"), "asf": (".wmv", ".asf"), "ogg": (".ogv",),
@@ -128,7 +127,7 @@ def declared_seconds(path: Path, container: InputContainer, stream: av.VideoStre
 def describe_frame(path: Path, frame: av.VideoFrame) -> list[Finding]:
     """Find what the first decoded frame tells: HDR, interlacing, depth, transparency, rotation."""
     findings = list[Finding]()
-    if (transfer := HDR_TRANSFERS.get(int(frame.color_trc or 0))) is not None:
+    if transfer := hdr_transfer(frame):
         words = f"its brightness is {transfer}, which is read as if it were BT.709: it looks washed out"
         findings.append(Finding("hdr", words))
     if frame.interlaced_frame:

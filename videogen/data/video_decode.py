@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 Frame = TypeVar("Frame")
 CHUNK_FRAMES = 32  # decoded before they are scaled, so that a long clip never lies in memory at its full size
+HDR_TRANSFERS = {16: "PQ", 18: "HLG"}  # ITU-T H.273: SMPTE ST 2084 and ARIB STD-B67
 DECORD_CODECS = ("h264", "vp8", "vp9", "av1")  # In HEVC and MPEG-2, decord's seeking returns the wrong frames.
 
 
@@ -49,6 +50,7 @@ class VideoHeader(NamedTuple):
     tick_seconds: float = 0.0  # one step of the file's clock
     first_seconds: float = 0.0  # the time of the first frame
     coded_size: tuple[int, int] = (0, 0)  # width and height as decoded
+    transfer: str = ""  # of HDR: PQ or HLG
 
 
 def inspect_header(path: Path) -> VideoHeader:
@@ -75,7 +77,8 @@ def cached_header(path: Path, _mtime_ns: int) -> VideoHeader:
         ratio = float(stream.sample_aspect_ratio or 1)  # of a pixel's sides: DVDs and camcorders have oblong ones
         size = (round(frame.width * ratio), frame.height) if a else (frame.height, round(frame.width * ratio))
         is_mirrored, coded_size = a * d < b * c, (frame.width, frame.height)
-        return VideoHeader(*size, is_mirrored, ratio == 1, float(stream.time_base or 0), frame.time, coded_size)
+        tick_seconds, transfer = float(stream.time_base or 0), hdr_transfer(frame)
+        return VideoHeader(*size, is_mirrored, ratio == 1, tick_seconds, frame.time, coded_size, transfer)
 
 
 @lru_cache(maxsize=1 << 16)
@@ -179,7 +182,9 @@ def decode_decord(path: Path, request: FrameRequest) -> Iterator[ndarray]:
         raise OSError(f"decord cannot read {path} ({error_reason(error)})") from error
 
 
-def decode_pyav(path: Path, request: FrameRequest) -> Iterator[ndarray]:
+def decode_pyav(
+    path: Path, request: FrameRequest, convert: Callable[[Sequence[av.VideoFrame]], ndarray] | None = None
+) -> Iterator[ndarray]:
     """Yield chunks of frames (t, h, w, 3) with PyAV itself, as imageio's plugin gives neither times nor rotation."""
     header = inspect_header(path)
     first_seconds = header.first_seconds
@@ -199,7 +204,12 @@ def decode_pyav(path: Path, request: FrameRequest) -> Iterator[ndarray]:
         selected = select_frames(timed_frames, request)
         while chunk := list(islice(selected, CHUNK_FRAMES)):
             check_size_stays(path, header.coded_size, chunk[0])
-            yield to_rgb(chunk)
+            yield (convert or to_rgb)(chunk)
+
+
+def decode_hdr(path: Path, request: FrameRequest) -> Iterator[ndarray]:
+    """Yield chunks of frames (t, h, w, 3) of an HDR file, mapped to those of an SDR screen."""
+    return decode_pyav(path, request, to_sdr)
 
 
 def decode_animation(path: Path, request: FrameRequest) -> Iterator[ndarray]:
@@ -241,16 +251,31 @@ def with_end_times(
         yield (previous.time or 0) - first_seconds + duration, previous
 
 
-def to_rgb(frames: Sequence[av.VideoFrame]) -> ndarray:
-    """Convert decoded frames to pixels (t, h, w, 3), rotated and mirrored as their file asks."""
+def hdr_transfer(frame: av.VideoFrame) -> str:
+    """Return by which curve a frame codes the brightness of HDR, PQ or HLG; empty for any other."""
+    return HDR_TRANSFERS.get(int(frame.color_trc or 0), "")
+
+
+def to_sdr(frames: Sequence[av.VideoFrame]) -> ndarray:
+    """Convert decoded HDR frames to pixels (t, h, w, 3), one by one since those of 16 bits take much memory."""
+    import numpy as np
+
+    from videogen.data.tone_mapping import tone_map
+
+    transfer, signals = hdr_transfer(frames[0]), (to_rgb([frame], deep=True) for frame in frames)
+    return np.concatenate([tone_map(signal.astype("float32") / 65535, transfer) for signal in signals])
+
+
+def to_rgb(frames: Sequence[av.VideoFrame], *, deep: bool = False) -> ndarray:
+    """Convert decoded frames to pixels (t, h, w, 3) of 8 bits, or 16, rotated and mirrored as their file asks."""
     import numpy as np
     from av.filter import Graph
 
     first = frames[0]
     graph = Graph()  # FFmpeg's own conversion, which is decord's too: PyAV's to_ndarray is far off for 10 bits
     source = graph.add_buffer(width=first.width, height=first.height, format=first.format, time_base=first.time_base)
-    is_transparent = any(component.is_alpha for component in first.format.components)
-    wanted = graph.add("format", "rgba" if is_transparent else "rgb24")
+    is_transparent = not deep and any(component.is_alpha for component in first.format.components)
+    wanted = graph.add("format", "rgba" if is_transparent else "rgb48le" if deep else "rgb24")
     graph.link_nodes(source, wanted, graph.add("buffersink")).configure()
     for frame in frames:
         graph.push(frame)

@@ -18,7 +18,7 @@ from einops import rearrange
 from videogen.data.files import WriteError, atomic_file, error_reason, refuse_existing
 from videogen.data.parameters import format_parameters
 from videogen.data.pictures import IMAGE_SUFFIXES, is_animation, read_animation, read_image_file
-from videogen.data.video_decode import READERS, FrameRequest, decode_animation, inspect_header, open_video
+from videogen.data.video_decode import READERS, FrameRequest, decode_animation, decode_hdr, inspect_header, open_video
 from videogen.data.video_encode import ENCODERS, GROWING, SupportsWrite, encode_video
 
 if TYPE_CHECKING:
@@ -81,13 +81,15 @@ def read_video(
     num_frames: int | None = None,
     size: tuple[int, int] | None = None,
     reader: Literal["auto", "decord", "pyav"] = "auto",
+    tone_mapped: bool = False,
     transform: Callable[[Tensor], Tensor] = lambda chunk: chunk,
 ) -> Tensor:
     """Read frames (t, h, w, 3) uint8 of a video or image: every 1/fps from start_seconds, the frame on screen then.
 
-    fps None gives the file's own frames. A file that ends early gives fewer frames. size is (width, height). transform
-    is applied to each chunk as it is decoded, so that a long clip never lies in memory at its full size. Raises a
-    ValueError for an argument out of range, and one that names the file where it cannot be read or has no such frame.
+    fps None gives the file's own frames. A file that ends early gives fewer frames. size is (width, height). HDR is
+    read as if it were BT.709, and looks washed out, unless it is tone_mapped to SDR. transform is applied to each
+    chunk as it is decoded, so that a long clip never lies in memory at its full size. Raises a ValueError for an
+    argument out of range, and one that names the file where it cannot be read or has no such frame.
     """
     import torch
 
@@ -109,6 +111,8 @@ def read_video(
         chunks = [transform(resize(chunk, size)) for chunk in decode_animation(path, request)]
     elif path.suffix.lower() in IMAGE_SUFFIXES:
         chunks = [transform(resize(read_image_file(path), size))] if start_seconds == 0 else []
+    elif tone_mapped and header.transfer:
+        chunks = [transform(resize(chunk, size)) for chunk in decode_hdr(path, request)]
     else:
         try:
             decode = READERS["decord" if reader == "auto" else reader]
@@ -150,12 +154,14 @@ def write_video(
     crf: int = 12,
     overwrite: bool = False,
     on_part: Callable[[Path], object] | None = None,
+    next_name: Callable[[], Path] | None = None,
 ) -> None:
     """Write frames (t, h, w, 3) uint8, whole or in chunks, in a format of WRITABLE with settings as a comment.
 
     crf 0 is the best picture, 51 the smallest file. The same frames and settings give the same bytes. With on_part the
-    file can be played while it grows, and on_part is told the name that it has until it is whole. Raises a ValueError
-    for what cannot be written, a FileExistsError, or an OSError for a full disk; none leaves a partial file.
+    file can be played while it grows, and on_part is told the name that it has until it is whole. Where the name
+    is taken by then, without overwrite, the file takes the first free one that next_name gives. Raises a ValueError for
+    what cannot be written, a FileExistsError, or an OSError for a full disk; none leaves a partial file.
     """
     import torch
 
@@ -164,7 +170,7 @@ def write_video(
         raise ValueError(f"a {suffix} cannot be played while it grows; {', '.join(GROWING)} can")
     if not 0 <= crf <= 51:
         raise ValueError(f"crf must be from 0 (best) to 51 (smallest), got {crf}")
-    if not overwrite:
+    if not overwrite and next_name is None:
         refuse_existing(path)  # now, and once more when it is written
     tags = settings_tags(settings) if settings is not None else {}
     images = iterate_frames([frames] if isinstance(frames, torch.Tensor) else frames)
@@ -172,7 +178,7 @@ def write_video(
         raise ValueError(f"cannot write {path}: there are no frames")
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with atomic_file(path, overwrite=overwrite) as part:
+        with atomic_file(path, overwrite=overwrite, next_name=next_name) as part:
             if suffix == ".png":
                 write_png(part, first, images, tags)
             else:

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, NamedTuple, cast
 import numpy as np
 
 from videogen.data.frame_findings import MIN_JUMP_SECONDS
+from videogen.data.tone_mapping import tone_map
 from videogen.data.video_decode import decode_frames, display_matrix, open_video, turn
 from videogen.data.video_encode import encode_video
-from videogen.doctor.tone_mapping import tone_map
 
 if TYPE_CHECKING:
     import av

@@ -76,6 +76,9 @@ class ModelFiles(NamedTuple):
     transformer: Path
     vae: Path
     text: Path
+    transformer_2: Path | None = None  # of two experts, that for low noise
+    image_encoder: Path | None = None  # CLIP, of image-to-video by Wan 2.1
+    model: Path = Path()  # as --model names them all
 
 
 class CheckpointInfo(NamedTuple):

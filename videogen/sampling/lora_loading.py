@@ -10,12 +10,16 @@ flows back to those that it used.
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import cast
 
 import torch
+from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY
 from diffusers.loaders.lora_pipeline import WanLoraLoaderMixin
+from diffusers.loaders.peft import PeftAdapterMixin
 from diffusers.utils.state_dict_utils import convert_unet_state_dict_to_peft
 from peft.utils import get_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
@@ -23,10 +27,10 @@ from torch import Tensor, nn
 
 from videogen.data.files import error_reason
 from videogen.data.manifest import check_manifest
-from videogen.models.single_file import convert_transformer
+from videogen.models.weight_layouts import convert_transformer
+from videogen.sampling.lora_names import OUR_NAMES, WAN_NAMES, check_kinds, check_widths, read_names
 
 WEIGHTS = "pytorch_lora_weights.safetensors"
-WAN_NAMES = "diffusion_model."  # begins the names of trainers that keep those of Wan's own code
 DIFFERENCES = {".diff": ".weight", ".diff_b": ".bias"}
 
 
@@ -37,25 +41,47 @@ def load_lora(pipeline: WanLoraLoaderMixin, path: Path, adapter: str, part: str,
     """
     file, model = find_file(path), getattr(pipeline, part)
     where = {"load_into_transformer_2": True} if part == "transformer_2" else {}
+    in_file: dict[str, Tensor] = {}
     try:
-        names = read_shapes(file)
+        in_file = read_shapes(file)
+        own_names = {new: name for name, new in read_names(in_file).items()}
+        if len(own_names) < len(in_file):
+            raise ValueError(f"{len(in_file) - len(own_names)} of its {len(in_file)} tensors are there twice")
+        names = {new: in_file[name] for new, name in own_names.items()}
+        check_kinds(in_file)
+        check_widths(names, model)
         weights = weights_of_differences(names, model)
         matrices = {name: tensor for name, tensor in names.items() if name not in weights}
-        # The file's metadata, which scales the matrices of diffusers' own LoRAs, is read where all of it is loaded.
-        source = read_tensors(file, matrices) if weights else str(file)
-        pipeline.load_lora_weights(source, adapter_name=adapter, local_files_only=True, use_safetensors=True, **where)
+        is_renamed, metadata = own_names.keys() != in_file.keys(), read_metadata(file)
+        if is_renamed and metadata is not None:
+            load_bare(model, read_tensors(file, own_names, matrices), adapter, metadata)
+        else:
+            # The file's metadata, which scales the matrices of diffusers' own LoRAs, is read where all of it is loaded.
+            source = read_tensors(file, own_names, matrices) if weights or is_renamed else str(file)
+            options = {"adapter_name": adapter, "local_files_only": True, "use_safetensors": True, **where}
+            pipeline.load_lora_weights(source, **options)
         if adapter not in pipeline.get_list_adapters().get(part, ()):
             raise ValueError("it names none of its layers as diffusers does")
         left_out = set(matrices) - used_tensors(pipeline, matrices, model, adapter)
     except (KeyError, ValueError, RuntimeError, AttributeError, TypeError, IndexError) as error:
-        raise ValueError(f"{path} is no LoRA for this model: {error_reason(error)}") from error
-    if left_out := sorted(name for name in left_out if not is_zero(file, name)):
+        raise ValueError(f"{path} is no LoRA for this model: {describe_fault(error, len(in_file))}") from error
+    if left_out := sorted(own_names[name] for name in left_out if not is_zero(file, own_names[name])):
         shown = ", ".join(left_out[:3]) + (", ..." if len(left_out) > 3 else "")
         raise ValueError(
             f"{path} would be used in part: {len(left_out)} of its {len(names)} tensors have no place in this model "
             f"({shown}); give a LoRA of this model whose layers all have matrices A and B"
         )
-    add_differences(read_tensors(file, weights), weights, scale)
+    add_differences(read_tensors(file, own_names, weights), weights, scale)
+
+
+def describe_fault(error: Exception, num_tensors: int) -> str:
+    """Describe why diffusers did not take a LoRA; where it lists what it could not convert, with the count of that."""
+    text = str(error)
+    if "should be empty at this point" not in text:
+        return error_reason(error)
+    left = re.findall(r"'([^']+)'", text.partition("dict_keys")[2])
+    shown = ", ".join(left[:3]) + (", ..." if len(left) > 3 else "")
+    return f"{len(left)} of its {num_tensors} tensors are of no kind that is read ({shown})"
 
 
 def weights_of_differences(names: Mapping[str, Tensor], model: nn.Module) -> dict[str, nn.Parameter]:
@@ -111,10 +137,23 @@ def read_shapes(file: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def read_tensors(file: Path, names: Collection[str]) -> dict[str, Tensor]:
-    """Read some of a file's tensors."""
+def read_tensors(file: Path, own_names: Mapping[str, str], names: Collection[str]) -> dict[str, Tensor]:
+    """Read some tensors, each of which has a name of its own in the file."""
     with safe_open(file, framework="pt") as opened:
-        return {name: opened.get_tensor(name) for name in names}
+        return {name: opened.get_tensor(own_names[name]) for name in names}
+
+
+def read_metadata(file: Path) -> dict[str, object] | None:
+    """Read what diffusers writes of an adapter into the header: its rank, its alpha, its layers."""
+    with safe_open(file, framework="pt") as opened:
+        text = (opened.metadata() or {}).get(LORA_ADAPTER_METADATA_KEY)
+    return json.loads(text) if text else None
+
+
+def load_bare(model: nn.Module, tensors: Mapping[str, Tensor], adapter: str, metadata: dict[str, object]) -> None:
+    """Load a LoRA that diffusers saved of a transformer alone: neither its names nor its metadata have a prefix."""
+    bare = {name.removeprefix(OUR_NAMES): tensor for name, tensor in tensors.items()}
+    cast("PeftAdapterMixin", model).load_lora_adapter(bare, prefix=None, adapter_name=adapter, metadata=metadata)
 
 
 def meta_leaf(opened: safe_open, name: str) -> Tensor:

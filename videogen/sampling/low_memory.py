@@ -32,7 +32,8 @@ from torch import Tensor, nn
 from videogen.models.checkpoint import cast_weights, meta_component
 from videogen.models.checkpoint_config import CheckpointInfo
 from videogen.models.dit import VideoDiT
-from videogen.models.single_file import convert_transformer, load_parts
+from videogen.models.single_file import load_parts
+from videogen.models.weight_layouts import convert_transformer
 from videogen.sampling.cost import count_weights
 from videogen.sampling.gguf_files import check_gguf, require, transformers_of
 from videogen.sampling.lora_files import read_lora

@@ -165,10 +165,11 @@ def describe_effects(quality_effects: Sequence[Effect], quality: str) -> list[st
         return []
     top = ranked[0]
     low, high = (pick(top.places, key=lambda place: place[1].value) for pick in (min, max))
-    sentences = [
-        f"{measure_name(quality)} moves most with {top.axis.name}: {format_number(low[1].value, quality)} at {low[0]}, "
-        f"{format_number(high[1].value, quality)} at {high[0]}."
-    ]
+    least, most = (format_number(place[1].value, quality) for place in (low, high))
+    if least == most:
+        axes = " or ".join(effect.axis.name for effect in ranked)
+        return [f"{measure_name(quality)} does not move with {axes}: it is {most} everywhere."]
+    sentences = [f"{measure_name(quality)} moves most with {top.axis.name}: {least} at {low[0]}, {most} at {high[0]}."]
     flat = [effect.axis.name for effect in ranked[1:] if is_within_noise(effect)]
     if flat:
         sentences.append(f"With {' or '.join(flat)} it does not move beyond the 95% interval, clip by clip.")

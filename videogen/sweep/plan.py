@@ -156,9 +156,9 @@ class Plan:
         """List the flags that all runs share: the checkpoint, its adapters and precision, the device."""
         words = ["--model", self.model] if self.model else []
         about = {name: value for name, value in self.about if value not in ("cpu", "float32")}
-        for name in ("vae", "text", "device", "dtype", "lora", "quantise", "gguf"):
+        for name in ("vae", "text", "model_2", "image_encoder", "device", "dtype", "lora", "quantise", "gguf"):
             if values := about.get(name):
-                words += [f"--{name}", *([values] if isinstance(values, str) else values)]  # type: ignore[misc]
+                words += [f"--{name.replace('_', '-')}", *([values] if isinstance(values, str) else values)]  # type: ignore[misc]
         return words
 
     def flags(self, run: Run) -> list[str]:
