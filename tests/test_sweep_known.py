@@ -54,8 +54,7 @@ def test_a_run_is_the_clip_of_its_command_with_what_was_given(
         command = shlex.split(str(row["command"]))[2:]
         assert sample([*command, "--out", "alone.mp4", "--overwrite"]) == 0
         together, alone = (read_video(Path(path)).float() for path in (f"s/{row['clip']}", "alone.mp4"))
-        # To rounding in a pack, and through H.264.
-        torch.testing.assert_close(together, alone, atol=4, rtol=0)
+        assert (together - alone).abs().mean() < 0.5  # to rounding in a pack, which H.264 may quantise otherwise
         assert read_settings(Path(f"s/{row['clip']}"))[flags[0][2:]] in ("given.mp4", ["red.png", "red.png@last"])
     for path in Path("s/clips").iterdir():
         assert read_video(path).shape == (9, 32, 48, 3)

@@ -155,7 +155,7 @@ class Plan:
     def shared_flags(self) -> list[str]:
         """List the flags that all runs share: the checkpoint, its adapters and precision, the device, what is known."""
         words = ["--model", self.model] if self.model else []
-        about = {name: value for name, value in self.about if value not in ("cpu", "float32")}
+        about = {name: value for name, value in self.about if value != "cpu"}
         parts = ("vae", "text", "device", "dtype", "lora", "quantise", "gguf")
         for name in (*parts, "video", "mask", "fit", "background"):
             if values := about.get(name):
