@@ -71,7 +71,7 @@ def check_material(args: SampleArgs, info: CheckpointInfo) -> None:
                 raise ValueError(f"--{flag} needs the clip that it works on; give it with --video")
         if args.sample.strength < 1:
             raise ValueError(NO_START)
-    elif not (args.extend is not None or args.join or args.loop or args.mask or args.sample.strength < 1):
+    elif not (args.extend is not None or args.join or args.loop or args.mask or varies_strength(args)):
         raise ValueError(f"--video {args.video}: say what to do with it, by {USES}")
     if args.join and args.loop:
         raise ValueError("--join leads to another clip and --loop to the beginning of --video; give one of them")
@@ -91,6 +91,15 @@ def check_material(args: SampleArgs, info: CheckpointInfo) -> None:
             raise ValueError(f"there is no file {path}; give another with --{flag}")
     for image in images:
         read_image_file(image.path)  # so that a damaged one is refused before anything is loaded
+
+
+def varies_strength(args: SampleArgs) -> bool:
+    """True if --video is a start: --strength is below 1, or on an axis of a sweep."""
+    if args.sample.strength < 1 or not args.sweep:
+        return args.sample.strength < 1
+    from videogen.sweep.axes import read_axes  # which a command without a sweep does without
+
+    return any("strength" in axis.names for axis in read_axes(args.sweep))
 
 
 def check_model(args: SampleArgs, info: CheckpointInfo, images: Sequence[ImageFlag]) -> None:
@@ -139,15 +148,15 @@ def fit_settings(args: SampleArgs, info: CheckpointInfo, argv: Sequence[str]) ->
 
 
 def check_rows(configs: Sequence[SampleConfig], args: SampleArgs) -> None:
-    """Refuse rows of a prompts file whose clips do not have the size, length and rate of the given video."""
+    """Refuse clips of a prompts file or a sweep that do not have the size, length and rate of the given video."""
     if args.video is None and any(config.strength < 1 for config in configs):
         raise ValueError(NO_START)
     for config in configs if args.video is not None else ():
         for name in ("size", "frames", "seconds", "fps"):
             if (own := getattr(config, name)) != (shared := getattr(args.sample, name)):
                 raise ValueError(
-                    f"a clip made from {args.video} has {name} {shared}, and a row of the prompts file says {own}; "
-                    "leave that column out"
+                    f"a clip made from {args.video} has {name} {shared}, and a row of the prompts file or a sweep says "
+                    f"{own}; leave that column or axis out"
                 )
 
 

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING
 
 from videogen.cli.clip_files import OUT, STDOUT, check_files, check_folder
 from videogen.cli.dry_run import format_duration
-from videogen.cli.known_flags import check_material, check_rows
+from videogen.cli.known_flags import check_material, check_places, check_rows
+from videogen.cli.known_material import load_material
 from videogen.cli.processes import find_team
 from videogen.cli.provenance import provenance
 from videogen.cli.sample import load, progress
@@ -39,6 +40,7 @@ from videogen.sweep.results import Row, gather_rows, import_pyarrow, read_rows, 
 
 if TYPE_CHECKING:
     from videogen.sampling.clip_sampler import ClipSampler
+    from videogen.sampling.known import Known
     from videogen.sweep.measures import Score
     from videogen.sweep.runner import Team
 
@@ -51,15 +53,19 @@ def run_sweep(args: SampleArgs, info: CheckpointInfo) -> int:
     folder = args.out or OUT / f"sweep-{slug((args.prompt or ('prompts',))[0])}"
     if folder.suffix.lower() in WRITABLE or folder == STDOUT:
         raise ValueError(f"--out of a sweep is a folder, got {folder}")
-    if args.image or args.video or args.storyboard:
+    if args.storyboard is not None or args.extend is not None:
+        flag = "extend" if args.storyboard is None else "storyboard"
         raise ValueError(
-            "a sweep takes prompts alone; leave --image, --video and --storyboard out, or make those clips one by one"
+            f"a sweep makes each clip at once, and --{flag} makes one in windows; leave it out, or make those clips "
+            "one by one (a sweep takes --image, and --video with --mask or --strength)"
         )
     check_material(args, info)
     check_folder(folder)
     plan = make_plan(args, info)
     check_settings({run.config for run in plan.runs()}, info)
     check_rows([run.config for run in plan.runs()], args)
+    for config in {run.config for run in plan.runs()}:
+        check_places(replace(args, sample=config), info)
     note_unknown_words((run.prompt for run in plan.bases), info.folder)
     name = args.score or choose_judge(plan, info)
     if args.dry_run:
@@ -81,6 +87,7 @@ def run_sweep(args: SampleArgs, info: CheckpointInfo) -> int:
     check_sweep_folder(folder, plan, overwrite=args.overwrite)
     check_files([folder / "clips" / "clip.mp4"])
     args = replace(args, device=device)
+    known = load_material(args, info).known
     # Loading comes before the folder is touched, so that a failure to load has cleared and claimed nothing.
     pipeline = load(args, info) if args.overwrite or unfinished_runs(folder, plan) else None
     team.wait()
@@ -89,7 +96,7 @@ def run_sweep(args: SampleArgs, info: CheckpointInfo) -> int:
         keys, stopped, status = [run.key for run in plan.runs()], False, 0
         try:
             if pipeline is not None:
-                run_plan(pipeline, plan, folder, args, team, score)
+                run_plan(pipeline, plan, folder, args, team, score, known)
         except KeyboardInterrupt:
             if team.num > 1 or not read_rows(folder):  # other processes may still be writing their rows
                 raise
@@ -212,7 +219,13 @@ def find_score(name: str | None) -> tuple[Score | None, dict[str, object]]:
 
 
 def run_plan(
-    pipeline: ClipSampler, plan: Plan, folder: Path, args: SampleArgs, team: Team, score: Score | None
+    pipeline: ClipSampler,
+    plan: Plan,
+    folder: Path,
+    args: SampleArgs,
+    team: Team,
+    score: Score | None,
+    known: Sequence[Known],
 ) -> None:
     """Run what has no row yet."""
     from videogen.sweep.report import growing_page
@@ -238,6 +251,7 @@ def run_plan(
             team=team,
             about=about,
             save_latents=args.save_latents,
+            known=known,
             on_row=tell,
             on_evaluation=on_evaluation,
         )

@@ -31,7 +31,14 @@ from videogen.sampling.brownian import BrownianPath
 from videogen.sampling.denoiser import Denoiser, with_guidance
 from videogen.sampling.guidance import prompts_and_negatives
 from videogen.sampling.known import Known, encode_known, overlay
-from videogen.sampling.known_tokens import NO_CONDITION, Condition, KnownLatent, free_latent, pack_known
+from videogen.sampling.known_tokens import (
+    NO_CONDITION,
+    Condition,
+    KnownLatent,
+    KnownTokens,
+    free_latent,
+    pack_known,
+)
 from videogen.sampling.solvers import AfterStep, Scheduler, Velocity, keep, known_levels, solve
 
 if TYPE_CHECKING:
@@ -144,13 +151,8 @@ class ClipSampler:
             on_evaluation=on_evaluation,
             sigmas=known_levels(config.sampler, config.steps, shift=config.shift),
         )
-        velocity, known = with_guidance(denoiser, configs, noise.lengths, self.boundary), condition.known
-        if known is None:
-            tokens = self.solve(velocity, noise, seeds, config, after_step=after_step)
-        else:
-            start = known.clean.tokens if config.strength < 1 else None
-            held = known.hold(velocity)
-            tokens = known.restore(self.solve(held, noise, seeds, config, start, after_step=after_step))
+        velocity = with_guidance(denoiser, configs, noise.lengths, self.boundary)
+        tokens = self.solve_around(condition.known, velocity, noise, seeds, config, after_step=after_step)
         if not tokens.isfinite().all():
             raise FloatingPointError("the latents are not finite; lower the guidance or check the weights")
         return unpack(noise._replace(tokens=tokens))
@@ -160,6 +162,22 @@ class ClipSampler:
         latents = seeded_noise([self.latent_shape(config) for config in configs], seeds)
         video = pack([latent.to(self.compute_device) for latent in latents], self.experts[0].base_patch)
         return video._replace(scaling=self.position_scaling(configs[0]))
+
+    def solve_around(
+        self,
+        known: KnownTokens | None,
+        velocity: Velocity,
+        noise: PackedVideo,
+        seeds: Sequence[int],
+        config: SampleConfig,
+        *,
+        after_step: AfterStep = keep,
+    ) -> Tensor:
+        """Solve from noise to clean tokens, holding what is known; strength below 1 begins at it."""
+        if known is None:
+            return self.solve(velocity, noise, seeds, config, after_step=after_step)
+        start = known.clean.tokens if config.strength < 1 else None
+        return known.restore(self.solve(known.hold(velocity), noise, seeds, config, start, after_step=after_step))
 
     def solve(
         self,

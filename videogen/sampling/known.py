@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 Fit = Literal["crop", "pad"]
 SEAM_FRAMES = 8  # beside a given clip, over which what the VAE loses of it fades in
+SMALL_STEP = 16  # of 255: up to here a step behind a given clip is taken for an error, from twice that on for a motion
 
 
 class Known(NamedTuple):
@@ -256,8 +257,10 @@ def overlay(chunks: Iterable[Tensor], pieces: Sequence[Known], config: SampleCon
 
     So a clip that is extended keeps its pixels, and one that is masked all those outside of the mask. What the VAE
     loses of a given frame would be a step at its seam: in the made frames beside it that loss is made good, less with
-    each. An image stays as the VAE shows it, like the frames beside it: one sharper frame would flicker. So does a
-    clip whose latent is at hand, for its pixels are the VAE's already.
+    each. So is what the network gets wrong of a wall, where the step behind a given clip is small: less than half of
+    the step is left, and the frames are nearer to the clip's true ones (assets/LOG.md). An image stays as the VAE shows
+    it, like the frames beside it: one sharper frame would flicker. So does a clip whose latent is at hand, for its
+    pixels are the VAE's already.
     """
     is_clip = [len(piece.frames) > 1 or piece.free is not None for piece in pieces]
     given = [
@@ -268,12 +271,12 @@ def overlay(chunks: Iterable[Tensor], pieces: Sequence[Known], config: SampleCon
     num_frames = resolve_frames(config, stride)
     starts = [piece.start(num_frames, config.fps) for piece in given]
     ends = [start + len(piece.frames) for piece, start in zip(given, starts, strict=True)]
-    losses = dict[int, tuple[Tensor, int]]()  # by the frame behind a clip: (h, w, 3), and the frames that it fades over
+    seams = list[Seam]()
     held, place = torch.empty(0, config.height, config.width, 3, dtype=torch.uint8), 0  # frames before the next clip
     for chunk in chunks:
         frames, first, until = torch.cat([held, chunk]), place - len(held), place + len(chunk)
-        for behind, (loss, num) in losses.items():
-            add_loss(frames, loss, range(behind - first, behind + num - first), first_new=len(held))
+        for seam in seams:
+            seam.smooth(frames, first, first_new=len(held))
         for piece, start, end in zip(given, starts, ends, strict=True):
             low, high = max(place, start), min(until, end)
             if low >= high:
@@ -288,12 +291,30 @@ def overlay(chunks: Iterable[Tensor], pieces: Sequence[Known], config: SampleCon
             frames[low - first : high - first] = source
             if piece.free is None and high == end:
                 num = min(SEAM_FRAMES, min((other for other in starts if other >= end), default=num_frames) - end)
-                losses[end] = source[-1].float() - made[-1], num
-                add_loss(frames, losses[end][0], range(end - first, end + num - first))
+                seams.append(Seam(end, num, source[-1], made[-1]))
+                seams[-1].smooth(frames, first)
         cut = len(frames) - min(len(frames), SEAM_FRAMES if any(start >= until for start in starts) else 0)
         if cut:
             yield frames[:cut]
         held, place = frames[cut:], until
+
+
+class Seam:
+    """The frames behind a given clip, over which what is lost at its end fades in."""
+
+    def __init__(self, place: int, num: int, given: Tensor, made: Tensor) -> None:
+        self.place, self.num = place, num  # the first frame behind the clip, and how many
+        self.made: Tensor | None = made  # the clip's last frame as the VAE shows it (h, w, 3), until the next is seen
+        self.loss = given.float() - made
+
+    def smooth(self, frames: Tensor, first: int, first_new: int = 0) -> None:
+        """Make the loss good in the new ones of some frames (t, h, w, 3) uint8, whose first is the clip's `first`."""
+        at = self.place - first
+        if self.made is not None and 0 <= at < len(frames):
+            step = self.made.float() - frames[at]
+            size = step.abs().amax(-1, keepdim=True)  # of the colour that changes most
+            self.loss, self.made = self.loss + step * (2 - size / SMALL_STEP).clamp(0, 1), None
+        add_loss(frames, self.loss, range(at, at + self.num), first_new=first_new)
 
 
 def add_loss(frames: Tensor, loss: Tensor, places: range, first_new: int = 0) -> None:

@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 from videogen.config.parsing import to_mapping
 from videogen.config.sample import SampleConfig
@@ -153,12 +153,15 @@ class Plan:
         return shlex.join(["python", "sample.py", run.prompt, *self.flags(run)])
 
     def shared_flags(self) -> list[str]:
-        """List the flags that all runs share: the checkpoint, its adapters and precision, the device."""
+        """List the flags that all runs share: the checkpoint, its adapters and precision, the device, what is known."""
         words = ["--model", self.model] if self.model else []
-        about = {name: value for name, value in self.about if value not in ("cpu", "float32")}
-        for name in ("vae", "text", "model_2", "image_encoder", "device", "dtype", "lora", "quantise", "gguf"):
+        about = {name: value for name, value in self.about if value != "cpu"}
+        parts = ("vae", "text", "model_2", "image_encoder", "device", "dtype", "lora", "quantise", "gguf")
+        for name in (*parts, "video", "mask", "fit", "background"):
             if values := about.get(name):
                 words += [f"--{name.replace('_', '-')}", *([values] if isinstance(values, str) else values)]  # type: ignore[misc]
+        for image in cast("list[str]", about.get("image", [])):
+            words += ["--image", image]
         return words
 
     def flags(self, run: Run) -> list[str]:

@@ -30,6 +30,7 @@ from videogen.data.video_io import write_video
 from videogen.interruption import StopRequest
 from videogen.models.hub import checkpoint_id
 from videogen.sampling.clip_sampler import ClipSampler
+from videogen.sampling.known import Known
 from videogen.sweep.measures import Score, apply_score, compare_to_reference, measure_clip, score_id
 from videogen.sweep.plan import Plan, Run, lock_folder
 from videogen.sweep.resource_usage import synchronise
@@ -90,14 +91,17 @@ class Worker:
         team: Team = Team(),  # noqa: B008  # immutable
         about: Mapping[str, object] | None = None,
         save_latents: bool = False,
+        known: Sequence[Known] = (),
         on_row: Callable[[Row], None] = lambda row: None,
         on_evaluation: Callable[[], None] = lambda: None,
     ) -> None:
         self.pipeline, self.plan, self.folder, self.score, self.team = pipeline, plan, folder, score, team
+        self.known = known
         self.about, self.save_latents = dict(about or {}), save_latents
         self.on_row, self.on_evaluation = on_row, on_evaluation
         # A clip alone takes longer than one in a pack: where some must be alone, all are, so that seconds compare.
-        self.batch = BatchedRuns(pipeline, alone=any(run.config.reuses_blocks for run in plan.runs()))
+        alone = any(run.config.reuses_blocks for run in plan.runs())
+        self.batch = BatchedRuns(pipeline, alone=alone, known=known)
         self.reference_frames = lru_cache(maxsize=16)(self.decode_reference)
         for name in ("clips", "references"):
             (folder / name).mkdir(parents=True, exist_ok=True)
@@ -131,7 +135,7 @@ class Worker:
                 continue
             settings = self.settings(run)
             path = self.reference_path(run.key)
-            frames = torch.cat(list(self.pipeline.frames(result.latent)))
+            frames = self.decode(result.latent, run)
             write_video(path.with_suffix(".mp4"), frames, fps=run.config.fps, settings=settings, overwrite=True)
             save_tensors({"latent": result.latent}, path, {"settings": json.dumps(settings)})
 
@@ -148,10 +152,14 @@ class Worker:
             return False
         return path.with_suffix(".mp4").is_file()
 
-    def decode_reference(self, key: str) -> Tensor | None:
+    def decode_reference(self, reference: Run) -> Tensor | None:
         """Decode a reference into frames; None where it could not be made."""
-        path = self.reference_path(key)
-        return torch.cat(list(self.pipeline.frames(load_file(path)["latent"]))) if path.is_file() else None
+        path = self.reference_path(reference.key)
+        return self.decode(load_file(path)["latent"], reference) if path.is_file() else None
+
+    def decode(self, latent: Tensor, run: Run) -> Tensor:
+        """Decode the latent of a run into frames (t, h, w, 3) uint8; given clips keep their pixels."""
+        return torch.cat(list(self.pipeline.frames(latent, self.known, run.config)))
 
     def settings(self, run: Run) -> dict[str, object]:
         """Collect everything that decides a clip, for its metadata."""
@@ -180,14 +188,14 @@ class Worker:
             if self.save_latents:
                 save_latent(self.clip_path(run).with_suffix(".safetensors"), result.latent, self.settings(run))
             began = time.perf_counter()
-            frames = torch.cat(list(self.pipeline.frames(result.latent)))
+            frames = self.decode(result.latent, run)
             synchronise(self.pipeline.compute_device)
             row["decode_seconds"] = seconds = time.perf_counter() - began
             row["total_seconds"] = result.text_seconds + result.denoise_seconds + seconds
             written = writer.submit(self.write, run, frames)
             row |= measure_clip(frames)
             reference = self.plan.reference(run)
-            reference_frames = self.reference_frames(reference.key) if reference is not None else None
+            reference_frames = self.reference_frames(reference) if reference is not None else None
             if reference is not None and reference_frames is not None:
                 row |= compare_to_reference(frames, reference_frames) | {"reference": f"references/{reference.key}.mp4"}
             row |= apply_score(self.score, frames, run.prompt, reference_frames)

@@ -1,10 +1,10 @@
 """Denoise many runs in each network call, and compute once what several of them ask for.
 
-    runs of one schedule (size, length, sampler, steps, shift)  ->  [RunResult(latent, seconds, evaluations, ...)]
+    runs of one schedule (size, length, sampler, steps, ...), Known  ->  [RunResult(latent, seconds, evaluations, ...)]
 
-Clips of a pack pass the same noise levels; prompts, seeds and guidance are their own. Two evaluations that agree in
-every bit of tokens, noise level and prompt are one: the first step of all runs of a seed, guidance settings that are
-not on yet, Heun's second evaluation and Euler's next. Texts are encoded once a sweep.
+Clips of a pack pass the same noise levels; prompts, seeds and guidance are their own, and what is known is that of all.
+Two evaluations that agree in every bit of tokens, noise level and prompt are one: the first step of all runs of a seed,
+guidance settings that are not on yet, Heun's second evaluation and Euler's next. Texts are encoded once a sweep.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ from videogen.packing.patch_schedule import patch_schedule
 from videogen.sampling.clip_sampler import ClipRequest, ClipSampler
 from videogen.sampling.denoiser import Denoiser, with_guidance
 from videogen.sampling.guidance import prompts_and_negatives
+from videogen.sampling.known import Known
+from videogen.sampling.known_tokens import Condition
 from videogen.sampling.solvers import known_levels
 from videogen.sweep.plan import Run
 from videogen.sweep.resource_usage import peak_memory_gb, reset_peak_memory, synchronise
@@ -53,14 +55,22 @@ def schedule_of(run: Run) -> tuple[object, ...]:
     """List what the clips of a pack share."""
     c = run.config
     length = c.frames if c.seconds is None else (c.seconds, c.fps)
-    return c.size, length, c.sampler, c.steps, c.shift, c.patch, c.position_scaling, c.first_block_cache, c.mag_cache
+    solver = c.sampler, c.steps, c.shift, c.strength
+    return c.size, length, *solver, c.patch, c.position_scaling, c.first_block_cache, c.mag_cache
 
 
 class BatchedRuns:
     """Denoises runs in packs; keeps texts and the network's answers from one pack to the next."""
 
-    def __init__(self, pipeline: ClipSampler, tokens_per_pack: int | None = None, *, alone: bool = False) -> None:
-        self.pipeline, self.alone = pipeline, alone
+    def __init__(
+        self,
+        pipeline: ClipSampler,
+        tokens_per_pack: int | None = None,
+        *,
+        alone: bool = False,
+        known: Sequence[Known] = (),
+    ) -> None:
+        self.pipeline, self.alone, self.known = pipeline, alone, known
         default = TOKENS_PER_SWEEP_PACK["cpu" if pipeline.compute_device.type == "cpu" else "gpu"]
         self.tokens_per_pack = tokens_per_pack or default
         self.text_rows: dict[str, int] = {}  # each text's row in self.texts
@@ -126,9 +136,11 @@ class BatchedRuns:
         began = time.perf_counter()
         seeds, configs = [run.seed for run in runs], [run.config for run in runs]
         noise = self.pipeline.noise(seeds, configs)
-        pack = PackRun(self, runs, noise, on_evaluation)
+        requests = [ClipRequest(run.prompt, run.seed, self.known, run.config) for run in runs]
+        condition = self.pipeline.condition(requests, configs, noise)
+        pack = PackRun(self, runs, noise, condition, on_evaluation)
         velocity = with_guidance(pack, configs, noise.lengths, self.pipeline.boundary)
-        tokens = self.pipeline.solve(velocity, noise, seeds, config)
+        tokens = self.pipeline.solve_around(condition.known, velocity, noise, seeds, config)
         latents = unpack(noise._replace(tokens=tokens))
         synchronise(device)
         kind = noise.lengths[0], config.patch
@@ -159,7 +171,7 @@ class BatchedRuns:
         reset_peak_memory(device)
         began = time.perf_counter()
         (latent,) = self.pipeline.sample(
-            [ClipRequest(run.prompt, run.seed)],
+            [ClipRequest(run.prompt, run.seed, self.known)],
             run.config,
             on_evaluation,
             block_cache=cache,
@@ -187,18 +199,29 @@ class PackRun:
     """The denoiser of one pack of runs, which computes no velocity twice; a `Predict` of sampling.denoiser."""
 
     def __init__(
-        self, batch: BatchedRuns, runs: Sequence[Run], noise: PackedVideo, on_evaluation: Callable[[], None]
+        self,
+        batch: BatchedRuns,
+        runs: Sequence[Run],
+        noise: PackedVideo,
+        condition: Condition,
+        on_evaluation: Callable[[], None],
     ) -> None:
         self.batch, self.noise, self.on_evaluation = batch, noise, on_evaluation
+        # The frame rate says which frames a time is known at, and the schedule of patches which tokens are known whole.
+        self.known_at = [(run.config.fps, run.config.patch) if batch.known else () for run in runs]
         self.texts = [*(run.prompt for run in runs), *(run.config.negative for run in runs)]
         shared = runs[0].config  # schedule_of says what of it holds for all runs
         self.patch_at = patch_schedule(shared, batch.pipeline.transformer.patches)
+        text = batch.take_texts(self.texts)
+        if condition.image_rows is not None:
+            text = batch.pipeline.with_images(text, condition.image_rows)
         self.denoiser = Denoiser(
             batch.pipeline.experts,
             batch.pipeline.boundary,
             pack=noise,
-            text=batch.take_texts(self.texts),
+            text=text,
             patch_at=self.patch_at,
+            condition=condition,
             tokens_per_call=batch.tokens_per_pack,
             sigmas=known_levels(shared.sampler, shared.steps, shift=shared.shift),
         )
@@ -226,8 +249,9 @@ class PackRun:
 
     def question(self, clip: Tensor, sigma: Tensor, row: int) -> Question:
         """Identify an evaluation by its tokens, its text, and its grid: a turned clip can have the same numbers."""
-        grid = self.noise.grids[row % len(self.noise.grids)]
-        place = repr((grid, self.patch_at(float(sigma)), self.noise.scaling)).encode()
+        number = row % len(self.noise.grids)
+        grid, known_at = self.noise.grids[number], self.known_at[number]
+        place = repr((grid, self.patch_at(float(sigma)), self.noise.scaling, known_at)).encode()
         digest = hashlib.blake2b(clip.contiguous().cpu().numpy().tobytes() + place, digest_size=16).digest()
         return digest, float(sigma), self.texts[row]
 
