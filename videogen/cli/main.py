@@ -76,6 +76,7 @@ class BenchArgs:
             "packing",
             "patches",
             "precision",
+            "rows",
             "settings",
             "short",
             "sizes",
