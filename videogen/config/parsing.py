@@ -139,13 +139,13 @@ def _is_shown(value: object, default: object) -> bool:
 
 
 def _toml_value(value: object) -> str:
-    """Write one value; TOML takes JSON's strings, numbers, booleans and lists of them as they are."""
+    """Write one value; TOML takes JSON's strings, numbers, booleans and lists of them, with DEL escaped."""
     if isinstance(value, dict):
         pairs = (f"{name} = {_toml_value(item)}" for name, item in value.items() if item is not None)
         return f"{{ {', '.join(pairs)} }}"
     if isinstance(value, list):
         return f"[{', '.join(map(_toml_value, value))}]"
-    return json.dumps(value, ensure_ascii=False)
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def dotted(config: Mapping[str, object], where: str = "") -> Iterator[tuple[str, object]]:
