@@ -25,7 +25,9 @@ from videogen.sampling.solvers import sigma_schedule
 from videogen.sweep.results import add_row, read_rows
 
 LENGTHS = st.lists(st.integers(1, 300), max_size=60)
-TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)  # no halves of characters
+# Of what ends a line, a cell or a word of some format; or of anything but halves of characters.
+MARKS = st.text(st.sampled_from("a漢👍 \n\r\0\x7f\x85\u2028\t,;'\"\\#=[{"), max_size=30)
+TEXT = MARKS | st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
 PATCHES = st.tuples(*[st.integers(1, 8)] * 3)
 quick = settings(max_examples=40, deadline=None, derandomize=True)  # the same examples on every day
 
