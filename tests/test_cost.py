@@ -4,22 +4,30 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import cast
 
 import pytest
 import torch
 from peft import LoraConfig
 from torch import Tensor, nn
 
+from tests.bench.flop import count_gflop
 from tests.test_cli import refused
 from tests.test_low_memory import folders as folders
 from tests.test_low_memory import write_gguf
 from videogen.cli.dry_run import count_bytes
 from videogen.cli.main import sample
 from videogen.cli.sample import load, parse_args
+from videogen.config.sample import MINI
+from videogen.models.attention import text_keys
 from videogen.models.checkpoint import meta_component, weights_of
 from videogen.models.checkpoint_config import read_checkpoint_info
+from videogen.models.dit_network import DiT, TextContext
+from videogen.models.vae_network import VAE
+from videogen.packing.noise import NoiseLevels
+from videogen.packing.packs import pack
 from videogen.sampling.clip_sampler import ClipSampler
-from videogen.sampling.cost import estimate
+from videogen.sampling.cost import Config, dit_flop, estimate, vae_flop
 from videogen.sampling.low_memory import BYTES_OF, weight_bytes
 from videogen.sampling.pipeline import VideoPipeline
 from videogen.training.lora import save_lora
@@ -92,6 +100,44 @@ def test_nf4_bytes_are_those_of_the_packed_matrix_of_bitsandbytes(shape: tuple[i
     weight = torch.randn(shape)
     packed, state = functional.quantize_4bit(weight, quant_type="nf4")
     assert BYTES_OF["nf4"](weight) == packed.nbytes + state.absmax.nbytes
+
+
+@pytest.mark.parametrize(("width", "channels"), [(32, 16), (64, 16), (64, 96), (128, 16)])
+@pytest.mark.parametrize("latent_frames", [1, 5])
+def test_vae_flop_is_what_the_decoder_computes(width: int, channels: int, latent_frames: int) -> None:
+    """The decoder is on the meta device, where operations are counted but not computed."""
+    with torch.device("meta"), torch.no_grad():
+        vae = VAE(channels, width)
+        gflop, clip = count_gflop(lambda: vae.reconstruct(torch.empty(1, channels, latent_frames, 8, 6)))
+    config = {"width": width, "latent_channels": channels}
+    assert vae_flop(config, clip.shape[2], clip.shape[3] * clip.shape[4]) == pytest.approx(1e9 * gflop, rel=1e-9)
+
+
+WAN_1_3B: dict[str, object] = {
+    "num_attention_heads": 12, "attention_head_dim": 128, "in_channels": 16, "out_channels": 16,
+    "patch_size": [1, 2, 2], "ffn_dim": 8960, "num_layers": 30,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("side", [8, 16])
+@pytest.mark.parametrize("name", ["mini", "Wan 2.1 1.3B"])
+def test_dit_flop_is_what_the_network_computes_but_for_the_noise_level(name: str, side: int) -> None:
+    config = WAN_1_3B
+    if name == "mini":
+        config = json.loads((MINI / "transformer" / "config.json").read_text(encoding="utf-8"))
+        config = {key: value for key, value in config.items() if not key.startswith("_")}
+    device = "cpu" if config.get("nearby") else "meta"  # where its layer has no autocast
+    with torch.device(device):
+        dit = DiT(**config)  # type: ignore[arg-type]
+        video = pack([torch.zeros(dit.in_channels, 5, side, side)], dit.base_patch)
+        num_tokens = len(video.tokens)
+        levels = NoiseLevels(torch.full((1,), 0.5), torch.zeros(num_tokens, dtype=torch.int64))
+        rows = torch.zeros(1, config["num_attention_heads"], 24, dit.head_size)  # type: ignore[arg-type]
+    text = TextContext(text_keys((24,), torch.ones(24)), [(rows, rows)] * len(dit.blocks))
+    with torch.no_grad():
+        gflop, _ = count_gflop(lambda: dit(video, levels, text))
+    # What is left out, the embedding of the noise level, is the same for a clip of any size.
+    assert dit_flop(cast("Config", config), num_tokens, 24) == pytest.approx(1e9 * gflop, rel=1e-3)
 
 
 def test_activations_take_half_the_memory_in_bfloat16(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -301,6 +301,7 @@ def test_vae_flop_is_what_the_decoder_of_diffusers_computes(kind: str) -> None:
     with torch.device("meta"), FlopCounterMode(display=False) as counter, torch.no_grad():
         vae = AutoencoderKLWan(**changes)  # type: ignore[arg-type]
         clip = vae.decode(torch.randn(1, vae.config["z_dim"], 6, 8, 8)).sample
-    assert vae_flop(dict(vae.config)) == pytest.approx(counter.get_total_flops() / clip[0, 0].numel(), rel=0.02)
+    frames, pixels = clip.shape[2], clip[0, 0, 0].numel()
+    assert vae_flop(dict(vae.config), frames, pixels) == pytest.approx(counter.get_total_flops(), rel=0.02)
     half = dict(vae.config) | {"base_dim": 48, "decoder_base_dim": 128 if kind == "2.2" else None}
-    assert vae_flop(half) == vae_flop(dict(vae.config)) / 4
+    assert vae_flop(half, frames, pixels) == vae_flop(dict(vae.config), frames, pixels) / 4

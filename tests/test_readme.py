@@ -172,3 +172,19 @@ def test_tyro_writes_a_completion_script_of_all_commands(capsys: pytest.CaptureF
     script = capsys.readouterr().out
     assert all(name in script for name in COMMANDS)
     assert "--dry-run" in script
+
+
+@pytest.mark.parametrize(
+    ("words", "completed"),
+    [("vid tr", "train"), ("vid sample --ste", "--steps"), ("vid train --run.sk", "--run.skip-bad-steps")],
+)
+def test_bash_completes_commands_and_their_flags_by_that_script(
+    words: str, completed: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main(["--tyro-print-completion", "bash"])
+    script = tmp_path / "completion.bash"
+    script.write_text(capsys.readouterr().out, encoding="utf-8")
+    ask = f"source {script}; COMP_WORDS=({words}); COMP_CWORD={len(words.split()) - 1}; _tyro_videogen; echo $COMPREPLY"
+    process = subprocess.run(["bash", "-c", ask], capture_output=True, text=True, check=True)
+    assert process.stdout.split() == [completed], process.stderr

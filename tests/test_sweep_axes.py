@@ -128,7 +128,7 @@ def test_wrong_flags_of_a_sweep_are_refused(
 
 
 @pytest.mark.parametrize(
-    ("module", "library"), [("pyarrow", "pyarrow"), ("matplotlib", "matplotlib"), ("optuna", "Optuna")]
+    ("module", "library"), [("matplotlib", "matplotlib"), ("optuna", "Optuna")]
 )
 def test_a_missing_library_is_named_before_anything_runs(
     module: str, library: str, checkpoint: Path, tmp_path: Path,

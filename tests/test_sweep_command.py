@@ -213,6 +213,6 @@ def test_two_processes_share_a_sweep(checkpoint: Path, tmp_path: Path) -> None:
     process = subprocess.run([*launch, "sample.py", *words], capture_output=True, text=True, cwd=ROOT)
     assert process.returncode == 0, process.stderr
     assert len(read_rows(out)) == 6
-    assert sorted(path.name for path in out.glob("results*")) == ["results.csv", "results.parquet"]
+    assert sorted(path.name for path in out.glob("results*")) == ["results.csv", "results.jsonl", "results.parquet"]
     assert (out / "report.html").is_file()
     assert process.stdout.count("report.html") == 1

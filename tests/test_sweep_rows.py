@@ -6,6 +6,8 @@ import csv
 import functools
 import os
 import signal
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,7 +22,7 @@ from videogen.sampling.pipeline import VideoPipeline
 from videogen.sweep.measures import score_id
 from videogen.sweep.plan import lock_folder
 from videogen.sweep.report import conclude
-from videogen.sweep.results import gather_rows, read_rows
+from videogen.sweep.results import add_row, gather_rows, read_rows
 from videogen.sweep.runner import Worker, config_of, sweep
 from videogen.sweep.search import open_study, search
 
@@ -45,6 +47,7 @@ def test_a_2x2_sweep_writes_4_clips_and_4_rows(pipeline: VideoPipeline, tmp_path
     rows = sweep(pipeline, plan, out, score=brightness_score)
     assert len(rows) == 4
     assert len(list((out / "clips").glob("*.mp4"))) == 4
+    assert [*read_rows(out).values()] == rows
     assert parquet.read_table(out / "results.parquet").to_pylist() == rows
     with (out / "results.csv").open(encoding="utf-8", newline="") as file:
         assert [line["key"] for line in csv.DictReader(file)] == [row["key"] for row in rows]
@@ -150,6 +153,8 @@ def test_a_signal_finishes_the_rows_in_progress_and_the_same_call_resumes(
     first = read_rows(tmp_path)
     assert 0 < len(first) < 6
     assert all(row["error"] is None and (tmp_path / str(row["clip"])).is_file() for row in first.values())
+    with (tmp_path / "results.csv").open(encoding="utf-8", newline="") as file:
+        assert [line["key"] for line in csv.DictReader(file)] == [*first]
     rows = {str(row["key"]): row for row in sweep(pipeline, plan, tmp_path, score=brightness_score)}
     assert len(rows) == 6
     assert {key: rows[key] for key in first} == first
@@ -161,14 +166,53 @@ def test_a_sweep_restores_the_handler_of_ctrl_c(pipeline: VideoPipeline, tmp_pat
     assert signal.getsignal(signal.SIGINT) is before
 
 
-def test_the_rows_of_other_processes_are_gathered(pipeline: VideoPipeline, tmp_path: Path) -> None:
-    plan = plan_of(["steps=1,2"], seeds=[0, 1])
-    rows = sweep(pipeline, plan, tmp_path)
-    for suffix in ("parquet", "csv"):
-        (tmp_path / f"results.{suffix}").rename(tmp_path / f"results.1.{suffix}")
-    assert sorted(read_rows(tmp_path)) == sorted(str(row["key"]) for row in rows)
-    assert gather_rows(tmp_path, [run.key for run in plan.runs()]) == rows
-    assert not list(tmp_path.glob("results.1.*"))
+ADD_ROWS = """
+import sys
+from pathlib import Path
+from videogen.sweep.results import add_row
+for i in range(int(sys.argv[2])):
+    add_row(Path(sys.argv[1]), {"key": f"{sys.argv[3]} {i}", "prompt": "x" * 5000})
+    print(i, flush=True)
+"""
+
+
+def start_adding(folder: Path, num: int, name: str) -> subprocess.Popen[str]:
+    """Start a process that adds rows, and prints the number of each that is on disk."""
+    words = [sys.executable, "-c", ADD_ROWS, str(folder), str(num), name]
+    return subprocess.Popen(words, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parent.parent)
+
+
+def test_no_row_is_lost_of_processes_that_add_at_once(tmp_path: Path) -> None:
+    processes = [start_adding(tmp_path, 40, name) for name in ("a", "b", "c")]
+    assert [process.communicate() and process.returncode for process in processes] == [0, 0, 0]
+    assert {*read_rows(tmp_path)} == {f"{name} {i}" for name in ("a", "b", "c") for i in range(40)}
+    assert len(gather_rows(tmp_path)) == 120
+
+
+def test_a_killed_process_leaves_every_row_that_it_reported(tmp_path: Path) -> None:
+    process = start_adding(tmp_path, 100_000, "a")
+    assert process.stdout is not None
+    for line in process.stdout:
+        if int(line) == 20:
+            process.kill()
+    num = len(read_rows(tmp_path))
+    assert num > 20
+    assert [*read_rows(tmp_path)] == [f"a {i}" for i in range(num)]
+    process.stdout.close()
+
+
+def test_a_row_goes_behind_a_line_that_was_cut(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    rows = [{"key": str(i), "error": None} for i in range(3)]
+    for row in rows[:2]:
+        add_row(tmp_path, row)
+    path = tmp_path / "results.jsonl"
+    path.write_bytes(path.read_bytes()[:-4])
+    add_row(tmp_path, rows[2])
+    assert [*read_rows(tmp_path).values()] == [rows[0], rows[2]]
+    assert "1 lines of" in caplog.text
+    add_row(tmp_path, rows[1] | {"error": "it failed"})
+    add_row(tmp_path, rows[1])
+    assert read_rows(tmp_path)["1"] == rows[1]  # the last attempt counts
 
 
 def test_a_folder_of_another_sweep_is_refused_and_unchanged(pipeline: VideoPipeline, tmp_path: Path) -> None:

@@ -77,6 +77,7 @@ class BenchArgs:
             "patches",
             "precision",
             "processes",
+            "rows",
             "settings",
             "short",
             "sizes",

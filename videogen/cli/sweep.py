@@ -36,7 +36,7 @@ from videogen.sweep.axes import Axis, read_axes
 from videogen.sweep.choice import MIN_CLIPS, intents
 from videogen.sweep.findings import describe_intents
 from videogen.sweep.plan import Plan, Run, check_sweep_folder, lock_folder, max_steps
-from videogen.sweep.results import Row, gather_rows, import_pyarrow, read_rows, unfinished_runs
+from videogen.sweep.results import Row, gather_rows, read_rows, unfinished_runs
 
 if TYPE_CHECKING:
     from videogen.sampling.clip_sampler import ClipSampler
@@ -75,7 +75,7 @@ def run_sweep(args: SampleArgs, info: CheckpointInfo) -> int:
     from videogen.sweep.report import publish
     from videogen.sweep.search import check_optuna
 
-    for check in (import_pyarrow, check_matplotlib, *([check_optuna] if args.search else [])):
+    for check in (check_matplotlib, *([check_optuna] if args.search else [])):
         check()
     team, device = find_team(args)
     if team.num > 1 and args.search:
@@ -98,7 +98,7 @@ def run_sweep(args: SampleArgs, info: CheckpointInfo) -> int:
             if pipeline is not None:
                 run_plan(pipeline, plan, folder, args, team, score, known)
         except KeyboardInterrupt:
-            if team.num > 1 or not read_rows(folder):  # other processes may still be writing their rows
+            if not read_rows(folder):
                 raise
             stopped = True
         if team.rank == 0:

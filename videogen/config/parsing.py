@@ -119,7 +119,7 @@ def load_toml(cls: type[T], path: Path, *, over: T | None = None) -> T:
 def format_toml(config: object) -> str:
     """Write a config as TOML, without the values that are its defaults; load_toml reads it again."""
     plain, default = to_mapping(config), to_mapping(type(config)())
-    lines = [f"{key} = {_toml_value(plain[key])}" for key in plain if _is_shown(plain[key], default[key])]
+    lines = [f"{key} = {toml_value(plain[key])}" for key in plain if _is_shown(plain[key], default[key])]
     for name, table in plain.items():
         if isinstance(table, dict) and table != default[name]:
             lines += ["", f"[{name}]", *_toml_table(name, table, cast("dict[str, object]", default[name]))]
@@ -127,25 +127,25 @@ def format_toml(config: object) -> str:
 
 
 def _toml_table(name: str, table: Mapping[str, object], default: Mapping[str, object]) -> Iterator[str]:
-    yield from (f"{key} = {_toml_value(table[key])}" for key in table if _is_shown(table[key], default[key]))
+    yield from (f"{key} = {toml_value(table[key])}" for key in table if _is_shown(table[key], default[key]))
     for key, inner in table.items():
         if isinstance(inner, dict) and inner != default[key]:
             yield from ("", f"[{name}.{key}]")
-            yield from (f"{json.dumps(word)} = {_toml_value(value)}" for word, value in inner.items())
+            yield from (f"{json.dumps(word)} = {toml_value(value)}" for word, value in inner.items())
 
 
 def _is_shown(value: object, default: object) -> bool:
     return value != default and value is not None and not isinstance(value, dict)
 
 
-def _toml_value(value: object) -> str:
-    """Write one value; TOML takes JSON's strings, numbers, booleans and lists of them as they are."""
+def toml_value(value: object) -> str:
+    """Write one value; TOML takes JSON's strings, numbers, booleans and lists of them, with DEL escaped."""
     if isinstance(value, dict):
-        pairs = (f"{name} = {_toml_value(item)}" for name, item in value.items() if item is not None)
+        pairs = (f"{name} = {toml_value(item)}" for name, item in value.items() if item is not None)
         return f"{{ {', '.join(pairs)} }}"
     if isinstance(value, list):
-        return f"[{', '.join(map(_toml_value, value))}]"
-    return json.dumps(value, ensure_ascii=False)
+        return f"[{', '.join(map(toml_value, value))}]"
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def dotted(config: Mapping[str, object], where: str = "") -> Iterator[tuple[str, object]]:

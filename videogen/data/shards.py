@@ -21,7 +21,7 @@ from io import FileIO
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from videogen.data.files import WriteError, error_reason, part_path, place_new
+from videogen.data.files import WriteError, atomic_file, error_reason
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -149,8 +149,7 @@ class ShardStore:
     def rebuild(self, *, overwrite: bool) -> None:
         """Make the index from the headers of all records; without overwrite one that another process made stays."""
         path = self.folder / INDEX
-        part = part_path(path)
-        try:
+        with contextlib.suppress(FileExistsError), atomic_file(path, overwrite=overwrite, durable=False) as part:
             with contextlib.closing(connect(part)) as database:
                 database.execute("BEGIN")
                 for shard in sorted(self.folder.glob(f"*{SUFFIX}")):
@@ -158,13 +157,6 @@ class ShardStore:
                         database.executemany(INSERT, scan(shard))
                 database.execute("COMMIT")
             path.with_name(f"{INDEX}-journal").unlink(missing_ok=True)  # of the index before: it would undo this one
-            if overwrite:
-                part.replace(path)
-            else:
-                with contextlib.suppress(FileExistsError):
-                    place_new(part, path)
-        finally:
-            part.unlink(missing_ok=True)
 
 
 def connect(path: Path) -> sqlite3.Connection:

@@ -53,6 +53,7 @@ DIT_TYPES = {"patch_size": tuple[int, int, int], "extra_patch_sizes": tuple[tupl
 DIT_TYPES |= {"in_channels": int, "out_channels": int | None}
 TEXT_TYPES = {"hidden_act": str, "position_embedding_type": str | None}
 VAE_TYPES = {"scale_factor_temporal": int | None, "scale_factor_spatial": int | None}
+VAE_TYPES |= {"width": int, "latent_channels": int}
 NETWORKS = ("transformer", "transformer_2", "vae")
 # The class of a scheduler, the sampler that runs it, and the key of its shift.
 SAMPLER_OF = {

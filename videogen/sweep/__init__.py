@@ -5,7 +5,7 @@
     shared_calls.py     runs                                   ->  latents, many runs in each network call
     resource_usage.py   a device                               ->  seconds that count finished work, peak memory
     measures.py         frames, reference                      ->  numbers
-    results.py          rows                                   ->  results.parquet, results.csv
+    results.py          rows                                   ->  results.jsonl, results.csv
     runner.py           a plan and a pipeline                  ->  clips and rows; resumes, survives, stops cleanly
     search.py           the same, with settings chosen by Optuna
     summary.py          rows                                   ->  means with intervals, the Pareto front

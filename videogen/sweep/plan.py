@@ -34,7 +34,8 @@ EFFORT_FIELDS = ("steps", "sampler", "patch", "first_block_cache", "mag_cache")
 SDE_SAMPLERS = frozenset({"dpmpp_2m_sde"})  # each of them solves an equation of its own
 REFERENCE_SAMPLER = "dpmpp_2m"  # second order from one evaluation a step
 OWN_FILES = (
-    "results*", "report.html", "grid.mp4", "contact.png", "pareto.png", "best.toml", "search.log", "sweep.json",
+    "results*", ".results.lock", "report.html", "grid.mp4", "contact.png", "pareto.png", "best.toml", "search.log",
+    "sweep.json",
 )  # fmt: skip
 OWN_FOLDERS = ("clips", "references")
 LOCK = "sweep.lock"

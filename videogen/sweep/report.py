@@ -16,7 +16,7 @@ from datetime import date
 from pathlib import Path
 from typing import NamedTuple
 
-from videogen.config.parsing import to_mapping
+from videogen.config.parsing import to_mapping, toml_value
 from videogen.data.files import save_text
 from videogen.sweep import summary
 from videogen.sweep.choice import Choice, choose_setting, compare_settings, intents
@@ -111,7 +111,7 @@ def write_best(path: Path, plan: Plan, choice: Choice | None) -> None:
         f"# Chosen by a sweep over {', '.join(axis.name for axis in plan.axes)}.",
         f"# The rule: {choice.rule[0].upper()}{choice.rule[1:]}.",
         "",
-        *(f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in config.items() if value is not None),
+        *(f"{key} = {toml_value(value)}" for key, value in config.items() if value is not None),
     ]
     save_text(path, "\n".join(lines) + "\n")
 

@@ -1,8 +1,9 @@
-"""Save the rows of a sweep as results.parquet and results.csv, complete after every row.
+"""Keep the rows of a sweep: a line of JSON is appended for each, by any process, and tables are written at the end.
 
-    row: dict of plain values  ->  add_row  ->  both files, written to a temporary file and renamed
+    row: dict of plain values  ->  add_row  ->  results.jsonl  ->  gather_rows  ->  results.csv, results.parquet
 
-Where several processes share a sweep, each writes results.<rank>.parquet, and the first gathers them at the end.
+A sweep resumes from the lines; of several with the key of a run the last counts. A line that a kill left half-written
+is made again. The Parquet table is written where pyarrow is installed.
 """
 
 from __future__ import annotations
@@ -11,39 +12,54 @@ import csv
 import io
 import json
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from filelock import FileLock
+
 from videogen.config.parsing import to_mapping
-from videogen.data.files import atomic_file, error_reason, save_text
+from videogen.data.files import atomic_file, error_reason, save_text, sync
 
 if TYPE_CHECKING:
-    from types import ModuleType
-
     from videogen.sweep.plan import Plan, Run
 
 logger = logging.getLogger(__name__)
 Row = dict[str, object]
 NUMBERS = ("_seconds", "_gb", "_db")
+ROWS = "results.jsonl"
 
 
-def add_row(folder: Path, row: Row, rank: int = 0) -> None:
-    """Add a row to a process's files, in place of the row of an earlier attempt."""
-    stem = "results" if rank == 0 else f"results.{rank}"
-    rows = {str(saved["key"]): saved for saved in read_parquet(folder / f"{stem}.parquet")}
-    save_rows(folder, stem, {**rows, str(row["key"]): row}.values())
+def add_row(folder: Path, row: Row) -> None:
+    """Append a row, which takes the place of that of an earlier attempt; it is on disk when this returns."""
+    path = folder / ROWS
+    with FileLock(folder / ".results.lock"):  # network file systems let two processes append at the same place
+        adopt_old_rows(folder)
+        with path.open("a+b") as file:
+            if file.tell():
+                file.seek(-1, io.SEEK_END)
+                if file.read(1) != b"\n":  # a kill, or a full disk, has cut the last line
+                    file.write(b"\n")
+            file.write(f"{json.dumps(row)}\n".encode())
+        sync(path)
 
 
-def save_rows(folder: Path, stem: str, rows: Iterable[Row]) -> None:
-    """Write both files; a kill between the two leaves the CSV one row behind until the next row."""
-    rows = align_columns(rows)
-    write_parquet(folder / f"{stem}.parquet", rows)
+def save_tables(folder: Path, rows: Sequence[Row]) -> None:
+    """Write rows of the same columns as CSV, and as Parquet where pyarrow is installed."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(rows[0]) if rows else [], lineterminator="\n")
+    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
     writer.writeheader()
     writer.writerows({name: quote_formula(value) for name, value in row.items()} for row in rows)
-    save_text(folder / f"{stem}.csv", text.getvalue())
+    save_text(folder / "results.csv", text.getvalue())
+    path = folder / "results.parquet"
+    try:
+        import pyarrow
+        import pyarrow.parquet as parquet
+    except ImportError:
+        path.unlink(missing_ok=True)  # of an earlier call, and it lacks rows
+        return
+    with atomic_file(path) as part:
+        parquet.write_table(pyarrow.Table.from_pylist(rows), part)
 
 
 def quote_formula(value: object) -> object:
@@ -52,13 +68,58 @@ def quote_formula(value: object) -> object:
 
 
 def read_rows(folder: Path) -> dict[str, Row]:
-    """Read the rows of all processes by key; a run that worked wins over one that failed."""
-    rows: dict[str, Row] = {}
-    for path in sorted(folder.glob("results*.parquet")):
-        for row in read_parquet(path):
-            if (key := str(row["key"])) not in rows or not row.get("error"):
-                rows[key] = row
-    return rows
+    """Read the rows by key, in the order in which their runs were first made, all with the same columns."""
+    path = folder / ROWS
+    rows = {str(row["key"]): row for row in (read_lines(path) if path.is_file() else read_old_rows(folder))}
+    return dict(zip(rows, align_columns(rows.values()), strict=True))
+
+
+def read_lines(path: Path) -> Iterator[Row]:
+    """Yield the whole rows of a file; what is damaged is left out, and made again."""
+    num_damaged = 0
+    for line in path.read_bytes().splitlines():
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            row = None
+        if isinstance(row, dict) and has_types(row):
+            yield row
+        else:
+            num_damaged += bool(line.strip())
+    if num_damaged:
+        logger.warning("%d lines of %s are damaged, and their rows are made again", num_damaged, path)
+
+
+def adopt_old_rows(folder: Path) -> None:
+    """Write the rows of a sweep that kept them in Parquet as lines, to which others can be appended."""
+    path = folder / ROWS
+    if not path.exists() and (rows := read_rows(folder)):
+        save_text(path, "".join(f"{json.dumps(row)}\n" for row in rows.values()))
+
+
+def read_old_rows(folder: Path) -> Iterator[Row]:
+    """Yield the rows of a sweep that kept them in Parquet, a table a process; a ValueError says what reads them."""
+    paths = sorted(folder.glob("results*.parquet"))
+    if not paths:
+        return
+    try:
+        import pyarrow
+        import pyarrow.parquet as parquet
+    except ImportError:
+        raise ValueError(
+            f"{paths[0]} holds the rows of a sweep by an earlier version; pip install 'videogen[parquet]' to go on "
+            "with it, or add --overwrite to begin anew"
+        ) from None
+    rows: list[Row] = []
+    for path in paths:
+        try:
+            rows += parquet.read_table(path).to_pylist()
+        except (pyarrow.ArrowException, OSError) as error:
+            logger.warning("%s is damaged, and its rows are made again: %s", path, error_reason(error))
+    whole = [row for row in rows if has_types(row)]
+    if len(whole) < len(rows):
+        logger.warning("%d rows of %s are damaged and are made again", len(rows) - len(whole), folder)
+    yield from sorted(whole, key=lambda row: not row.get("error"))  # of two processes, what worked counts
 
 
 def unfinished_runs(folder: Path, plan: Plan, runs: Sequence[Run] | None = None) -> list[Run]:
@@ -86,14 +147,15 @@ def settings_row(run: Run) -> Row:
 
 
 def gather_rows(folder: Path, order: Sequence[str] = ()) -> list[Row]:
-    """Gather the rows of all processes in results.parquet and results.csv, in the order of the given keys."""
+    """Write the tables of all rows, in the order of the given keys."""
+    adopt_old_rows(folder)
+    for old in folder.glob("results.[0-9]*.*"):  # the tables that each process had
+        old.unlink()
     place = {key: i for i, key in enumerate(order)}
     saved = read_rows(folder)
-    rows = align_columns(saved[key] for key in sorted(saved, key=lambda key: place.get(key, len(place))))
+    rows = [saved[key] for key in sorted(saved, key=lambda key: place.get(key, len(place)))]
     if rows:
-        save_rows(folder, "results", rows)
-    for path in folder.glob("results.[0-9]*.*"):
-        path.unlink()
+        save_tables(folder, rows)
     return rows
 
 
@@ -102,30 +164,6 @@ def align_columns(rows: Iterable[Row]) -> list[Row]:
     rows = list(rows)
     columns = list(dict.fromkeys(key for row in rows for key in row if key != "error"))
     return [{key: row.get(key) for key in [*columns, "error"]} for row in rows]
-
-
-def import_pyarrow() -> tuple[ModuleType, ModuleType]:
-    """Import pyarrow and its Parquet module; a ValueError says how to install them."""
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError:
-        raise ValueError("a sweep writes Parquet and needs pyarrow: pip install 'videogen[sweep]'") from None
-    return pyarrow, pyarrow.parquet
-
-
-def read_parquet(path: Path) -> list[Row]:
-    """Read the rows of a Parquet file, none if there is no such file; what is damaged is left out, and made again."""
-    pyarrow, parquet = import_pyarrow()
-    try:
-        rows = parquet.read_table(path).to_pylist() if path.is_file() else []
-    except (pyarrow.ArrowException, OSError) as error:
-        logger.warning("%s is damaged, and its rows are made again: %s", path, error_reason(error))
-        return []
-    whole = [row for row in rows if has_types(row)]
-    if len(whole) < len(rows):
-        logger.warning("%d rows of %s are damaged and are made again", len(rows) - len(whole), path)
-    return whole
 
 
 def has_types(row: Row) -> bool:
@@ -137,10 +175,3 @@ def has_types(row: Row) -> bool:
         and all(value is None or isinstance(value, str) for value in texts)
         and all(value is None or isinstance(value, int | float) for value in numbers)
     )
-
-
-def write_parquet(path: Path, rows: Sequence[Row]) -> None:
-    """Write rows atomically."""
-    pyarrow, parquet = import_pyarrow()
-    with atomic_file(path) as part:
-        parquet.write_table(pyarrow.Table.from_pylist(list(rows)), part)

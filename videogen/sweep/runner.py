@@ -1,6 +1,6 @@
 """Carry out a sweep: references, packs of runs, clips, measures, rows.
 
-    pipeline, Plan, folder  ->  clips/<key>.mp4, references/<key>.mp4 and .safetensors, results.parquet, results.csv
+    pipeline, Plan, folder  ->  clips/<key>.mp4, references/<key>.mp4 and .safetensors, results.jsonl, results.csv
 
 A row is on disk as soon as its clip is. The same call continues where it stopped; runs that failed are tried again.
 """
@@ -68,8 +68,11 @@ def sweep(
     about = checkpoint_of(pipeline) | dict(plan.about)
     plan = replace(plan, about=tuple((about | score_id(score)).items()))
     with lock_folder(folder, plan, overwrite=overwrite):
-        Worker(pipeline, plan, folder, score=score, about=about, on_row=on_row).run(plan.runs())
-        return gather_rows(folder, [run.key for run in plan.runs()])
+        try:
+            Worker(pipeline, plan, folder, score=score, about=about, on_row=on_row).run(plan.runs())
+        finally:
+            rows = gather_rows(folder, [run.key for run in plan.runs()])
+    return rows
 
 
 def checkpoint_of(pipeline: VideoPipeline) -> dict[str, object]:
@@ -122,7 +125,7 @@ class Worker:
             self.team.wait()
             for pack in self.team.share(self.batch.packs(left)):
                 for row in self.finish(pack, self.batch.denoise(pack, self.on_evaluation)):
-                    add_row(self.folder, row, self.team.rank)
+                    add_row(self.folder, row)
                     self.on_row(row)
                 stop.check()
         self.team.wait()

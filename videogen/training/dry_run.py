@@ -21,7 +21,7 @@ from videogen.data.splits import list_changes
 from videogen.models.dit import VideoDiT
 from videogen.models.hub import look_up_checkpoint
 from videogen.packing.patch_schedule import Patch
-from videogen.sampling.cost import clip_seconds, dit_flop, training_memory
+from videogen.sampling.cost import Config, clip_seconds, dit_flop, training_memory
 from videogen.training.frozen_models import count_frozen_weights, resolve_checkpoints
 from videogen.training.lora import add_lora
 from videogen.training.pack_plan import (
@@ -144,7 +144,7 @@ def step_cost(
     sizes = {name: value for name, value in network.items() if isinstance(value, int)}
     budget, recompute = config.data.token_budget, config.dit.gradient_checkpointing
     memory = training_memory(sizes, budget, weights, frozen=frozen, averages=len(config.optim.ema), recompute=recompute)
-    forward = sum(dit_flop(sizes, length) for length in lengths) / steps_per_epoch
+    forward = sum(dit_flop(cast("Config", network), length) for length in lengths) / steps_per_epoch
     # The backward pass costs twice the forward pass, or once if the weights themselves need no gradient.
     flop = forward * ((3 if recompute else 2) + (not config.dit.lora_rank))
     seconds = None if torch.cuda.is_available() else clip_seconds(flop)
