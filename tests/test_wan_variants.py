@@ -92,7 +92,8 @@ def test_one_expert_alone_makes_the_latent_of_diffusers(present: str, tmp_path: 
 
 
 @pytest.mark.parametrize(
-    ("present", "ratio", "guidance"), [("transformer", None, 5.0), ("transformer", 0.0, 4.0), ("transformer_2", 1.0, 3.0)]
+    ("present", "ratio", "guidance"),
+    [("transformer", None, 5.0), ("transformer", 0.0, 4.0), ("transformer_2", 1.0, 3.0)],
 )
 def test_one_expert_alone_is_opened_by_the_command_at_its_own_guidance(
     present: str, ratio: float | None, guidance: float, tmp_path: Path
@@ -114,4 +115,5 @@ def test_a_folder_without_any_transformer_is_refused_by_the_command(
     theirs = make_pipeline("T2V A14B")
     theirs.register_modules(transformer=None, transformer_2=None)
     theirs.save_pretrained(tmp_path / "none")
+    capsys.readouterr()
     refused(capsys, sample([PROMPT, "--model", str(tmp_path / "none")]), "names no transformer; the checkpoint is not")

@@ -63,6 +63,7 @@ class BenchArgs:
 
     name: tyro.conf.Positional[
         Literal[
+            "borders",
             "busy",
             "cache",
             "cold",

@@ -105,6 +105,8 @@ class SampleArgs:
     stream: bool = False
     """Let frames be seen while the rest of a clip is made: in a .mp4, .mov, .mkv or .webm that a player can open as it
     grows, or with --out - as an MP4 in a pipe. Such a file is two or three times as large."""
+    codec: Literal["hevc", "av1"] | None = None
+    """Write a .mp4 (or .mkv; hevc .mov, av1 .webm) in another codec than H.264: smaller, slower, and less can play it."""
     draft: bool = False
     """A quick look: few steps, most of them in the model's coarsest patches; seed and layout are the clip's own."""
     dry_run: bool = False
@@ -134,6 +136,9 @@ class SampleArgs:
                 f"--offload {self.offload} keeps on the CPU what does not compute on a GPU; "
                 "leave it out with --device cpu"
             )
+        if self.codec and (self.stream or self.sweep):
+            flag = "--stream" if self.stream else "--sweep"
+            raise ValueError(f"{flag} writes H.264, which browsers play; leave --codec {self.codec} out")
         if self.stream and (self.sweep or self.save_latents):
             other = (
                 "a sweep looks at whole clips" if self.sweep else "--save-latents keeps all of a clip before any frame"

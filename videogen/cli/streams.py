@@ -51,7 +51,7 @@ def write_clip(
             seen_seconds.append(time.monotonic() - started)  # the writer has passed a chunk on when it asks for another
 
     if not args.stream:
-        write_video(job.path, frames, fps=fps, settings=settings, overwrite=args.overwrite)
+        write_video(job.path, frames, fps=fps, settings=settings, overwrite=args.overwrite, codec=args.codec)
         return None
     if job.path == STDOUT:
         try:

@@ -5,6 +5,7 @@ frames (h, w, 3) uint8, suffix  ->  .mp4, .mov, .mkv or .webm in BT.709 that the
 
 from __future__ import annotations
 
+import os
 import platform
 from collections.abc import Iterable, Iterator, Mapping
 from fractions import Fraction
@@ -42,6 +43,7 @@ class Encoder(NamedTuple):
     muxing: Options
     growing_options: Options
     growing_muxing: Options
+    tag: str = ""  # what the container calls the codec, where it is not FFmpeg's choice
 
 
 IS_X86 = platform.machine().lower() in ("x86_64", "amd64")
@@ -63,14 +65,43 @@ ENCODERS = {
     ".webm": Encoder("libvpx-vp9", "yuv420p", "webm", VP9, {}, VP9 | {"lag-in-frames": "0"}, CLUSTERS),
     ".gif": Encoder("gif", "pal8", "gif", {"threads": "1"}, {}, {}, {}),
 }
+# Asked for, never chosen: smaller files of the same pictures, by encoders that are slower. With one thread they write
+# the same bytes everywhere. QuickTime plays HEVC under the tag hvc1 alone.
+HEVC: Options = {"x265-params": "pools=none:frame-threads=1:info=0:log-level=none"}
+AV1: Options = {"preset": "8", "svtav1-params": "lp=1"}
+CODECS = {
+    "hevc": {
+        suffix: ENCODERS[suffix]._replace(codec="libx265", options=HEVC, tag="" if suffix == ".mkv" else "hvc1")
+        for suffix in (".mp4", ".mov", ".mkv")
+    },
+    "av1": {suffix: ENCODERS[suffix]._replace(codec="libsvtav1", options=AV1) for suffix in (".mp4", ".mkv", ".webm")},
+}
 GROWING = tuple(suffix for suffix, encoder in ENCODERS.items() if encoder.growing_options)
 
 
-def check_encoder(suffix: str) -> None:
+def encoder_of(suffix: str, codec: str | None = None) -> Encoder:
+    """Look up the encoder of a format, its usual one or that of a codec; a ValueError where it does not hold that."""
+    if codec is None:
+        return ENCODERS[suffix]
+    check_codec(suffix, codec)
+    return CODECS[codec][suffix]
+
+
+def check_codec(suffix: str, codec: str, *, growing: bool = False) -> None:
+    """Raise a ValueError where there is no such codec, a format does not hold it, or the file is to grow."""
+    if codec not in CODECS:
+        raise ValueError(f"codec must be one of {', '.join(CODECS)}, or left out, got {codec!r}")
+    if suffix not in CODECS[codec]:
+        raise ValueError(f"codec {codec} is written in {', '.join(CODECS[codec])}, and not in a {suffix}")
+    if growing:
+        raise ValueError(f"a file in {codec} cannot be played while it grows; leave the codec out")
+
+
+def check_encoder(suffix: str, codec: str | None = None) -> None:
     """Raise a ValueError where FFmpeg's libraries are not there or cannot encode a format. A .png needs none."""
-    if suffix not in ENCODERS:
+    if codec is None and suffix not in ENCODERS:
         return
-    codec, advice = ENCODERS[suffix].codec, "install it anew: pip install --force-reinstall av"
+    codec, advice = encoder_of(suffix, codec).codec, "install it anew: pip install --force-reinstall av"
     try:
         from av.codec import Codec
     except ImportError as error:
@@ -99,15 +130,19 @@ def encode_video(
     crf: int,
     tags: Mapping[str, str] | None = None,
     growing: bool = False,
+    codec: str | None = None,
 ) -> None:
     """Encode frames (h, w, 3) uint8 of one size into a file or a pipe; raises an OSError where it cannot be written.
 
-    A growing file can be played at any moment up to the last frame but one, and is somewhat larger for it.
+    A growing file can be played at any moment up to the last frame but one, and is somewhat larger for it. A codec is
+    one of CODECS, in place of the format's usual one, and does not grow.
     """
     import av
     import av.error
 
-    encoder, frames, rate = ENCODERS[suffix], iter(frames), as_rate(fps)
+    encoder, frames, rate = encoder_of(suffix, codec), iter(frames), as_rate(fps)
+    assert not (growing and codec), f"a file in {codec} does not grow"
+    os.environ.setdefault("SVT_LOG", "1")  # the AV1 encoder prints its settings otherwise
     first = next(frames)
     height, width = first.shape[:2]
     check_even(suffix, width, height)
@@ -125,6 +160,8 @@ def encode_video(
             stream = cast("av.VideoStream", container.add_stream(encoder.codec, rate, options))
             stream.width, stream.height, stream.pix_fmt = width, height, encoder.pixel_format
             context = stream.codec_context
+            if encoder.tag:
+                context.codec_tag = encoder.tag
             context.thread_type = "AUTO"  # PyAV's default cuts the picture into slices
             if encoder.pixel_format == "yuv420p":  # a player guesses what it is not told, and shows another contrast
                 context.colorspace = context.color_primaries = context.color_trc = BT709
