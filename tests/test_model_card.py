@@ -96,7 +96,7 @@ def test_a_pipeline_without_a_folder_goes_to_the_hub_with_a_card_that_says_how_t
     card = ModelCard(hub.files["README.md"].decode())
     assert card.data.library_name == "videogen"
     assert "# tiny-model\n" in card.text
-    assert 'VideoPipeline.from_pretrained(\'FOLDER\')' in card.text
+    assert "VideoPipeline.from_pretrained('FOLDER')" in card.text
     assert "words.tsv" not in hub.files
 
 

@@ -18,8 +18,20 @@ from diffusers.utils import export_to_video
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection, T5Config, T5EncoderModel
 
 from tests.bench.border_desk import (
-    DIFFERS, GUIDE, PROMPT, REFUSED, WORDS, Desk, Row, absent, call, check, differs, latents_of,
-)  # fmt: skip
+    DIFFERS,
+    FLAGS,
+    GUIDE,
+    PROMPT,
+    REFUSED,
+    Desk,
+    Row,
+    absent,
+    call,
+    check,
+    differs,
+    latents_of,
+    say,
+)
 from tests.bench.flags import ROOT
 from tests.hub_server import COMMIT, ID, Hub, environment_of, files_of, serve
 from tests.wan_folders import CLIP_WIDTH, TEXT_WIDTH, make_pipeline
@@ -80,7 +92,7 @@ def try_callback(desk: Desk) -> None:
     """Change the latents at a step's end, and see them on."""
     steps: list[int] = []
 
-    def zeros(pipeline: object, step: int, timestep: object, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    def zeros(pipe: object, step: int, timestep: object, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         steps.append(step)
         return {"latents": torch.zeros_like(tensors["latents"])} if step == 1 else tensors
 
@@ -210,7 +222,8 @@ def try_full_graph(desk: Desk) -> None:
     video = pack([torch.randn(4, 1, 4, 4)], (1, 2, 2))
     try:
         with torch.no_grad():
-            dit(video, shared_level(torch.tensor([0.5]), len(video.tokens)), dit.project_text(pack_texts([torch.randn(3, 8)])))
+            text = dit.project_text(pack_texts([torch.randn(3, 8)]))
+            dit(video, shared_level(torch.tensor([0.5]), len(video.tokens)), text)
     except torch._dynamo.exc.Unsupported as error:
         check("fullgraph" in GUIDE["python.md"])
         differs(f"attention stays outside of the graph ({str(error).splitlines()[0]}); without fullgraph it works")
@@ -235,8 +248,6 @@ def try_variant(desk: Desk) -> None:
 
 def try_one_expert(desk: Desk) -> None:
     """Sample on the command line from the second expert alone."""
-    from tests.bench.border_desk import FLAGS, say
-
     theirs = make_pipeline("T2V A14B")
     theirs.register_modules(transformer=None)
     theirs.register_to_config(boundary_ratio=1.0)
@@ -259,7 +270,9 @@ def find(hub: Hub, home: Path, name: str, options: str = "", **environment: str)
     return process.stdout + process.stderr
 
 
-def on_hub(home: str, options: str = "", name: str = ID, asks: bool = False, **environment: str) -> Callable[[Desk], None]:
+def on_hub(
+    home: str, options: str = "", *, name: str = ID, asks: bool = False, **environment: str
+) -> Callable[[Desk], None]:
     """Try an id with a Hub that holds a tiny Wan; it is asked or left alone."""
 
     def trial(desk: Desk) -> None:
@@ -324,7 +337,8 @@ ROWS = (
     Row(CALL, "callback_on_step_end, callback_on_step_end_tensor_inputs: latents", try_callback),
     Row(
         CALL, "callback_on_step_end_tensor_inputs: prompt_embeds",
-        call(callback_on_step_end=print, callback_on_step_end_tensor_inputs=["prompt_embeds"]), REFUSED, "prompt_embeds",
+        call(callback_on_step_end=print, callback_on_step_end_tensor_inputs=["prompt_embeds"]), REFUSED,
+        "prompt_embeds",
     ),
     Row(CALL, "_interrupt", try_interrupt),
     Row(CALL, "attention_kwargs: scale", call(attention_kwargs={"scale": 0.5})),
@@ -336,7 +350,7 @@ ROWS = (
     Row(CLASSES, "export_to_video(frames)", try_export),
     Row(CLASSES, "export_to_video(list(clip.numpy()))", try_bytes_to_export, REFUSED, "export_to_video"),
     Row(CLASSES, "pipe.scheduler = ...", try_scheduler),
-    Row(CLASSES, "vae.enable_slicing()", lambda desk: (desk.pipeline.vae.enable_slicing(), desk.pipeline.vae.disable_slicing())),
+    Row(CLASSES, "vae.enable_slicing()", lambda desk: VideoPipeline.load(desk.wan()).vae.enable_slicing()),
     Row(CLASSES, "vae.enable_tiling()", lambda desk: desk.pipeline.vae.enable_tiling(), REFUSED, "tiles"),
     Row(CLASSES, "vae.enable_tiling() of Wan's", lambda desk: VideoPipeline.load(desk.wan()).vae.enable_tiling()),
     Row(
@@ -346,9 +360,9 @@ ROWS = (
     ),
     Row(CLASSES, "clip.save(\"x.mp4\")", try_saving),
     Row(CLASSES, "a result as the last line of a notebook", try_notebook),
-    Row(CLASSES, "from_single_file", absent("from_single_file", transformer, "--model FILE reads single files"), DIFFERS),
+    Row(CLASSES, "from_single_file", absent("from_single_file", transformer, "--model FILE reads them"), DIFFERS),
     Row(CLASSES, "attn_processors", absent("attn_processors", transformer, "the kernel is chosen by itself"), DIFFERS),
-    Row(CLASSES, "fuse_qkv_projections", absent("fuse_qkv_projections", transformer, "one product less is not faster"), DIFFERS),
+    Row(CLASSES, "fuse_qkv_projections", absent("fuse_qkv_projections", transformer, "leave it out"), DIFFERS),
     Row(CLASSES, "tiled_decode", absent("tiled_decode", vae, "decoding is chunked by itself"), DIFFERS),
     Row(CLASSES, "encode().latent_dist", absent("latent_dist", tensor, TENSORS), DIFFERS),
     Row(CLASSES, "I2V with CLIPVisionModelWithProjection", try_projection),
@@ -359,7 +373,10 @@ ROWS = (
     Row(CLASSES, "transformer=None, boundary_ratio=1.0", try_one_expert),
     Row(OPEN, "VideoPipeline.from_pretrained(FOLDER): no bar of the loaders", try_loading_bars),
     Row(OPEN, "the model card's snippet", try_card),
-    Row(OPEN, "DiffusionPipeline.from_pretrained(FOLDER, trust_remote_code=True)", try_plain_opening, DIFFERS, "VideoPipeline"),
+    Row(
+        OPEN, "DiffusionPipeline.from_pretrained(FOLDER, trust_remote_code=True)", try_plain_opening, DIFFERS,
+        "VideoPipeline",
+    ),
     Row(HUB, "an id that the cache lacks: its size said first", on_hub("hub-id", asks=True)),
     Row(HUB, "revision", on_hub("hub-revision", "revision='v1'", asks=True)),
     Row(HUB, "HF_HUB_OFFLINE=1", on_hub("hub-offline", HF_HUB_OFFLINE="1"), REFUSED, "hf download"),

@@ -6,7 +6,7 @@ import json
 import re
 import shutil
 import stat
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from unittest import mock
 
@@ -18,9 +18,7 @@ from huggingface_hub import ModelCard
 from PIL import Image
 from safetensors.torch import load_file
 
-from tests.bench.border_desk import (
-    FLAGS, PROMPT, REFUSED, Desk, Row, check, read_header, sample, say, train,
-)  # fmt: skip
+from tests.bench.border_desk import FLAGS, PROMPT, REFUSED, Desk, Row, check, read_header, sample, say, train
 from tests.bench.damage_kinds import train_words
 from tests.bench.flags import ROOT
 from tests.comfy_stand_in import open_nodes, run_node
@@ -28,12 +26,13 @@ from tests.hub_server import ID, files_of, serve
 from videogen.cli.foreign_flags import FOREIGN_FLAGS
 from videogen.cli.prompts import read_prompts
 from videogen.config.sample import MINI, SampleConfig
+from videogen.data.captions import FILE_COLUMNS
 from videogen.data.listing import list_folder
 from videogen.models.push import push_to_hub
-from videogen.sampling.pipeline import VideoPipeline
 
 LORA, CARDS, FILES, NODES = "ours elsewhere: LoRAs", "ours elsewhere: cards", "ours elsewhere: files", "ComfyUI: nodes"
-TABLES, HABITS, DEVICES, RUNS = "brought along: tables", "brought along: flags", "brought along: devices", "trainers: runs"
+TABLES, HABITS = "brought along: tables", "brought along: flags"
+DEVICES, RUNS = "brought along: devices", "trainers: runs"
 LAYER = r"diffusion_model\.blocks\.\d+\.((self|cross)_attn\.[qkvo]|ffn\.[02])\.lora_[AB]\.weight"
 
 
@@ -144,7 +143,8 @@ def try_nodes(desk: Desk) -> None:
         (pipeline,) = run_node(nodes["VideogenLoadCheckpoint"], folder=str(MINI), device="cpu")
         words = {"prompts": "a cat\na boat", "width": 32, "height": 32, "frames": 5, "steps": 1}
         clips, _ = run_node(nodes["VideogenSampleClips"], pipeline=pipeline, **words)
-    check([(clip.shape, clip.dtype) for clip in clips] == [((5, 32, 32, 3), torch.float32)] * 2)  # type: ignore[union-attr]
+    found = [(clip.shape, clip.dtype) for clip in clips]  # type: ignore[attr-defined]
+    check(found == [((5, 32, 32, 3), torch.float32)] * 2, found)
 
 
 def table(name: str, text: str) -> Callable[[Desk], None]:
@@ -172,7 +172,8 @@ def plain_clips(desk: Desk, name: str) -> Path:
 
 def try_lists(desk: Desk) -> None:
     """Read videos.txt with prompts.txt."""
-    names = sorted(path.name for path in (folder := plain_clips(desk, "lists")).glob("*.mp4"))
+    folder = plain_clips(desk, "lists")
+    names = sorted(path.name for path in folder.glob("*.mp4"))
     (folder / "videos.txt").write_text("\n".join(names), encoding="utf-8")
     (folder / "prompts.txt").write_text("\n".join(f"clip {name}" for name in names), encoding="utf-8")
     check(sorted(list_folder(folder).captions.values()) == [(f"clip {name}",) for name in names])
@@ -303,7 +304,7 @@ ROWS = (
     Row(FILES, "parameters in a PNG", try_parameters_of_png),
     Row(NODES, "load a checkpoint, sample a pack of prompts", try_nodes),
     *(Row(TABLES, f"a column {name}", table("file_name", name)) for name in ("caption", "prompt", "text")),
-    *(Row(TABLES, f"a column {name}", table(name, "text")) for name in ("file_name", "video", "video_path", "media_path")),
+    *(Row(TABLES, f"a column {name}", table(name, "text")) for name in FILE_COLUMNS),
     Row(TABLES, "videos.txt and prompts.txt", try_lists),
     Row(TABLES, "[[data.sets]] in a recipe", dataset("sets", SETS)),
     Row(TABLES, "musubi-tuner's dataset.toml", dataset("musubi", MUSUBI)),

@@ -35,7 +35,8 @@ DIGEST = "_sha256"  # behind a flag's name: the hashes of its files
 Texts = tuple[str, ...]
 RECORDED_TYPES: dict[str, object] = {
     "prompt": str, "seed": int, "lora": Texts, "gguf": Texts, "last_image": str, "dtype": str, "quantise": str,
-    "device": str, "codec": str, "checkpoint": dict[str, str], "background": str, "fit": str, "extend": float | None, "loop": bool,
+    "device": str, "codec": str, "checkpoint": dict[str, str], "background": str, "fit": str, "extend": float | None,
+    "loop": bool,
     **dict.fromkeys(FILES, str), **{name + DIGEST: Texts for name in ("lora", "gguf", "image", *FILES)},
 }  # fmt: skip
 

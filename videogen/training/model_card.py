@@ -16,7 +16,7 @@ PLACES = {"folder", "decoded", "dir", "init", "vae", "text"}  # of a machine, wh
 TRAINED = """
 ## How it was trained
 
-By [videogen](https://pypi.org/project/videogen) in {steps:,} steps on {clips:,} clips.
+By videogen in {steps:,} steps on {clips:,} clips.
 
 ```toml
 {recipe}
