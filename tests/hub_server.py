@@ -33,6 +33,11 @@ class Hub(ThreadingHTTPServer):
         """The address that stands for the Hub's."""
         return f"http://127.0.0.1:{self.server_port}"
 
+    @property
+    def commit_url(self) -> str:
+        """The address of the commit that a push makes."""
+        return f"{self.endpoint}/{ID}/commit/{COMMIT}"
+
 
 class Routes(BaseHTTPRequestHandler):
     """Answer model_info, the list of files and the files, and take a commit with its uploads, as the Hub does."""
@@ -61,8 +66,9 @@ class Routes(BaseHTTPRequestHandler):
         path, body = unquote(urlsplit(self.path).path), self.rfile.read(int(self.headers["Content-Length"]))
         self.server.paths.append(path)
         if path == "/api/repos/create":
-            self.server.created.append(json.loads(body))
-            self.answer({"url": f"{self.server.endpoint}/{ID}", "name": ID})
+            self.server.created.append(asked := json.loads(body))
+            name = "/".join(filter(None, (asked.get("organization"), asked["name"])))
+            self.answer({"url": f"{self.server.endpoint}/{name}", "name": name})
         elif path == "/api/validate-yaml":
             self.answer({"warnings": [], "errors": []})
         elif path == f"/api/models/{ID}/preupload/main":
@@ -73,7 +79,7 @@ class Routes(BaseHTTPRequestHandler):
             self.answer({"transfer": "basic", "objects": [self.upload_of(it) for it in json.loads(body)["objects"]]})
         elif path == f"/api/models/{ID}/commit/main":
             self.take_commit([json.loads(line) for line in body.splitlines()])
-            self.answer({"success": True, "commitOid": COMMIT, "commitUrl": f"{self.server.endpoint}/{ID}/commit"})
+            self.answer({"success": True, "commitOid": COMMIT, "commitUrl": self.server.commit_url})
         else:
             self.answer(b"", status=404)
 

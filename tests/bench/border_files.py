@@ -23,8 +23,10 @@ from tests.bench.damage_kinds import train_words
 from tests.bench.flags import ROOT
 from tests.comfy_stand_in import open_nodes, run_node
 from tests.hub_server import ID, files_of, serve
+from videogen.cli.arguments import flags_of
 from videogen.cli.foreign_flags import FOREIGN_FLAGS
 from videogen.cli.prompts import read_prompts
+from videogen.cli.sample_arguments import SampleArgs
 from videogen.config.sample import MINI, SampleConfig
 from videogen.data.captions import FILE_COLUMNS
 from videogen.data.listing import list_folder
@@ -227,15 +229,15 @@ def foreign(flag: str, *values: str, says: str, command: str = "sample") -> Row:
 
 
 def try_all_foreign_flags(desk: Desk) -> None:
-    """Give every flag of other programs that is known, and read its hint."""
-    own = {"--seed", "--image-end"}
-    for name in FOREIGN_FLAGS:
-        if f"--{name}" in own:
-            continue
+    """Give every flag of other programs that is known, but for those that are ours as well, and read its hint."""
+    ours = flags_of(SampleArgs, SampleArgs(sample=SampleConfig()))
+    for flag in sorted({f"--{name}" for name in FOREIGN_FLAGS} - {*ours}):
         try:
-            sample(f"--{name}", "1")(desk)
+            sample(flag, "1")(desk)
         except ValueError as error:
-            check("flag of other programs" in str(error) or "--" in str(error), error)
+            check(f"{flag} is a flag of other programs" in str(error), error)
+        else:
+            raise RuntimeError(f"{flag} was taken")
 
 
 def try_kohyas_line(desk: Desk) -> None:
