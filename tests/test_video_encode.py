@@ -135,6 +135,8 @@ def test_a_codec_that_a_format_does_not_hold_is_refused(
         refused(capsys, sample([*words, "--codec", codec, "--out", str(tmp_path / f"clip{suffix}")]), message)
     with pytest.raises(ValueError, match="a file in av1 cannot be played while it grows; leave the codec out"):
         write_video(tmp_path / "clip.mp4", waves(2), fps=8, codec="av1", on_part=lambda path: None)
+    with pytest.raises(ValueError, match="codec hevc needs 16 pixels a side, got 8x12; leave it out"):
+        encode_video(tmp_path / "clip.mp4", ".mp4", [*waves(1).numpy()[:, :12, :8]], fps=8, crf=12, codec="hevc")
     with pytest.raises(ValueError, match="codec must be one of hevc, av1, or left out, got 'vp8'"):
         check_encoder(".mp4", "vp8")
     refused(capsys, sample([*words, "--codec", "av1", "--stream"]), "--stream writes H.264, which browsers play")

@@ -132,20 +132,20 @@ def check(claim: object, otherwise: object = "") -> None:
         raise RuntimeError(str(otherwise))
 
 
-def say(words: list[str]) -> str:
+def say(words: list[str], *, status: int = 0) -> str:
     """Run a command in this process and return what it printed; a ValueError with its sentence where it refuses."""
     out, err = io.StringIO(), io.StringIO()
     logging.getLogger().handlers.clear()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
-            status = videogen(words)
+            ended = videogen(words)
         except SystemExit as stop:
-            status = int(str(stop.code or 0))
-    if status == 2:
+            ended = int(str(stop.code or 0))
+    if ended == 2:
         sentences = [line for line in err.getvalue().splitlines() if line.startswith("error: ")]
         check(len(sentences) == 1, err.getvalue())
         raise ValueError(sentences[0].removeprefix("error: "))
-    check(status == 0, f"status {status}: {err.getvalue()[-500:]}")
+    check(ended == status, f"status {ended}: {err.getvalue()[-500:]}")
     return out.getvalue() + err.getvalue()
 
 

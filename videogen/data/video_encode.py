@@ -68,6 +68,7 @@ ENCODERS = {
 # Asked for, never chosen: smaller files of the same pictures, by encoders that are slower. With one thread they write
 # the same bytes everywhere. QuickTime plays HEVC under the tag hvc1 alone.
 HEVC: Options = {"x265-params": "pools=none:frame-threads=1:info=0:log-level=none"}
+SMALLEST_HEVC = 16
 AV1: Options = {"preset": "8", "svtav1-params": "lp=1"}
 CODECS = {
     "hevc": {
@@ -87,12 +88,15 @@ def encoder_of(suffix: str, codec: str | None = None) -> Encoder:
     return CODECS[codec][suffix]
 
 
-def check_codec(suffix: str, codec: str, *, growing: bool = False) -> None:
-    """Raise a ValueError where there is no such codec, a format does not hold it, or the file is to grow."""
+def check_codec(suffix: str, codec: str, *, size: tuple[int, int] | None = None, growing: bool = False) -> None:
+    """Raise a ValueError where there is no such codec, a format or a size does not hold it, or the file is to grow."""
     if codec not in CODECS:
         raise ValueError(f"codec must be one of {', '.join(CODECS)}, or left out, got {codec!r}")
     if suffix not in CODECS[codec]:
         raise ValueError(f"codec {codec} is written in {', '.join(CODECS[codec])}, and not in a {suffix}")
+    if codec == "hevc" and size is not None and min(size) < SMALLEST_HEVC:
+        width, height = size
+        raise ValueError(f"codec hevc needs {SMALLEST_HEVC} pixels a side, got {width}x{height}; leave it out")
     if growing:
         raise ValueError(f"a file in {codec} cannot be played while it grows; leave the codec out")
 
@@ -146,6 +150,8 @@ def encode_video(
     first = next(frames)
     height, width = first.shape[:2]
     check_even(suffix, width, height)
+    if codec is not None:
+        check_codec(suffix, codec, size=(width, height))
     options, muxing = encoder.options, encoder.muxing
     if growing:
         options, muxing = encoder.growing_options, encoder.growing_muxing | {"flush_packets": "1"}
