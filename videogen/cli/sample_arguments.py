@@ -105,8 +105,8 @@ class SampleArgs:
     stream: bool = False
     """Let frames be seen while the rest of a clip is made: in a .mp4, .mov, .mkv or .webm that a player can open as it
     grows, or with --out - as an MP4 in a pipe. Such a file is two or three times as large."""
-    codec: Literal["hevc", "av1"] | None = None
-    """Write a .mp4 or .mkv (hevc: .mov, av1: .webm) in another codec: smaller, slower, and not all players know it."""
+    codec: Literal["av1"] | None = None
+    """Write a .mp4, .mkv or .webm in AV1: smaller, slower, and not all players know it."""
     draft: bool = False
     """A quick look: few steps, most of them in the model's coarsest patches; seed and layout are the clip's own."""
     dry_run: bool = False

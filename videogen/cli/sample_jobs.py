@@ -17,7 +17,6 @@ from videogen.cli.sample_arguments import SampleArgs
 from videogen.config.parsing import check_text
 from videogen.config.sample import SampleConfig, check_sampler
 from videogen.data.saved_latents import ENVIRONMENT_KEYS, is_same_setting, latent_settings
-from videogen.data.video_encode import check_codec
 from videogen.data.video_io import PIPE_FORMAT, check_format, read_settings
 from videogen.models.checkpoint_config import CheckpointInfo
 from videogen.packing.patch_schedule import draft_config, patch_schedule
@@ -80,8 +79,6 @@ def plan_jobs(rows: Sequence[PromptRow], args: SampleArgs, info: CheckpointInfo)
         path = out_file or name_clip(folder, prompt, seed, used, may_exist=may_exist)
         used.add(path)
         check_format(path if path != STDOUT else Path(f"pipe{PIPE_FORMAT}"), config.fps)
-        if args.codec is not None:
-            check_codec(path.suffix.lower(), args.codec, size=(config.width, config.height))
         if path.suffix.lower() == ".png" and frames != 1:
             raise ValueError(f"{path} holds one frame, not {frames}; add --frames 1 or write an .mp4")
         jobs.append(SampleJob(prompt, seed, config, path))

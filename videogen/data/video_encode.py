@@ -43,7 +43,6 @@ class Encoder(NamedTuple):
     muxing: Options
     growing_options: Options
     growing_muxing: Options
-    tag: str = ""  # what the container calls the codec, where it is not FFmpeg's choice
 
 
 IS_X86 = platform.machine().lower() in ("x86_64", "amd64")
@@ -65,17 +64,11 @@ ENCODERS = {
     ".webm": Encoder("libvpx-vp9", "yuv420p", "webm", VP9, {}, VP9 | {"lag-in-frames": "0"}, CLUSTERS),
     ".gif": Encoder("gif", "pal8", "gif", {"threads": "1"}, {}, {}, {}),
 }
-# Asked for, never chosen: smaller files of the same pictures, by encoders that are slower. With one thread they write
-# the same bytes everywhere. QuickTime plays HEVC under the tag hvc1 alone.
-HEVC: Options = {"x265-params": "pools=none:frame-threads=1:info=0:log-level=none"}
-SMALLEST_HEVC = 16
+# Asked for, never chosen: smaller files of the same pictures, by an encoder that is slower. With one thread it writes the
+# same bytes at every size. x265 does not: it reads memory that was never written, and fails on some clips of one frame.
 AV1: Options = {"preset": "8", "svtav1-params": "lp=1"}
 CODECS = {
-    "hevc": {
-        suffix: ENCODERS[suffix]._replace(codec="libx265", options=HEVC, tag="" if suffix == ".mkv" else "hvc1")
-        for suffix in (".mp4", ".mov", ".mkv")
-    },
-    "av1": {suffix: ENCODERS[suffix]._replace(codec="libsvtav1", options=AV1) for suffix in (".mp4", ".mkv", ".webm")},
+    "av1": {name: ENCODERS[name]._replace(codec="libsvtav1", options=AV1) for name in (".mp4", ".mkv", ".webm")},
 }
 GROWING = tuple(suffix for suffix, encoder in ENCODERS.items() if encoder.growing_options)
 
@@ -88,15 +81,13 @@ def encoder_of(suffix: str, codec: str | None = None) -> Encoder:
     return CODECS[codec][suffix]
 
 
-def check_codec(suffix: str, codec: str, *, size: tuple[int, int] | None = None, growing: bool = False) -> None:
-    """Raise a ValueError where there is no such codec, a format or a size does not hold it, or the file is to grow."""
+def check_codec(suffix: str, codec: str, *, growing: bool = False) -> None:
+    """Raise a ValueError where there is no such codec, a format does not hold it, or the file is to grow."""
     if codec not in CODECS:
-        raise ValueError(f"codec must be one of {', '.join(CODECS)}, or left out, got {codec!r}")
+        why = " (HEVC's encoder here writes other bytes each time)" if codec in ("hevc", "h265") else ""
+        raise ValueError(f"codec must be {', '.join(CODECS)}, or left out, got {codec!r}{why}")
     if suffix not in CODECS[codec]:
         raise ValueError(f"codec {codec} is written in {', '.join(CODECS[codec])}, and not in a {suffix}")
-    if codec == "hevc" and size is not None and min(size) < SMALLEST_HEVC:
-        width, height = size
-        raise ValueError(f"codec hevc needs {SMALLEST_HEVC} pixels a side, got {width}x{height}; leave it out")
     if growing:
         raise ValueError(f"a file in {codec} cannot be played while it grows; leave the codec out")
 
@@ -150,8 +141,6 @@ def encode_video(
     first = next(frames)
     height, width = first.shape[:2]
     check_even(suffix, width, height)
-    if codec is not None:
-        check_codec(suffix, codec, size=(width, height))
     options, muxing = encoder.options, encoder.muxing
     if growing:
         options, muxing = encoder.growing_options, encoder.growing_muxing | {"flush_packets": "1"}
@@ -166,8 +155,6 @@ def encode_video(
             stream = cast("av.VideoStream", container.add_stream(encoder.codec, rate, options))
             stream.width, stream.height, stream.pix_fmt = width, height, encoder.pixel_format
             context = stream.codec_context
-            if encoder.tag:
-                context.codec_tag = encoder.tag
             context.thread_type = "AUTO"  # PyAV's default cuts the picture into slices
             if encoder.pixel_format == "yuv420p":  # a player guesses what it is not told, and shows another contrast
                 context.colorspace = context.color_primaries = context.color_trc = BT709
