@@ -64,8 +64,8 @@ ENCODERS = {
     ".webm": Encoder("libvpx-vp9", "yuv420p", "webm", VP9, {}, VP9 | {"lag-in-frames": "0"}, CLUSTERS),
     ".gif": Encoder("gif", "pal8", "gif", {"threads": "1"}, {}, {}, {}),
 }
-# Asked for, never chosen: smaller files of the same pictures, by an encoder that is slower. With one thread it writes the
-# same bytes at every size. x265 does not: it reads memory that was never written, and fails on some clips of one frame.
+# Asked for, never chosen: smaller files of the same pictures, by an encoder that is slower. With one thread it writes
+# the same bytes at every size. x265 does not: it reads memory that was never written, and fails on some single frames.
 AV1: Options = {"preset": "8", "svtav1-params": "lp=1"}
 CODECS = {
     "av1": {name: ENCODERS[name]._replace(codec="libsvtav1", options=AV1) for name in (".mp4", ".mkv", ".webm")},
