@@ -54,7 +54,7 @@ class Desk(Shop):
     @cached_property
     def clips(self) -> Path:
         """Four captioned clips."""
-        write_folder(self.place / "clips", num_clips=4, seed=0, sizes=((48, 48),), lengths=(9,), num_workers=0)
+        write_folder(self.place / "clips", num_clips=4, seed=0, sizes=((48, 48),), lengths=(9,), num_workers=1)
         return self.place / "clips"
 
     @cached_property

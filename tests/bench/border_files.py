@@ -166,7 +166,8 @@ def table(name: str, text: str) -> Callable[[Desk], None]:
 
 def plain_clips(desk: Desk, name: str) -> Path:
     """Copy the clips into a folder without a table."""
-    (folder := desk.place / name).mkdir()
+    shutil.rmtree(folder := desk.place / name, ignore_errors=True)
+    folder.mkdir()
     for path in desk.clips.rglob("*.mp4"):
         shutil.copy(path, folder / path.name)
     return folder
