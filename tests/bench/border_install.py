@@ -29,7 +29,6 @@ VIDEO, HAND, INSTALL, SHELL = "libraries: video", "libraries: by hand", "the ins
 SOURCES = {path: path.read_text(encoding="utf-8") for path in sorted((ROOT / "videogen").rglob("*.py"))}
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 TOYBOX = ("--size", "64x64", "--frames", "9")
-JUDGE = ("--json", "--out", "x.json", "--size", "48x48", "--frames", "5", "--steps", "1")
 FRAMES = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), np.uint8)
 
 
@@ -164,8 +163,10 @@ def try_beside_a_clone(desk: Desk) -> None:
     (place / "script.py").write_text("from videogen import VideoPipeline; import videogen; print(videogen.__file__)")
     (place / "site").mkdir()
     (place / "site" / "videogen.pth").write_text(f"{ROOT}\n")
-    boot = f"import site, runpy; site.addsitedir({str(place / 'site')!r}); runpy.run_path('script.py')"
-    said = python("-c", f"import sys; sys.path.insert(0, '.'); {boot}", cwd=place)
+    # The interpreter may have another checkout installed, which is none of this place's.
+    boot = "import os, sys; sys.path[:] = [p for p in sys.path if not os.path.isfile(f'{p}/videogen/__init__.py')]; "
+    boot += f"import site, runpy; sys.path.insert(0, '.'); site.addsitedir({str(place / 'site')!r}); "
+    said = python("-c", boot + "runpy.run_path('script.py')", cwd=place)
     check(str(ROOT / "videogen" / "__init__.py") in said, said)
 
 
@@ -195,6 +196,12 @@ def by_wheel(*words: str) -> Callable[[Desk], None]:
         check(list(place.iterdir()), "nothing was written")
 
     return trial
+
+
+def try_wheel_judge(desk: Desk) -> None:
+    """Judge clips by the files of the wheel."""
+    said = python("-m", "videogen", "judge", str(desk.clips), "--json", cwd=desk.place, PYTHONPATH=str(packed(desk)))
+    check(json.loads(said.splitlines()[0]), said)
 
 
 def try_ranges(desk: Desk) -> None:
@@ -277,7 +284,7 @@ ROWS = (
     Row(INSTALL, "dir(videogen)", try_names),
     Row(INSTALL, "the wheel: videogen sample", by_wheel("sample", PROMPT, *FLAGS, "--out", "clip.mp4")),
     Row(INSTALL, "the wheel: videogen toybox", by_wheel("toybox", "clips", "--clips", "2", *TOYBOX)),
-    Row(INSTALL, "the wheel: videogen judge", by_wheel("judge", "--clips", "1", "--seeds", "1", *JUDGE)),
+    Row(INSTALL, "the wheel: videogen judge", try_wheel_judge),
     Row(INSTALL, "ranges: huggingface-hub, ceilings, regex, ftfy, bitsandbytes", try_ranges),
     Row(INSTALL, "the version of ftfy in a clip", try_recorded_versions),
     Row(INSTALL, "the lowest versions, constraints", try_lowest),
