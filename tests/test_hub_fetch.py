@@ -2,24 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
 
 import pytest
 
+from tests.hub_server import COMMIT, ID, ROOT, Hub, environment_of, files_of, serve
 from videogen.data.files import content_id
-from videogen.models.hub import MAY_FETCH
 
-ROOT = Path(__file__).parent.parent
-ID, COMMIT = "someone/tiny-model", "0123456789abcdef" * 2 + "01234567"
 FIND = """
 import sys
 from videogen.models.hub import find_checkpoint
@@ -27,81 +19,19 @@ print(find_checkpoint(sys.argv[1], revision=sys.argv[2] or None, local_files_onl
 """
 
 
-class Hub(ThreadingHTTPServer):
-    """Serve one repository at one commit; a broken one drops the connection in the middle of its weights."""
-
-    def __init__(self, files: dict[str, bytes]) -> None:
-        super().__init__(("127.0.0.1", 0), Routes)
-        self.files, self.paths, self.is_broken = files, list[str](), False
-
-
-class Routes(BaseHTTPRequestHandler):
-    """Answer model_info, the list of files and the files, as the Hub does."""
-
-    server: Hub
-
-    def do_HEAD(self) -> None:
-        self.do_GET()
-
-    def do_GET(self) -> None:
-        path, files = unquote(urlsplit(self.path).path), self.server.files
-        self.server.paths.append(path)
-        if path in (f"/api/models/{ID}", *(f"/api/models/{ID}/revision/{name}" for name in ("main", "v1", COMMIT))):
-            siblings = [{"rfilename": name, "size": len(content)} for name, content in files.items()]
-            self.answer(json.dumps({"id": ID, "sha": COMMIT, "siblings": siblings}).encode())
-        elif path == f"/api/models/{ID}/tree/{COMMIT}":
-            tree = [
-                {"type": "file", "path": name, "size": len(files[name]), "oid": etag(files[name])} for name in files
-            ]
-            self.answer(json.dumps(tree).encode())
-        elif (name := path.removeprefix(f"/{ID}/resolve/{COMMIT}/")) in files:
-            self.answer(files[name], broken=self.server.is_broken and name.startswith("vae/"))
-        else:
-            self.answer(b"", status=404, headers={"X-Error-Code": "RepoNotFound"})
-
-    def answer(
-        self, content: bytes, *, status: int = 200, headers: dict[str, str] | None = None, broken: bool = False
-    ) -> None:
-        self.send_response(status)
-        about = {"Content-Length": str(len(content)), "ETag": f'"{etag(content)}"', "X-Repo-Commit": COMMIT}
-        for name, value in (about | (headers or {})).items():
-            self.send_header(name, value)
-        self.end_headers()
-        if self.command == "GET":
-            self.wfile.write(content[: len(content) // 2] if broken else content)
-        self.close_connection = True
-
-    def log_message(self, format: str, *args: object) -> None:
-        pass
-
-
-def etag(content: bytes) -> str:
-    return hashlib.sha1(content).hexdigest()
-
-
 @pytest.fixture
 def hub(checkpoint: Path) -> Iterator[Hub]:
     """A Hub that holds the tiny checkpoint, with a picture and pickled weights that no pipeline reads."""
-    files = {
-        path.relative_to(checkpoint).as_posix(): path.read_bytes()
-        for path in sorted(checkpoint.rglob("*"))
-        if path.is_file()
-    }
-    with Hub(files | {"teaser.png": b"picture", "vae/diffusion_pytorch_model.bin": b"pickle"}) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+    others = {"teaser.png": b"picture", "vae/diffusion_pytorch_model.bin": b"pickle"}
+    with serve(files_of(checkpoint) | others) as server:
         yield server
-        server.shutdown()
 
 
 def run(hub: Hub, home: Path, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run Python in an empty folder with a cache of its own and this Hub."""
-    kept = {name: value for name, value in os.environ.items() if name not in ("HF_HUB_OFFLINE", MAY_FETCH)}
-    own = {"HF_HOME": str(home / "hf"), "HF_ENDPOINT": f"http://127.0.0.1:{hub.server_port}", "NO_PROXY": "127.0.0.1"}
     (home / "work").mkdir(parents=True, exist_ok=True)
-    return subprocess.run(
-        [sys.executable, *words], capture_output=True, text=True, cwd=home / "work",
-        env=kept | own | {"PYTHONPATH": str(ROOT)} | environment,
-    )  # fmt: skip
+    env = environment_of(hub, home) | environment
+    return subprocess.run([sys.executable, *words], capture_output=True, text=True, cwd=home / "work", env=env)
 
 
 def test_a_command_fetches_an_id_once_and_says_its_size_first(hub: Hub, tmp_path: Path, checkpoint: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -223,6 +224,32 @@ def test_a_lora_says_what_it_is(trained: TrainConfig) -> None:
     assert metadata["ss_sd_model_name"] == str(trained.dit.init)
     adapter = json.loads(metadata["lora_adapter_metadata"])
     assert adapter["transformer.r"] == adapter["transformer.lora_alpha"] == 2
+
+
+def test_trigger_words_of_the_captions_are_written_into_the_file_and_the_card(
+    trained: TrainConfig, clips_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert trained.dit.init is not None
+    stage = make_stage(lora_recipe(trained.dit.init, clips_folder, tmp_path / "mine", lora_trigger="on a"))
+    (warning,) = [record.getMessage() for record in caplog.records if "lora_trigger" in record.getMessage()]
+    assert re.fullmatch(r"dit.lora_trigger = 'on a' stands in [1-9] of 1?\d captions", warning)
+    stage.export(tmp_path / "out")
+    with safe_open(tmp_path / "out" / "mine.safetensors", framework="pt") as file:
+        assert file.metadata()["modelspec.trigger_phrase"] == "on a"
+    card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    assert "Prompts call it by the words 'on a'." in card
+    assert 'python sample.py "on a, a cat"' in card
+    with safe_open(trained.run.dir / "checkpoint" / FILE, framework="pt") as file:
+        assert "modelspec.trigger_phrase" not in file.metadata()
+
+
+def test_trigger_words_that_call_nothing_are_refused(trained: TrainConfig, clips_folder: Path, tmp_path: Path) -> None:
+    assert trained.dit.init is not None
+    recipe = lora_recipe(trained.dit.init, clips_folder, tmp_path / "mine", lora_trigger="sks")
+    with pytest.raises(ValueError, match=r"dit.lora_trigger = 'sks' stands in none of \d+ captions"):
+        make_stage(recipe)
+    with pytest.raises(ValueError, match=r"lora_trigger = 'sks' is that of a LoRA; give dit.lora_rank too"):
+        DitConfig(lora_trigger="sks")
 
 
 @pytest.mark.parametrize("layers", [("to_q", "proj_out", "time_proj"), ("to_q", "patch_embedding")], ids=str)

@@ -11,9 +11,12 @@ from einops import rearrange
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection, T5Config, T5EncoderModel
 
 from tests.conftest import seeded
+from tests.test_cli import refused
 from tests.test_wan_pipeline import PROMPT, SETTINGS, assert_same_latents, images_for, latents_of
 from tests.test_wan_pipeline import without_ftfy as without_ftfy
 from tests.wan_folders import CLIP_WIDTH, DIT, TEXT_WIDTH, make_pipeline
+from videogen.cli.main import sample
+from videogen.data.video_io import read_settings
 from videogen.models.dit import VideoDiT
 from videogen.packing.noise import shared_level
 from videogen.packing.packs import pack, pack_texts, pad_texts, unpack
@@ -86,3 +89,31 @@ def test_one_expert_alone_makes_the_latent_of_diffusers(present: str, tmp_path: 
     assert_same_latents(latent, latents_of(theirs, SETTINGS))
     ours.save_pretrained(tmp_path / "again")
     assert torch.equal(VideoPipeline.load(tmp_path / "again").sample([ClipRequest(PROMPT, 5)], SETTINGS)[0], latent)
+
+
+@pytest.mark.parametrize(
+    ("present", "ratio", "guidance"),
+    [("transformer", None, 5.0), ("transformer", 0.0, 4.0), ("transformer_2", 1.0, 3.0)],
+)
+def test_one_expert_alone_is_opened_by_the_command_at_its_own_guidance(
+    present: str, ratio: float | None, guidance: float, tmp_path: Path
+) -> None:
+    theirs = make_pipeline("T2V A14B")
+    theirs.register_modules(**{"transformer_2" if present == "transformer" else "transformer": None})
+    theirs.register_to_config(boundary_ratio=ratio)
+    theirs.save_pretrained(tmp_path / "one")
+    words = [PROMPT, "--model", str(tmp_path / "one"), "--size", "64x32", "--frames", "5", "--steps", "2"]
+    assert sample([*words, "--dry-run"]) == 0
+    assert sample([*words, "--out", str(tmp_path / "clip.mp4")]) == 0
+    settings = read_settings(tmp_path / "clip.mp4")
+    assert (settings["guidance"], settings.get("guidance_2")) == (guidance, None)
+
+
+def test_a_folder_without_any_transformer_is_refused_by_the_command(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    theirs = make_pipeline("T2V A14B")
+    theirs.register_modules(transformer=None, transformer_2=None)
+    theirs.save_pretrained(tmp_path / "none")
+    capsys.readouterr()
+    refused(capsys, sample([PROMPT, "--model", str(tmp_path / "none")]), "names no transformer; the checkpoint is not")

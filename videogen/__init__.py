@@ -17,13 +17,14 @@ if TYPE_CHECKING:
     from videogen.config.sample import SampleConfig
     from videogen.config.train import TrainConfig
     from videogen.models.dit import VideoDiT
+    from videogen.models.push import push_to_hub
     from videogen.models.vae import VideoVAE
     from videogen.sampling.known import Known
     from videogen.sampling.pipeline import VideoPipeline
     from videogen.training.folder_run import train
 
 __version__ = "0.1.0"
-__all__ = ["Known", "SampleConfig", "TrainConfig", "VideoDiT", "VideoPipeline", "VideoVAE", "train"]
+__all__ = ["Known", "SampleConfig", "TrainConfig", "VideoDiT", "VideoPipeline", "VideoVAE", "push_to_hub", "train"]
 
 _HOMES = {
     "Known": "sampling.known",
@@ -32,6 +33,7 @@ _HOMES = {
     "VideoDiT": "models.dit",
     "VideoPipeline": "sampling.pipeline",
     "VideoVAE": "models.vae",
+    "push_to_hub": "models.push",
     "train": "training.folder_run",
 }
 

@@ -267,6 +267,19 @@ def known_table(result: dict) -> str:
     return f"{format_table(['task', 'measure', 'measured', 'wanted'], body)}\n\n{note}, {result['checkpoint']['name']}."
 
 
+def borders_table(result: dict) -> str:
+    """Format how many words of other programs are taken, and which are done in another way."""
+    parts: dict[str, dict[str, list[str]]] = {}
+    for row in result["answers"]:
+        parts.setdefault(row["part"], {}).setdefault(row["answer"], []).append(row["tried"])
+    body: list[list[object]] = [
+        [part, len(found.get("taken", [])), len(found.get("refused by name", [])), "; ".join(found.get("differs", []))]
+        for part, found in parts.items()
+    ]
+    table = format_table(["", "taken", "refused by name", "done in another way, or not"], body)
+    return f"{table}\n\n{result['rows']} words, each tried; {result['date']}."
+
+
 TABLES = {
     "headline": ("line", headline_table),
     "cold": ("cold", cold_table),
@@ -280,6 +293,7 @@ TABLES = {
     "packing": ("packing", packing_table),
     "framing": ("framing", framing_table),
     "known": ("known", known_table),
+    "borders": ("borders", borders_table),
 }
 """The result file of each table, by the name of its markers, and the function that formats it."""
 

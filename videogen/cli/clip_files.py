@@ -67,11 +67,11 @@ def check_stream(path: Path, *, stream: bool) -> None:
         raise ValueError("--out - writes a video, and here to a terminal; pipe it on: ... --out - --stream | ffplay -")
 
 
-def check_files(paths: Iterable[Path]) -> None:
+def check_files(paths: Iterable[Path], codec: str | None = None) -> None:
     """Try what the last step will need: the encoder of each format, and a file of each name's length in its folder."""
     named = [path for path in paths if path != STDOUT]
     for suffix in sorted({path.suffix.lower() for path in named} or {PIPE_FORMAT}):
-        check_encoder(suffix)
+        check_encoder(suffix, None if suffix == ".safetensors" else codec)
     longest = {path.parent: path for path in sorted(named, key=lambda path: len(path.name.encode(errors="replace")))}
     for path in longest.values():
         check_writable(path)

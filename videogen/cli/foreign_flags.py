@@ -22,6 +22,7 @@ LORA = ("--lora FILE=SCALE",)
 BATCH = ("--num N (clips a prompt)", "--data.token-budget N (a batch is so many video tokens)")
 TRACKERS = ("--run.report-to NAME",)
 CACHE = ("--first-block-cache 0.1, or --mag-cache 0.1",)
+SMALLER = ("--dit.gradient-checkpointing (the base of a LoRA is not quantised)", "--quantise fp8")
 EPOCHS = ("--run.steps N (--dry-run says how many steps an epoch has)", "--minutes M")
 RESUME = ("--run.resume STEP (the same command again resumes by itself)", "the same command again, which resumes")
 
@@ -65,6 +66,9 @@ FOREIGN_FLAGS: Mapping[str, Sequence[str]] = {
     "validation-steps": ("--run.val-every N",),
     **dict.fromkeys(("validation-prompt", "validation-prompts", "sample-prompts"), ("--run.sample-prompts TEXT ...",)),
     **dict.fromkeys(("resume", "resume-from-checkpoint"), RESUME),
+    "gradient-accumulation-steps": BATCH[1:],  # what does not fit in memory is computed in parts
+    **dict.fromkeys(("fp8-base", "fp8-scaled", "load-in-4bit", "blocks-to-swap"), SMALLER),
+    **dict.fromkeys(("use-8bit-adam", "optimizer-args"), ("--optim.optimizer NAME (adamw, muon; none of 8 bits)",)),
     "gradient-checkpointing": ("--dit.gradient-checkpointing",),
     "max-grad-norm": ("--optim.grad-clip X",),
     **dict.fromkeys(("dataloader-num-workers", "num-workers"), ("--data.workers N",)),

@@ -63,6 +63,7 @@ class BenchArgs:
 
     name: tyro.conf.Positional[
         Literal[
+            "borders",
             "busy",
             "cache",
             "cold",
@@ -159,5 +160,9 @@ def print_completion(words: Sequence[str]) -> int:
     union = commands[0]
     for command in commands[1:]:
         union = union | command  # type: ignore[operator]
-    tyro.cli(union, args=list(words), prog="videogen")  # type: ignore[call-overload]
+    try:
+        tyro.cli(union, args=list(words), prog="videogen")  # type: ignore[call-overload]
+    except ImportError:  # of shtab, which tyro needs for any other shell
+        print(f"error: {' '.join(words)} needs shtab: pip install shtab; bash and zsh need nothing", file=sys.stderr)
+        return 2
     return 0

@@ -36,7 +36,8 @@ DIGEST = "_sha256"  # behind a flag's name: the hashes of its files
 Texts = tuple[str, ...]
 RECORDED_TYPES: dict[str, object] = {
     "prompt": str, "seed": int, "lora": Texts, "gguf": Texts, "last_image": str, "dtype": str, "quantise": str,
-    "device": str, "checkpoint": dict[str, str], "background": str, "fit": str, "extend": float | None, "loop": bool,
+    "device": str, "codec": str, "checkpoint": dict[str, str], "background": str, "fit": str, "extend": float | None,
+    "loop": bool,
     **dict.fromkeys(FILES, str), **{name + DIGEST: Texts for name in ("lora", "gguf", "image", *FILES)},
 }  # fmt: skip
 
@@ -57,6 +58,7 @@ def provenance(args: SampleArgs) -> dict[str, object]:
     flags |= {"background": args.background} if args.background != WHITE else {}
     flags |= {name: str(path) for name in PARTS if (path := getattr(args, name)) is not None}
     flags |= {"lora": list(args.lora)} if args.lora else {}
+    flags |= {"codec": args.codec} if args.codec else {}
     flags |= {"quantise": args.quantise} if args.quantise != "none" else {}
     flags |= {"gguf": [str(path) for path in args.gguf]} if args.gguf else {}
     about = {"checkpoint": checkpoint_id(args.model), "device": args.device, "dtype": args.dtype, "versions": versions}
@@ -104,7 +106,7 @@ def apply_recorded_settings(base: SampleArgs, settings: Mapping[str, object]) ->
     clips = {name: Path(str(settings[name])) for name in FILES if name in settings}
     places = {name: settings[name] for name in PLACES if name in settings}
     files = {name: tuple(map(str, cast("list[object]", settings.get(name, [])))) for name in ("lora", "gguf")}
-    precision = {name: settings[name] for name in ("dtype", "quantise", "background") if name in settings}
+    precision = {name: settings[name] for name in ("dtype", "quantise", "background", "codec") if name in settings}
     return replace(
         base,
         prompt=(str(settings["prompt"]),),

@@ -109,6 +109,8 @@ class SampleArgs:
     stream: bool = False
     """Let frames be seen while the rest of a clip is made: in a .mp4, .mov, .mkv or .webm that a player can open as it
     grows, or with --out - as an MP4 in a pipe. Such a file is two or three times as large."""
+    codec: Literal["av1"] | None = None
+    """Write a .mp4, .mkv or .webm in AV1: smaller, slower, and not all players know it."""
     draft: bool = False
     """A quick look: few steps, most of them in the model's coarsest patches; seed and layout are the clip's own."""
     dry_run: bool = False
@@ -143,6 +145,9 @@ class SampleArgs:
                 f"--offload {self.offload} keeps on the CPU what does not compute on a GPU; "
                 "leave it out with --device cpu"
             )
+        if self.codec and (self.stream or self.sweep):
+            flag = "--stream" if self.stream else "--sweep"
+            raise ValueError(f"{flag} writes H.264, which browsers play; leave --codec {self.codec} out")
         if self.stream and (self.sweep or self.save_latents):
             other = (
                 "a sweep looks at whole clips" if self.sweep else "--save-latents keeps all of a clip before any frame"

@@ -84,7 +84,7 @@ def plan_jobs(rows: Sequence[PromptRow], args: SampleArgs, info: CheckpointInfo)
         for path in sorted(used):
             check_stream(path, stream=args.stream)
         latents = [job.path.with_suffix(".safetensors") for job in jobs if args.save_latents]
-        check_files([*used, *latents])
+        check_files([*used, *latents], args.codec)
     for _, _, config, path in jobs:
         taken = path != STDOUT and os.path.lexists(path) and not (args.overwrite or args.dry_run)
         if taken and not args.names_count_on and not is_made_by_same_command(path, config, args):

@@ -72,6 +72,7 @@ def write_clip(
             fps=fps,
             settings=settings,
             overwrite=args.overwrite,
+            codec=args.codec,
             on_part=announce if args.stream else None,
             next_name=next_name if args.names_count_on else None,
         )

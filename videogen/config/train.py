@@ -150,6 +150,8 @@ class DitConfig:
     """Train a LoRA of this rank on the weights of dit.init, which may be a folder of Wan's; 0 trains all weights."""
     lora_alpha: float | None = None
     """The LoRA is scaled by alpha / rank while it trains; none is the rank, a scale of 1."""
+    lora_trigger: str = ""
+    """Words of the captions that call the LoRA: they are written into its file, where galleries show them."""
     lora_layers: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0", "ffn.net.0.proj", "ffn.net.2")
     """The layers that the LoRA adapts, by the ends of their names."""
     num_layers: int = 8
@@ -200,6 +202,8 @@ class DitConfig:
             raise ValueError(
                 f"dit.lora_alpha = {self.lora_alpha:g} scales a LoRA and must be above 0; give dit.lora_rank too"
             )
+        if self.lora_trigger and not self.lora_rank:
+            raise ValueError(f"dit.lora_trigger = {self.lora_trigger!r} is that of a LoRA; give dit.lora_rank too")
         if self.lora_rank and more:
             raise ValueError(
                 f"dit.lora_rank trains an adapter on the unchanged model, so {', '.join(more)} cannot be set; "

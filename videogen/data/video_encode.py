@@ -5,6 +5,7 @@ frames (h, w, 3) uint8, suffix  ->  .mp4, .mov, .mkv or .webm in BT.709 that the
 
 from __future__ import annotations
 
+import os
 import platform
 from collections.abc import Iterable, Iterator, Mapping
 from fractions import Fraction
@@ -63,14 +64,39 @@ ENCODERS = {
     ".webm": Encoder("libvpx-vp9", "yuv420p", "webm", VP9, {}, VP9 | {"lag-in-frames": "0"}, CLUSTERS),
     ".gif": Encoder("gif", "pal8", "gif", {"threads": "1"}, {}, {}, {}),
 }
+# Asked for, never chosen: smaller files of the same pictures, by an encoder that is slower. With one thread it writes
+# the same bytes at every size. x265 does not: it reads memory that was never written, and fails on some single frames.
+AV1: Options = {"preset": "8", "svtav1-params": "lp=1"}
+CODECS = {
+    "av1": {name: ENCODERS[name]._replace(codec="libsvtav1", options=AV1) for name in (".mp4", ".mkv", ".webm")},
+}
 GROWING = tuple(suffix for suffix, encoder in ENCODERS.items() if encoder.growing_options)
 
 
-def check_encoder(suffix: str) -> None:
+def encoder_of(suffix: str, codec: str | None = None) -> Encoder:
+    """Look up the encoder of a format, its usual one or that of a codec; a ValueError where it does not hold that."""
+    if codec is None:
+        return ENCODERS[suffix]
+    check_codec(suffix, codec)
+    return CODECS[codec][suffix]
+
+
+def check_codec(suffix: str, codec: str, *, growing: bool = False) -> None:
+    """Raise a ValueError where there is no such codec, a format does not hold it, or the file is to grow."""
+    if codec not in CODECS:
+        why = " (HEVC's encoder here writes other bytes each time)" if codec in ("hevc", "h265") else ""
+        raise ValueError(f"codec must be {', '.join(CODECS)}, or left out, got {codec!r}{why}")
+    if suffix not in CODECS[codec]:
+        raise ValueError(f"codec {codec} is written in {', '.join(CODECS[codec])}, and not in a {suffix}")
+    if growing:
+        raise ValueError(f"a file in {codec} cannot be played while it grows; leave the codec out")
+
+
+def check_encoder(suffix: str, codec: str | None = None) -> None:
     """Raise a ValueError where FFmpeg's libraries are not there or cannot encode a format. A .png needs none."""
-    if suffix not in ENCODERS:
+    if codec is None and suffix not in ENCODERS:
         return
-    codec, advice = ENCODERS[suffix].codec, "install it anew: pip install --force-reinstall av"
+    codec, advice = encoder_of(suffix, codec).codec, "install it anew: pip install --force-reinstall av"
     try:
         from av.codec import Codec
     except ImportError as error:
@@ -99,15 +125,19 @@ def encode_video(
     crf: int,
     tags: Mapping[str, str] | None = None,
     growing: bool = False,
+    codec: str | None = None,
 ) -> None:
     """Encode frames (h, w, 3) uint8 of one size into a file or a pipe; raises an OSError where it cannot be written.
 
-    A growing file can be played at any moment up to the last frame but one, and is somewhat larger for it.
+    A growing file can be played at any moment up to the last frame but one, and is somewhat larger for it. A codec is
+    one of CODECS, in place of the format's usual one, and does not grow.
     """
     import av
     import av.error
 
-    encoder, frames, rate = ENCODERS[suffix], iter(frames), as_rate(fps)
+    encoder, frames, rate = encoder_of(suffix, codec), iter(frames), as_rate(fps)
+    assert not (growing and codec), f"a file in {codec} does not grow"
+    os.environ.setdefault("SVT_LOG", "1")  # the AV1 encoder prints its settings otherwise
     first = next(frames)
     height, width = first.shape[:2]
     check_even(suffix, width, height)

@@ -19,7 +19,7 @@ from videogen.data.files import WriteError, atomic_file, error_reason, refuse_ex
 from videogen.data.parameters import format_parameters
 from videogen.data.pictures import IMAGE_SUFFIXES, is_animation, read_animation, read_image_file
 from videogen.data.video_decode import READERS, FrameRequest, decode_animation, decode_hdr, inspect_header, open_video
-from videogen.data.video_encode import ENCODERS, GROWING, SupportsWrite, encode_video
+from videogen.data.video_encode import ENCODERS, GROWING, SupportsWrite, check_codec, encode_video
 
 if TYPE_CHECKING:
     from av import VideoStream
@@ -155,19 +155,23 @@ def write_video(
     overwrite: bool = False,
     on_part: Callable[[Path], object] | None = None,
     next_name: Callable[[], Path] | None = None,
+    codec: str | None = None,
 ) -> None:
     """Write frames (t, h, w, 3) uint8, whole or in chunks, in a format of WRITABLE with settings as a comment.
 
     crf 0 is the best picture, 51 the smallest file. The same frames and settings give the same bytes. With on_part the
-    file can be played while it grows, and on_part is told the name that it has until it is whole. Where the name
-    is taken by then, without overwrite, the file takes the first free one that next_name gives. Raises a ValueError for
-    what cannot be written, a FileExistsError, or an OSError for a full disk; none leaves a partial file.
+    file can be played while it grows, and on_part is told the name that it has until it is whole. Where the name is taken
+    by then, without overwrite, the file takes the first free one that next_name gives. codec av1 takes the place of the
+    format's usual one, for a smaller file. Raises a ValueError for what cannot be written, a FileExistsError, or an
+    OSError for a full disk; none leaves a partial file.
     """
     import torch
 
     suffix = check_format(path, fps)
     if on_part is not None and suffix not in GROWING:
         raise ValueError(f"a {suffix} cannot be played while it grows; {', '.join(GROWING)} can")
+    if codec is not None:
+        check_codec(suffix, codec, growing=on_part is not None)
     if not 0 <= crf <= 51:
         raise ValueError(f"crf must be from 0 (best) to 51 (smallest), got {crf}")
     if not overwrite and next_name is None:
@@ -185,7 +189,8 @@ def write_video(
                 if on_part is not None:
                     on_part(part)
                 whole = chain([first], images)
-                encode_video(part, suffix, whole, fps=fps, crf=crf, tags=tags, growing=on_part is not None)
+                grows = on_part is not None
+                encode_video(part, suffix, whole, fps=fps, crf=crf, tags=tags, growing=grows, codec=codec)
                 if tags and suffix == ".gif":
                     insert_gif_comment(part, tags["comment"].encode())
     except (FileExistsError, WriteError):

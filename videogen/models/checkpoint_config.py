@@ -45,7 +45,7 @@ CONFIG_KEYS_DIFFUSERS_LACKS = ("prediction", "extra_patch_sizes", "num_facts", "
 COMPONENTS = (
     "transformer", "transformer_2", "vae", "text_encoder", "tokenizer", "scheduler", "image_encoder", "image_processor",
 )  # fmt: skip
-NEEDED = ("transformer", "vae", "text_encoder", "tokenizer")
+NEEDED = ("vae", "text_encoder", "tokenizer")
 # Without any of them transformers makes a tokenizer of no words.
 VOCABULARIES = ("tokenizer.json", "spiece.model", "vocab.txt", "vocab.json", "sentencepiece.bpe.model")
 INDEX_TYPES = {"boundary_ratio": float | None, "expand_timesteps": bool, "defaults": dict[str, object] | None}
@@ -140,10 +140,12 @@ def read_checkpoint_info(folder: Path) -> CheckpointInfo:
     index = read_json(folder / "model_index.json")
     check_family(index, folder)
     check_index(index, folder / "model_index.json")
-    if missing := [part for part in NEEDED if part not in components_of(index)]:
+    transformer = first_transformer(index)
+    needed = (transformer, *NEEDED)
+    if missing := [part for part in needed if part not in components_of(index)]:
         raise ValueError(f"{folder / 'model_index.json'} names no {missing[0]}; the checkpoint is not complete")
-    dit_config, vae_config = (read_json(folder / part / "config.json") for part in ("transformer", "vae"))
-    check_types(dit_config, DIT_TYPES, folder / "transformer" / "config.json")
+    dit_config, vae_config = (read_json(folder / part / "config.json") for part in (transformer, "vae"))
+    check_types(dit_config, DIT_TYPES, folder / transformer / "config.json")
     check_types(vae_config, VAE_TYPES, folder / "vae" / "config.json")
     needs_image = has_image_channels(dit_config)
     return CheckpointInfo(
@@ -233,16 +235,23 @@ def default_settings(index: Json, folder: Path) -> dict[str, object]:
     if index.get("boundary_ratio") is not None:  # Wan 2.2 with two experts
         from_image = has_image_channels(read_dit_config(index, folder))
         settings |= {"steps": 40} | ({"guidance": 3.5} if from_image else {"guidance": 4.0, "guidance_2": 3.0})
+        if not {"transformer", "transformer_2"} <= components_of(index).keys():  # one of them alone, at its own scale
+            second = settings.pop("guidance_2", settings["guidance"])
+            settings["guidance"] = second if first_transformer(index) == "transformer_2" else settings["guidance"]
     if index.get("expand_timesteps"):  # Wan 2.2 5B
         settings |= {"size": "1280x704", "frames": 121, "fps": 24.0}
     return settings | {"cfg_zero": False} | _scheduler_settings(folder)
 
 
-def read_dit_config(index: Json, folder: Path) -> dict[str, object]:
-    """Read the config of a checkpoint's first transformer, which may be Wan 2.2's second expert alone."""
+def first_transformer(index: Json) -> str:
+    """Name the first transformer of a checkpoint, which may be Wan 2.2's second expert alone."""
     alone = "transformer_2" in (components := components_of(index)) and "transformer" not in components
-    part = "transformer_2" if alone else "transformer"
-    return read_json(folder / part / "config.json")
+    return "transformer_2" if alone else "transformer"
+
+
+def read_dit_config(index: Json, folder: Path) -> dict[str, object]:
+    """Read the config of a checkpoint's first transformer."""
+    return read_json(folder / first_transformer(index) / "config.json")
 
 
 def read_defaults(index: Json, folder: Path) -> SampleConfig:

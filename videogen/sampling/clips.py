@@ -60,10 +60,12 @@ class Clip(Tensor):
         """Copy the frames too."""
         return Clip.of(self.as_subclass(Tensor).clone(), fps=self.fps, settings=self.settings)
 
-    def save(self, path: str | Path, *, fps: float | None = None, overwrite: bool = False) -> Path:
+    def save(
+        self, path: str | Path, *, fps: float | None = None, overwrite: bool = False, codec: str | None = None
+    ) -> Path:
         """Write an .mp4, .webm, .mov, .mkv or .gif, or of one frame a .png, with the settings; return its path."""
         frames = self.as_subclass(Tensor)
-        write_video(Path(path), frames, fps=fps or self.fps, settings=self.settings, overwrite=overwrite)
+        write_video(Path(path), frames, fps=fps or self.fps, settings=self.settings, overwrite=overwrite, codec=codec)
         return Path(path)
 
     def numpy(self) -> Pixels:  # type: ignore[override]

@@ -8,6 +8,7 @@ A folder of diffusers' WanPipeline or WanImageToVideoPipeline opens too, and one
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from os import PathLike
@@ -27,6 +28,7 @@ from videogen.models.checkpoint import check_checkpoint, copy_weights_into_memor
 from videogen.models.checkpoint_config import NO_IMAGE, TEXT_ONLY, convert_to_diffusers, with_videogen_classes
 from videogen.models.dit import VideoDiT
 from videogen.models.hub import find_checkpoint
+from videogen.models.push import add_companions, push_to_hub
 from videogen.models.text_encoder import embed_prompts, load_encoder, num_text_rows
 from videogen.models.vae import VideoVAE
 from videogen.models.wan_vae import WanVAE
@@ -39,6 +41,8 @@ from videogen.sampling.known_tokens import Condition, KnownLatent
 from videogen.sampling.lora_files import check_experts, read_lora
 from videogen.sampling.lora_loading import load_lora
 from videogen.sampling.solvers import AfterStep, Scheduler, Velocity, keep, make_scheduler, settings_of_scheduler
+
+PUSHING = ("push_to_hub", "repo_id", "commit_message", "private", "token", "create_pr", "subfolder")  # in diffusers
 
 
 class VideoPipeline(DiffusersCall, DiffusionPipeline, WanLoraLoaderMixin, ClipSampler):
@@ -125,6 +129,7 @@ class VideoPipeline(DiffusersCall, DiffusionPipeline, WanLoraLoaderMixin, ClipSa
 
     def save_pretrained(self, save_directory: str | Path, **options: object) -> None:  # type: ignore[override]
         """Save as diffusers does; a pipeline of Wan's networks becomes a folder that WanPipeline opens as well."""
+        pushing = {name: options.pop(name) for name in PUSHING if name in options}
         if self.is_wan and self.scheduler is None:
             self.scheduler = make_scheduler("unipc", self.defaults.shift)
             self._own_scheduler = self.scheduler
@@ -139,6 +144,28 @@ class VideoPipeline(DiffusersCall, DiffusionPipeline, WanLoraLoaderMixin, ClipSa
         mode = Path(save_directory).stat().st_mode & 0o666
         for path in Path(save_directory).glob("*/*.safetensors"):
             path.chmod(mode)  # safetensors makes files that nobody else can read
+        if pushing.pop("push_to_hub", False):
+            name = str(pushing.pop("repo_id", None) or Path(save_directory).resolve().name)
+            self.add_companions(Path(save_directory), title=name.split("/")[-1])
+            push_to_hub(save_directory, name, **pushing)  # type: ignore[arg-type]
+
+    def push_to_hub(  # type: ignore[override]
+        self, repo_id: str, *, variant: str | None = None, **options: object
+    ) -> str:
+        """Push the pipeline to a repository of the Hub; return the commit's address.
+
+        It has the card, the words and the licences of the folder that it was loaded from, where diffusers would write
+        a card of its own. The options are those of `videogen.push_to_hub`.
+        """
+        with tempfile.TemporaryDirectory() as place:
+            folder = Path(place) / repo_id.split("/")[-1]
+            self.save_pretrained(folder, variant=variant)
+            self.add_companions(folder, title=folder.name)
+            return push_to_hub(folder, repo_id, **options)  # type: ignore[arg-type]
+
+    def add_companions(self, folder: Path, *, title: str) -> None:
+        """Put what stood beside the parts of the pipeline's own folder into another."""
+        add_companions(folder, Path(str(self.config.get("_name_or_path") or "")), title=title)
 
     def add_loras(self, names: Sequence[str]) -> None:
         """Add LoRAs to the weights: files or folders that diffusers reads, named as `read_lora` takes them."""

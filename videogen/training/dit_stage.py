@@ -67,7 +67,7 @@ from videogen.training.pack_plan import (
 )
 from videogen.training.run_checkpoints import Stretch, count_packs, count_steps, saved_steps
 from videogen.training.widen import widen_model
-from videogen.training.words import training_words
+from videogen.training.words import check_trigger, training_words
 
 GOLDEN = (math.sqrt(5) - 1) / 2
 
@@ -88,6 +88,8 @@ class DitStage:
             raise ValueError("dit.facts needs clips whose truth is known; set data.toybox, or leave dit.facts at 0")
         self.clip_split = split_folder(self.folder, config)
         self.train_indices, self.val_indices = self.clip_split.train, self.clip_split.val
+        if dit.lora_trigger:
+            check_trigger(dit.lora_trigger, self.folder, self.train_indices)
         self.lengths, self.trained_lengths = plan_lengths(
             self.folder.entries, self.train_indices, self.model.patches, config
         )
@@ -332,6 +334,8 @@ class DitStage:
         with atomic_folder(out_dir) as part:
             if self.config.dit.lora_rank:
                 about = {"ss_sd_model_name": checkpoint_name(Path(str(self.config.dit.init)))}
+                if self.config.dit.lora_trigger:
+                    about["modelspec.trigger_phrase"] = self.config.dit.lora_trigger
                 save_lora(self.model, part, name=self.config.run.dir.resolve().name, about=about)
             else:
                 self.pipeline().save_pretrained(part)

@@ -54,7 +54,8 @@ def load_frozen(dit: DitConfig) -> FrozenModels:
         raise ValueError(f"{dit.init} has cells of {vae.space_stride} pixels; training takes models of {SPACE_STRIDE}")
     components = components_of(read_json(dit.init / "model_index.json"))
     if "transformer_2" in components:
-        raise ValueError(f"{dit.init} has two transformers; training takes models of one, such as Wan 2.1")
+        has = "two transformers" if "transformer" in components else "the second of two transformers alone"
+        raise ValueError(f"{dit.init} has {has}; training takes models of one, such as Wan 2.1")
     name = components.get("scheduler")
     scheduler = getattr(diffusers, name).from_pretrained(dit.init, subfolder="scheduler") if name else None
     return FrozenModels(vae, *load_tokenizer_and_encoder(dit.init), scheduler)

@@ -27,6 +27,7 @@ from videogen.models.vae import VideoVAE
 from videogen.models.vae_network import frames_to_patches
 from videogen.packing.noise import step_generator
 from videogen.toybox.dataset import ToyboxClips
+from videogen.training.model_card import write_card
 from videogen.training.pack_plan import open_clips, split_folder
 from videogen.training.run_checkpoints import Stretch, count_packs, count_steps, saved_steps
 from videogen.training.vae_loss import VaeObjective, busyness, psnr
@@ -215,6 +216,7 @@ class VaeStage:
         with atomic_folder(out_dir / "vae") as part:
             self.model.save_pretrained(part)
             write_manifest(part)
+        write_card(out_dir, self.config, num_clips=len(self.train_indices))
 
 
 def clip_patches(clip: Tensor) -> Tensor:
