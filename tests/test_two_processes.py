@@ -39,11 +39,11 @@ class JointTrainer(Trainer):  # type: ignore[type-arg]
         start = self.batch_number(self.step) - count_packs(self.earlier)
         return zip(*(self.stage.batches(start + rank, 2, self.earlier) for rank in range(2)), strict=True)
 
-    def forward_backward(self, batch: tuple[object, ...], batch_number: int) -> dict[str, float]:  # type: ignore[override]
+    def forward_backward(self, batches: tuple[object, ...], step: int) -> dict[str, float]:  # type: ignore[override]
         losses = []
-        for rank, of_rank in enumerate(batch):
+        for rank, of_rank in enumerate(batches):
             (part,) = self.stage.split(of_rank, self.config.data.token_budget)
-            losses.append(self.stage.loss(self.objective, part, batch_number + rank))
+            losses.append(self.stage.loss(self.objective, part, self.batch_number(step) + rank))
         weights = torch.stack([terms.pop("weight") for terms in losses])
         self.accelerator.backward((weights * torch.stack([terms["loss"] for terms in losses])).sum() / weights.sum())
         return {name: value.item() for name, value in losses[0].items()}  # the first process logs

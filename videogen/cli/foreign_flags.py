@@ -67,6 +67,9 @@ FOREIGN_FLAGS: Mapping[str, Sequence[str]] = {
     **dict.fromkeys(("resume", "resume-from-checkpoint"), RESUME),
     "gradient-checkpointing": ("--dit.gradient-checkpointing",),
     "max-grad-norm": ("--optim.grad-clip X",),
+    "gradient-accumulation-steps": ("--optim.accumulate N",),
+    "use-8bit-adam": ("--optim.optimizer adamw8bit",),
+    **dict.fromkeys(("fp8-base", "fp8-scaled"), ("--dit.base-dtype fp8", "--base-dtype fp8")),
     **dict.fromkeys(("dataloader-num-workers", "num-workers"), ("--data.workers N",)),
     **dict.fromkeys(("optimizer", "optimizer-type"), ("--optim.optimizer NAME",)),
 }  # fmt: skip
