@@ -135,8 +135,9 @@ def test_the_gradient_is_near_that_of_the_base_as_it_is(
     ours = gradients_of(lora_recipe(base, clips_folder, tmp_path / "bits", base_dtype=bits))
     assert ours.keys() == exact.keys()
     flat = [torch.cat([grad.flatten() for grad in grads.values()]) for grads in (ours, exact)]
-    assert LEAST_COSINE[bits] < torch.cosine_similarity(*flat, dim=0) < 1
-    assert flat[0].norm() == pytest.approx(flat[1].norm(), rel=0.1)
+    cosine, norms = torch.cosine_similarity(*flat, dim=0).item(), [grad.norm().item() for grad in flat]
+    assert LEAST_COSINE[bits] < cosine < 1
+    assert norms[0] == pytest.approx(norms[1], rel=0.1)
 
 
 def test_the_loss_falls_and_the_base_stays_as_it_is(trained: TrainConfig, tmp_path: Path) -> None:
@@ -191,7 +192,7 @@ WAN = {"vae": 126_892_531, "text_encoder": 5_680_910_336}  # weights of Wan 2.1'
 
 
 @pytest.mark.parametrize(
-    ("bits", "base_gb", "total_gb"), [("float32", 57.2, 92.6), ("fp8", 15.1, 29.4), ("nf4", 8.8, 23.1)]
+    ("bits", "base_gb", "total_gb"), [("float32", 57.2, 92.8), ("fp8", 15.0, 29.3), ("nf4", 8.9, 23.2)]
 )
 def test_wan_14b_is_planned_on_24_gb_in_4_bits(
     bits: str, base_gb: float, total_gb: float, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
