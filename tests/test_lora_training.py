@@ -23,12 +23,12 @@ from tests.test_wan_pipeline import PROMPT, SETTINGS, assert_same_latents, laten
 from tests.wan_folders import save
 from videogen.config.train import DitConfig, TrainConfig
 from videogen.data.files import MANIFEST
-from videogen.sampling.cost import training_memory
 from videogen.sampling.pipeline import ClipRequest, VideoPipeline
 from videogen.training.dit_stage import DitStage
 from videogen.training.dry_run import plan_folder
 from videogen.training.frozen_models import load_frozen
 from videogen.training.lora import add_lora, save_lora
+from videogen.training.memory import OVERHEAD, StepMemory, count_activations, count_trained
 from videogen.training.stages import make_stage
 from videogen.training.trainer import Trainer
 
@@ -136,16 +136,21 @@ def test_a_dry_run_counts_the_trained_and_the_frozen_weights_of_a_lora(trained: 
     assert isinstance(stage, DitStage)
     vae_and_text_encoder = [*stage.vae.parameters(), *stage.text_encoder.parameters()]
     adapter = [p for p in stage.model.parameters() if p.requires_grad]
-    frozen = [*vae_and_text_encoder, *(p for p in stage.model.parameters() if not p.requires_grad)]
+    base = [p for p in stage.model.parameters() if not p.requires_grad]
+    frozen = [*vae_and_text_encoder, *base]
     plan = plan_folder(trained)
     assert (plan.weights, plan.frozen_weights) == (count_weights(adapter), count_weights(frozen))
-    assert sum(p.nbytes for p in frozen) == 4 * count_weights(frozen)  # training_memory assumes float32
+    assert sum(p.nbytes for p in frozen) == 4 * count_weights(frozen)  # the estimate assumes float32
     assert count_weights(vae_and_text_encoder) > count_weights(stage.model.parameters()) > 10 * count_weights(adapter)
-    memory = training_memory(
-        SIZES, trained.data.token_budget, count_weights(adapter), frozen=count_weights(frozen),
-        averages=len(trained.optim.ema), recompute=True,
-    )  # fmt: skip
-    assert plan.memory_gb == round(memory, 2)
+    memory = StepMemory(
+        *(4 * count_weights(model) for model in (base, stage.vae.parameters(), stage.text_encoder.parameters())),
+        *count_trained(count_weights(adapter), "adamw", len(trained.optim.ema)),
+        count_activations(SIZES, trained.data.token_budget, recompute=True),
+    )
+    assert plan.memory_mb == {name: round(num_bytes / 1e6) for name, num_bytes in memory._asdict().items()}
+    assert plan.memory_gb == round(memory.total(encoder_waits=False) / 1e9, 2)
+    assert memory.total(encoder_waits=False) == sum(memory) + OVERHEAD
+    assert memory.total(encoder_waits=True) == sum(memory) + OVERHEAD - min(memory.text_encoder, memory.activations)
 
 
 def test_a_dry_run_without_a_lora_counts_the_models_of_dit_vae_and_dit_text(trained: TrainConfig) -> None:
@@ -159,12 +164,6 @@ def test_a_dry_run_without_a_lora_counts_the_models_of_dit_vae_and_dit_text(trai
     assert plan.tokens == lora_plan.tokens
     without_vae = replace(recipe, dit=replace(recipe.dit, vae=Path("made") / "later" / "vae"))
     assert plan_folder(without_vae).frozen_weights == count_weights(text_encoder.parameters())
-
-
-def test_the_memory_estimate_counts_four_bytes_per_frozen_weight() -> None:
-    assert training_memory({**SIZES}, 100, 10**6, frozen=10**9, recompute=True) == pytest.approx(
-        training_memory({**SIZES}, 100, 10**6, recompute=True) + 4
-    )
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate import Accelerator
 from torch import Tensor, nn
 
 from tests.conftest import elsewhere, state_of
@@ -149,17 +150,27 @@ def test_a_vae_that_runs_out_of_memory_names_the_settings_to_lower(
 def test_over_processes_a_loss_counts_in_proportion_to_its_weight(
     finished: dict[str, TrainConfig], tmp_path: Path
 ) -> None:
-    """The factors of weights 3 and 1 are 3/2 and 1/2: averaged over both processes, shares of 3/4 and 1/4."""
+    """Where the mean weight is 2/3 of this process's, its gradient counts 3/2: half of that is its share of 3/4."""
     recipe = elsewhere(finished["dit"], tmp_path / "run")
-    trainer = Trainer(make_stage(recipe), recipe)
-    assert trainer.loss_weight(torch.tensor(3.0)) == 1.0
+    trainers = [Trainer(make_stage(recipe), recipe) for _ in range(2)]
+    batches = next(trainers[0].batches())
 
     class TwoProcesses:
         num_processes = 2
 
+        def __init__(self, accelerator: Accelerator) -> None:
+            self.accelerator = accelerator
+
+        def __getattr__(self, name: str) -> object:
+            return getattr(self.accelerator, name)
+
         def reduce(self, weight: Tensor, reduction: str) -> Tensor:
             assert reduction == "mean"
-            return torch.tensor(2.0)
+            return weight * 2 / 3
 
-    trainer.accelerator = TwoProcesses()  # type: ignore[assignment]
-    assert [float(trainer.loss_weight(torch.tensor(weight))) for weight in (3.0, 1.0)] == [1.5, 0.5]
+    trainers[1].accelerator = TwoProcesses(trainers[1].accelerator)  # type: ignore[assignment]
+    losses = [one.compute_gradient(batches, 0) for one in trainers]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+    for p, q in zip(*(one.stage.model.parameters() for one in trainers), strict=True):
+        if p.grad is not None:
+            torch.testing.assert_close(1.5 * p.grad, q.grad, atol=1e-6, rtol=1e-4)

@@ -75,7 +75,7 @@ def test_a_run_keeps_the_count_of_its_packs_and_says_when_a_step_trains_more(
     (step / "manifest.json").unlink()
     (step / PROGRESS).write_text(json.dumps({"window": [], "stretches": [[2, 3], [3, 1]]}), encoding="utf-8")
     trainer = Trainer(make_stage(recipe), recipe)
-    assert "unlike before, a step trains 1 packs, one a process, was 3" in caplog.text
+    assert "unlike before, a step trains 1 packs, was 3" in caplog.text
     assert [trainer.batch_number(number) for number in (4, 5, 8)] == [9, 10, 13]
     assert trainer.fit()
     assert list(load_progress(recipe.run.dir, 8).stretches) == [(2, 3), (3, 1), (1, 4)]

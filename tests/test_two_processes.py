@@ -40,11 +40,11 @@ class JointTrainer(Trainer):  # type: ignore[type-arg]
         num = self.accelerator.num_processes
         return zip(*(self.stage.batches(start + rank, num, self.earlier) for rank in range(num)), strict=True)
 
-    def forward_backward(self, batch: tuple[object, ...], batch_number: int) -> dict[str, float]:  # type: ignore[override]
+    def forward_backward(self, batches: tuple[object, ...], step: int) -> dict[str, float]:  # type: ignore[override]
         losses = []
-        for rank, of_rank in enumerate(batch):
+        for rank, of_rank in enumerate(batches):
             (part,) = self.stage.split(of_rank, self.config.data.token_budget)
-            losses.append(self.stage.loss(self.objective, part, batch_number + rank))
+            losses.append(self.stage.loss(self.objective, part, self.batch_number(step) + rank))
         weights = torch.stack([terms.pop("weight") for terms in losses])
         self.accelerator.backward((weights * torch.stack([terms["loss"] for terms in losses])).sum() / weights.sum())
         return {name: value.item() for name, value in losses[0].items()}  # the first process logs
@@ -55,6 +55,12 @@ def fit_jointly(recipe: TrainConfig, num: int = 2) -> None:
         patch.setattr(Accelerator, "num_processes", property(lambda self: num))
         trainer = JointTrainer(make_stage(recipe), recipe)  # type: ignore[arg-type]
         assert trainer.fit()
+
+
+def with_packs(recipe: TrainConfig, packs: int) -> TrainConfig:
+    """Let each process train several packs in a step, of which an epoch has a few."""
+    data, optim = replace(recipe.data, token_budget=80), replace(recipe.optim, accumulate=packs)
+    return replace(recipe, data=data, optim=optim)
 
 
 def resume(recipe: TrainConfig, run_dir: Path) -> TrainConfig:
@@ -76,6 +82,7 @@ def runs(finished: dict[str, TrainConfig], tmp_path_factory: pytest.TempPathFact
         recipes[f"{stage} anew"] = elsewhere(recipe, place / f"{stage}-anew")
         (place / f"{stage}-on").mkdir()
         recipes[f"{stage} on"] = resume(recipe, place / f"{stage}-on")
+        recipes[f"{stage} of two packs"] = with_packs(elsewhere(recipe, place / f"{stage}-packs"), 2)
     file = place / "recipes.json"
     file.write_text(json.dumps([to_mapping(recipe) for recipe in recipes.values()]), encoding="utf-8")
     command = [sys.executable, *TORCHRUN.split(), str(ROOT / "tests" / "two_processes.py"), str(file)]
@@ -92,6 +99,11 @@ def assert_same_run(run_dir: Path, other: Path) -> None:
     losses = [torch.tensor([row["loss"] for row in progress.window]) for progress in (ours, theirs)]
     assert len(losses[0]) == 8
     torch.testing.assert_close(*losses, atol=1e-6, rtol=0)  # float32, only the order of sums differs
+    assert_near_states(run_dir, other)
+
+
+def assert_near_states(run_dir: Path, other: Path) -> None:
+    """Compare the weights, their averages and the optimizer's state."""
     states = [state_of(place, 8) for place in (run_dir, other)]
     assert states[0].keys() == states[1].keys()
     # AdamW divides by the root of tiny second moments, which makes differences of rounding larger in a few weights.
@@ -105,6 +117,17 @@ def test_two_processes_have_the_losses_of_one_with_the_same_batch(
 ) -> None:
     fit_jointly(elsewhere(runs[f"{stage} anew"], tmp_path / "run"))
     assert_same_run(runs[f"{stage} anew"].run.dir, tmp_path / "run")
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_two_processes_of_two_packs_a_step_train_what_one_of_four_does(
+    stage: str, runs: dict[str, TrainConfig], tmp_path: Path
+) -> None:
+    recipe = with_packs(elsewhere(runs[f"{stage} of two packs"], tmp_path / "run"), 4)
+    assert fit(recipe)
+    other = runs[f"{stage} of two packs"].run.dir
+    assert load_progress(recipe.run.dir, 8).stretches == load_progress(other, 8).stretches == [Stretch(4, 8)]
+    assert_near_states(recipe.run.dir, other)
 
 
 @pytest.mark.parametrize("stage", STAGES)

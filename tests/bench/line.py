@@ -175,7 +175,7 @@ def measure_rates(extent: Extent) -> dict[str, float]:
         tokens: list[float] = []
         for step, batch in zip(range(extent.warm_steps + extent.steps), trainer.stage.batches(0), strict=False):
             began = time.perf_counter()
-            losses = trainer.train_step(batch, step)
+            losses = trainer.train_step([batch], step)
             tokens.append(losses["tokens"] / (time.perf_counter() - began))
     return {
         "training_tokens_per_second": round(statistics.median(tokens[extent.warm_steps :])),

@@ -89,7 +89,7 @@ def measure_steps(root: Path, extent: Extent) -> Rows:
         for variant, (_, attention_form) in variants.items():
             with attention_form():
                 began = time.perf_counter()
-                trainers[variant].train_step(batch, number)
+                trainers[variant].train_step([batch], number)
                 times[variant].setdefault(patch, []).append(time.perf_counter() - began)
     rows: Rows = {}
     for patch in times["float32"]:

@@ -177,6 +177,6 @@ def repeated(flag: str, occurrences: Sequence[Sequence[str]]) -> str:
 
 
 def silence_quantisers() -> None:
-    """Silence torchao, which warns of kernels for GPUs wherever diffusers is imported."""
-    for name in ("torchao", "torch.utils._pytree", "diffusers.quantizers.torchao.torchao_quantizer"):
+    """Silence torchao and bitsandbytes, which warn of kernels that they do not find where they are imported."""
+    for name in ("torchao", "bitsandbytes", "torch.utils._pytree", "diffusers.quantizers.torchao.torchao_quantizer"):
         logging.getLogger(name).setLevel(logging.ERROR)

@@ -66,13 +66,15 @@ FOREIGN_FLAGS: Mapping[str, Sequence[str]] = {
     "validation-steps": ("--run.val-every N",),
     **dict.fromkeys(("validation-prompt", "validation-prompts", "sample-prompts"), ("--run.sample-prompts TEXT ...",)),
     **dict.fromkeys(("resume", "resume-from-checkpoint"), RESUME),
-    "gradient-accumulation-steps": BATCH[1:],  # what does not fit in memory is computed in parts
-    **dict.fromkeys(("fp8-base", "fp8-scaled", "load-in-4bit", "blocks-to-swap"), SMALLER),
-    **dict.fromkeys(("use-8bit-adam", "optimizer-args"), ("--optim.optimizer NAME (adamw, muon; none of 8 bits)",)),
+    "blocks-to-swap": SMALLER,
+    "load-in-4bit": ("--dit.base-dtype nf4", "--base-dtype nf4"),
     "gradient-checkpointing": ("--dit.gradient-checkpointing",),
     "max-grad-norm": ("--optim.grad-clip X",),
+    "gradient-accumulation-steps": ("--optim.accumulate N",),
+    "use-8bit-adam": ("--optim.optimizer adamw8bit",),
+    **dict.fromkeys(("fp8-base", "fp8-scaled"), ("--dit.base-dtype fp8", "--base-dtype fp8")),
     **dict.fromkeys(("dataloader-num-workers", "num-workers"), ("--data.workers N",)),
-    **dict.fromkeys(("optimizer", "optimizer-type"), ("--optim.optimizer NAME",)),
+    **dict.fromkeys(("optimizer", "optimizer-type", "optimizer-args"), ("--optim.optimizer NAME",)),
 }  # fmt: skip
 """Names of flags elsewhere, with what stands for them here: the first whose flag the command has."""
 

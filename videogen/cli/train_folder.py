@@ -15,8 +15,9 @@ import tyro
 
 from videogen.cli.arguments import UNFINISHED, parse, silence_quantisers
 from videogen.config.parsing import format_toml
-from videogen.config.train import DataConfig
+from videogen.config.train import BaseDtype, DataConfig
 from videogen.models.hub import set_offline
+from videogen.sampling.gguf_files import require
 
 DESCRIPTION = """Train on a folder of videos, from nothing to a checkpoint, by one plan that is said first.
 
@@ -37,6 +38,8 @@ class TrainFolderArgs:
     """Train a LoRA of the weights that --model names, which stay as they are."""
     model: Path | None = None
     """The model that --lora adapts: a folder of Wan 2.1 text to video, or of our own."""
+    base_dtype: BaseDtype = "float32"
+    """How the matrices of that model are kept while its LoRA trains: in 4 bytes, 8 bits or 4 bits a value."""
     data: DataConfig = field(default_factory=DataConfig)
     """How clips are read."""
     dry_run: bool = False
@@ -51,6 +54,10 @@ class TrainFolderArgs:
             raise ValueError(f"--minutes must be above 0, got {self.minutes:g}")
         if self.lora != (self.model is not None):
             raise ValueError("--lora and --model FOLDER go together: the model is what the LoRA is trained for")
+        if self.base_dtype != "float32" and not self.lora:
+            raise ValueError(f"--base-dtype {self.base_dtype} is of the model below a LoRA; give --lora and --model")
+        if self.base_dtype == "nf4":
+            require("bitsandbytes", "--base-dtype nf4")
         if self.data.toybox:
             raise ValueError("--data.toybox draws clips, and a folder was given; leave it out")
 
@@ -70,13 +77,13 @@ def train_folder(argv: Sequence[str]) -> int:
         print(line, file=sys.stderr, flush=True)
 
     if args.dry_run or args.write_recipes is not None:
-        plan = new_plan(run, args.minutes, data, args.model)
+        plan = new_plan(run, args.minutes, data, args.model, args.base_dtype)
         for line in plan.lines:
             say(line)
         if args.write_recipes is not None:
             write_recipes(args.write_recipes, {name: format_toml(recipe) for name, recipe in recipes(plan).items()})
         return 0
-    plan = prepare_plan(run, args.minutes, data, say, args.model)
+    plan = prepare_plan(run, args.minutes, data, say, args.model, args.base_dtype)
     if not train_planned(run):
         say(f"stopped; the same command goes on with {run}")
         return UNFINISHED

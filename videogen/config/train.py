@@ -18,6 +18,8 @@ from videogen.config.clip_sets import ClipSet
 from videogen.config.sample import MINI, SampleConfig
 from videogen.config.sizes import check_frames, check_size, parse_patch, parse_size, require_positive
 
+BaseDtype = Literal["float32", "fp8", "nf4"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
@@ -152,6 +154,9 @@ class DitConfig:
     """The LoRA is scaled by alpha / rank while it trains; none is the rank, a scale of 1."""
     lora_trigger: str = ""
     """Words of the captions that call the LoRA: they are written into its file, where galleries show them."""
+    base_dtype: BaseDtype = "float32"
+    """How the matrices below a LoRA are kept: in 4 bytes, 8 bits or 4 bits a value (nf4 needs bitsandbytes). In fewer
+    bits the text encoder waits on the host, in bf16 where the run computes in it."""
     lora_layers: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0", "ffn.net.0.proj", "ffn.net.2")
     """The layers that the LoRA adapts, by the ends of their names."""
     num_layers: int = 8
@@ -204,6 +209,11 @@ class DitConfig:
             )
         if self.lora_trigger and not self.lora_rank:
             raise ValueError(f"dit.lora_trigger = {self.lora_trigger!r} is that of a LoRA; give dit.lora_rank too")
+        if self.base_dtype != "float32" and not self.lora_rank:
+            raise ValueError(
+                f"dit.base_dtype = {self.base_dtype!r} keeps weights that are not trained; give dit.lora_rank and "
+                "dit.init, or leave it out"
+            )
         if self.lora_rank and more:
             raise ValueError(
                 f"dit.lora_rank trains an adapter on the unchanged model, so {', '.join(more)} cannot be set; "
@@ -239,8 +249,9 @@ class DitConfig:
 class OptimConfig:
     """The optimizer, with warm-up, a constant phase and a linear decay to zero."""
 
-    optimizer: Literal["adamw", "muon"] = "adamw"
-    """Optimizer; muon updates the matrices of the DiT's blocks, and AdamW the rest (needs products in bf16)."""
+    optimizer: Literal["adamw", "adamw8bit", "muon"] = "adamw"
+    """Optimizer; muon updates the matrices of the DiT's blocks, and AdamW the rest (needs products in bf16). adamw8bit
+    keeps AdamW's moments in a byte each (needs bitsandbytes)."""
     lr: float = 5e-4
     """Peak learning rate."""
     betas: tuple[float, float] = (0.9, 0.99)
@@ -253,11 +264,13 @@ class OptimConfig:
     """Share of the run, at its end, in which the learning rate falls to zero."""
     grad_clip: float = 1.0
     """Largest gradient norm."""
+    accumulate: int = 1
+    """Packs that each process trains in one step, one after another; their gradient is that of one large pack."""
     ema: tuple[float, float] = (0.05, 0.10)
     """Relative widths of the two power-function averages of the weights (Karras et al. 2024)."""
 
     def __post_init__(self) -> None:
-        require_positive(self, "lr", "grad_clip")
+        require_positive(self, "lr", "grad_clip", "accumulate")
         if not all(0 < width < 0.28 for width in self.ema):
             raise ValueError(f"ema must be widths between 0 and 0.28, got {self.ema}")
 
@@ -330,3 +343,7 @@ class TrainConfig:
     """Run."""
     sample: SampleConfig = field(default_factory=SampleConfig)
     """Settings of the sample grids; saved as the checkpoint's defaults."""
+
+    def __post_init__(self) -> None:
+        if self.stage == "vae" and self.optim.optimizer == "adamw8bit":
+            raise ValueError("optim.optimizer = 'adamw8bit' is for the DiT; the VAE is small, and takes 'adamw'")

@@ -160,10 +160,10 @@ def write_video(
     """Write frames (t, h, w, 3) uint8, whole or in chunks, in a format of WRITABLE with settings as a comment.
 
     crf 0 is the best picture, 51 the smallest file. The same frames and settings give the same bytes. With on_part the
-    file can be played while it grows, and on_part is told the name that it has until it is whole. Where the name is taken
-    by then, without overwrite, the file takes the first free one that next_name gives. codec av1 takes the place of the
-    format's usual one, for a smaller file. Raises a ValueError for what cannot be written, a FileExistsError, or an
-    OSError for a full disk; none leaves a partial file.
+    file can be played while it grows, and on_part is told the name that it has until it is whole. Where the name is
+    taken by then, without overwrite, the file takes the first free one that next_name gives. codec av1 takes the place
+    of the format's usual one, for a smaller file. Raises a ValueError for what cannot be written, a FileExistsError,
+    or an OSError for a full disk; none leaves a partial file.
     """
     import torch
 

@@ -49,14 +49,16 @@ def clean_wan_prompt(prompt: str) -> str:
     return regex.sub(r"\s+", " ", html.unescape(html.unescape(prompt)).strip()).strip()
 
 
-def load_tokenizer_and_encoder(folder: Path) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
+def load_tokenizer_and_encoder(
+    folder: Path, *, dtype: torch.dtype = torch.float32
+) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
     """Load the tokenizer and the frozen text encoder of a checkpoint folder."""
     from transformers import AutoTokenizer
 
     for name in ("tokenizer", "text_encoder"):
         if not (folder / name).is_dir():
             raise ValueError(f"{folder} has no {name}/; give a checkpoint folder that holds one")
-    return AutoTokenizer.from_pretrained(folder / "tokenizer"), load_encoder(folder)
+    return AutoTokenizer.from_pretrained(folder / "tokenizer"), load_encoder(folder, dtype=dtype)
 
 
 def load_encoder(

@@ -88,22 +88,6 @@ def plain_weight_bytes(folder: Path, *, bytes_per_value: int) -> int:
     return num_bytes
 
 
-def training_memory(
-    config: dict[str, int], tokens: int, weights: int, *, frozen: int = 0, averages: int = 2, recompute: bool
-) -> float:
-    """Estimate the GB that training takes with packs of so many tokens.
-
-    They hold weights, gradients, AdamW's moments, averages of the weights, and activations.
-
-    A block keeps 28 values a channel and 2 a feed-forward channel of every token for its gradient (counted over its
-    saved tensors, float32); recomputing keeps only each block's input, and one block whole at a time.
-    """
-    d, layers = config["num_attention_heads"] * config["attention_head_dim"], config["num_layers"]
-    block = 28 * d + 2 * config["ffn_dim"]
-    values = block + layers * d if recompute else layers * block
-    return 4 * (frozen + weights * (4 + averages) + tokens * values) / 1e9 + 0.6
-
-
 @functools.cache
 def matmul_flops(seconds: float = 0.2) -> float:
     """Measure the floating point operations a second of a 1024 x 1024 product, in numpy: torch takes long to import."""

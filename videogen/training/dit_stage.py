@@ -49,9 +49,9 @@ from videogen.training.batches import (
     collect_clips,
     patch_divides,
 )
-from videogen.training.caches import CachedArrays, CacheEntry, LatentCache, TextCache
+from videogen.training.caches import CachedArrays, CacheEntry, LatentCache, TextCache, moved_to
 from videogen.training.flow_matching import FlowTask, flow_loss, sample_task
-from videogen.training.frozen_models import check_compatible, encoder_id, load_frozen, load_part, resolve_checkpoints
+from videogen.training.frozen_models import check_compatible, encoder_id, load_base, load_frozen, resolve_checkpoints
 from videogen.training.lora import add_lora, save_lora
 from videogen.training.masks import check_mixture
 from videogen.training.model_card import write_card
@@ -79,8 +79,11 @@ class DitStage:
         self.config = config = replace(config, dit=resolve_checkpoints(config.dit))
         self.seed, dit = config.run.seed, config.dit
         check_mixture(dit.known)
+        use_bf16 = resolve_mixed_precision(config.run).mixed_precision == "bf16"
+        text_dtype = torch.bfloat16 if use_bf16 and dit.base_dtype != "float32" else torch.float32
         with without_bars():
-            self.vae, self.tokenizer, self.text_encoder, self.scheduler = load_frozen(dit)
+            frozen = load_frozen(dit, text_dtype=text_dtype)
+        self.vae, self.tokenizer, self.text_encoder, self.scheduler = frozen
         self.model = self.objective = self._make_model()
         base = self.model.base_patch
         self.folder = open_clips(config.data, base, self.seed)
@@ -101,7 +104,6 @@ class DitStage:
         self.batch_builder = BatchBuilder(dit, base, self.seed)
         light_encoder = self.vae.linear_encoder_copy() if isinstance(self.vae, VideoVAE) else None
         self.reader = BatchReader(self.folder, self.cache, self.batch_builder, light_encoder)
-        use_bf16 = resolve_mixed_precision(config.run).mixed_precision == "bf16"
         self.texts = TextCache(self.tokenizer, self.text_encoder, config.run.dir / "texts", bf16=use_bf16)
         if self.model.data_variance is not None and dit.init is None and not saved_steps(config.run.dir):
             self.model.data_variance.data = self._data_variance()
@@ -113,9 +115,11 @@ class DitStage:
         self.pipeline().latent_shape(config.sample)
 
     def to_device(self, device: torch.device) -> None:
-        """Move the frozen VAE and text encoder to the DiT's device."""
+        """Move the frozen VAE and text encoder to the DiT's device; one whose memory is short has the latter wait."""
         self.vae.to(device)  # type: ignore[call-overload]
-        self.text_encoder.to(device)  # type: ignore[arg-type]
+        self.texts.device = device
+        if self.config.dit.base_dtype == "float32":
+            self.text_encoder.to(device)  # type: ignore[arg-type]
 
     def _make_model(self) -> VideoDiT:
         """Make a DiT with random weights, or load dit.init and add what the recipe asks for."""
@@ -127,7 +131,7 @@ class DitStage:
             model = VideoDiT(**options)  # type: ignore[arg-type]
             model.init_weights()
             return model
-        model = load_part(VideoDiT, dit.init, "transformer")
+        model = load_base(dit)
         check_compatible(model, self.vae, dit, text_dim=self.text_encoder.config.hidden_size)
         if dit.widen:
             model = widen_model(model, heads=dit.num_attention_heads, ffn_dim=dit.ffn_dim, seed=self.seed)
@@ -164,7 +168,7 @@ class DitStage:
     def balanced_packs(
         self, patch: Patch, num_ranks: int, earlier: Sequence[Stretch] = ()
     ) -> Iterator[tuple[int, list[int]]]:
-        """Yield the packs that earlier stretches left; the num_ranks packs of a step take about as much work."""
+        """Yield the packs that earlier stretches left; the num_ranks packs of a step take about equal work."""
         lengths, data = self.lengths[patch], self.config.data
 
         def work(pack: tuple[int, list[int]]) -> int:
@@ -190,16 +194,19 @@ class DitStage:
         yield from map(self.finish_batch, prefetch(self.reader.read_batch, requests, num_workers))
 
     def batch_requests(self, start: int, every: int, earlier: Sequence[Stretch] = ()) -> Iterator[BatchRequest]:
-        """Yield requests start, start + every, ...; a step's ranks share a patch size, whose epochs are its own."""
-        steps_before, (steps_here, rank) = count_steps(earlier), divmod(start, every)
+        """Yield requests start, start + every, ...; a step's packs share a patch size, whose epochs are its own."""
+        accumulate = self.config.optim.accumulate
+        packs = every * accumulate
+        steps_before, (steps_here, rank) = count_steps(earlier), divmod(start, packs)
         first_step = steps_before + steps_here
         num_here = Counter(map(self.patch_of_step, range(steps_before, first_step)))
         streams = {
-            patch: islice(self.balanced_packs(patch, every, earlier), every * num_here[patch] + rank, None, every)
+            patch: islice(self.balanced_packs(patch, packs, earlier), packs * num_here[patch] + rank, None, every)
             for patch in self.model.patches
         }
         dit = self.config.dit
-        for step, number in zip(count(first_step), count(count_packs(earlier) + start, every)):  # endless
+        for place, number in enumerate(count(count_packs(earlier) + start, every)):  # endless
+            step = first_step + place // accumulate
             patch = self.patch_of_step(step)
             epoch, indices = next(streams[patch])
             trains_facts = dit.facts > 0 and step < dit.facts_until * self.config.run.steps
@@ -284,9 +291,9 @@ class DitStage:
         num_tokens = torch.tensor(float(len(task.weight)))
         return {
             "loss": flow_loss(model, task, self.config.dit.facts),
-            "weight": task.weight.sum(),
+            "weight": task.total_weight,
             "tokens": num_tokens,
-            "fill": num_tokens / self.config.data.token_budget,
+            "fill": num_tokens / (self.config.data.token_budget * self.config.optim.accumulate),
             "clips": torch.tensor(float(len(task.clean.grids))),
         }
 
@@ -321,7 +328,8 @@ class DitStage:
         prompts = list(self.config.run.sample_prompts)
         if not prompts:
             return
-        clips, folder = self.pipeline()(prompts, self.config.sample), out_dir / f"step_{step:06d}"
+        with moved_to(self.text_encoder, self.model.device):
+            clips, folder = self.pipeline()(prompts, self.config.sample), out_dir / f"step_{step:06d}"
         for seed, (prompt, clip) in enumerate(zip(prompts, clips, strict=True)):
             path, settings = folder / f"{seed}.mp4", {"prompt": prompt, "seed": seed, "step": step}
             write_video(path, clip, fps=self.config.sample.fps, settings=settings, overwrite=True)

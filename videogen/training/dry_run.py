@@ -20,10 +20,13 @@ from videogen.config.train import DitConfig, TrainConfig
 from videogen.data.splits import list_changes
 from videogen.models.dit import VideoDiT
 from videogen.models.hub import look_up_checkpoint
+from videogen.models.precision import resolve_mixed_precision
+from videogen.models.quantised_linear import count_base_bytes
 from videogen.packing.patch_schedule import Patch
-from videogen.sampling.cost import Config, clip_seconds, dit_flop, training_memory
+from videogen.sampling.cost import Config, clip_seconds, dit_flop
 from videogen.training.frozen_models import count_frozen_weights, resolve_checkpoints
 from videogen.training.lora import add_lora
+from videogen.training.memory import StepMemory, count_activations, count_trained
 from videogen.training.pack_plan import (
     check_cache,
     count_latent_bytes,
@@ -70,7 +73,8 @@ class StepCost(NamedTuple):
 
     weights: int  # trained values
     frozen_weights: int  # values that are not trained: a LoRA's model, the VAE, the text encoder
-    memory_gb: float  # weights, optimiser state, averages and the activations of a pack
+    memory_gb: float  # all of memory_mb, as much of it as there is at once
+    memory_mb: dict[str, int]  # by the parts of StepMemory
     seconds_per_step: float | None  # on this machine's CPU; None with an accelerator
 
 
@@ -85,18 +89,20 @@ class FolderPlan:
     went: Sequence[str]  # clips that it began with and that are not there any more
     tokens: int  # video tokens of all training clips
     fill: float | None = None  # share of the token budget that the packs of an epoch use; the VAE has no packs
-    steps_per_epoch: int = 0  # optimiser steps in which every clip is seen data.repeats times
+    packs_per_epoch: int = 0  # in which every clip is seen data.repeats times
+    steps_per_epoch: int = 0  # optimiser steps on one device for these, optim.accumulate packs each
     more_steps: dict[str, int] = field(default_factory=dict)  # the same for each extra patch size and its clips
     weights: int | None = None  # as in StepCost
     frozen_weights: int | None = None
     memory_gb: float | None = None
+    memory_mb: dict[str, int] = field(default_factory=dict)
     latents_gb: float | None = None  # what the run keeps on disk of its clips
     seconds_per_step: float | None = None
 
 
 def plan_folder(config: TrainConfig) -> FolderPlan:
     """Read the headers of a recipe's clips, pack the first epoch and estimate the cost of a step."""
-    data, seed = config.data, config.run.seed
+    data, seed, accumulate = config.data, config.run.seed, config.optim.accumulate
     config = replace(config, dit=resolve_checkpoints(config.dit, lambda path: look_up_checkpoint(path) or path))
     network = network_config(config.dit) if config.stage == "dit" else None
     pt, ph, pw = network["patch_size"] if network else config.dit.patch_size  # type: ignore[misc]
@@ -113,7 +119,7 @@ def plan_folder(config: TrainConfig) -> FolderPlan:
         clips=clips, unusable=unusable, held_out=len(val), tokens=tokens, came=split.came, went=split.went
     )
     if config.stage == "vae":
-        return replace(plan, steps_per_epoch=math.ceil(len(train) / config.vae.batch_clips))
+        return replace(plan, steps_per_epoch=math.ceil(len(train) / (config.vae.batch_clips * accumulate)))
     extra = {name: parse_patch(name) for name in config.dit.patches}
     all_lengths, trained = plan_lengths(folder.entries, train, [base, *extra.values()], config)
     packs = {patch: epoch_packs(all_lengths[patch], train, data, seed, epoch=0) for patch in {base, *trained}}
@@ -121,34 +127,48 @@ def plan_folder(config: TrainConfig) -> FolderPlan:
     plan = replace(
         plan,
         fill=sum(packed) / (len(packs[base]) * data.token_budget),
-        steps_per_epoch=len(packs[base]),
-        more_steps={name: len(packs[patch]) if patch in trained else 0 for name, patch in extra.items()},
+        packs_per_epoch=len(packs[base]),
+        steps_per_epoch=math.ceil(len(packs[base]) / accumulate),
+        more_steps={
+            name: math.ceil(len(packs[patch]) / accumulate) if patch in trained else 0 for name, patch in extra.items()
+        },
     )
     if network is None:
         return plan
     num_bytes = count_latent_bytes(folder, int(str(network["out_channels"])))
     check_cache(num_bytes, folder, data)
     plan = replace(plan, latents_gb=float(f"{num_bytes / 1e9:.3g}"))
-    return replace(plan, **step_cost(config, network, packed, plan.steps_per_epoch)._asdict())
+    return replace(plan, **step_cost(config, network, packed, plan.packs_per_epoch)._asdict())
 
 
 def step_cost(
-    config: TrainConfig, network: dict[str, object], lengths: Sequence[int], steps_per_epoch: int
+    config: TrainConfig, network: dict[str, object], lengths: Sequence[int], packs_per_epoch: int
 ) -> StepCost:
     """Estimate the weights, the memory and the time of a step; lengths are the tokens of an epoch's clips."""
     with torch.device("meta"):
         model = cast("VideoDiT", VideoDiT.from_config(network))
+        base = count_base_bytes(model, config.dit.base_dtype) if config.dit.lora_rank else 0
         model = add_lora(model, config.dit, seed=0) if config.dit.lora_rank else model
     weights = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad) + count_frozen_weights(config.dit)
+    others = count_frozen_weights(config.dit)
+    frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad) + sum(others.values())
     sizes = {name: value for name, value in network.items() if isinstance(value, int)}
-    budget, recompute = config.data.token_budget, config.dit.gradient_checkpointing
-    memory = training_memory(sizes, budget, weights, frozen=frozen, averages=len(config.optim.ema), recompute=recompute)
-    forward = sum(dit_flop(cast("Config", network), length) for length in lengths) / steps_per_epoch
+    recompute, waits = config.dit.gradient_checkpointing, config.dit.base_dtype != "float32"
+    halves = waits and resolve_mixed_precision(config.run).mixed_precision == "bf16"
+    memory = StepMemory(
+        base,
+        4 * others["vae"],
+        (2 if halves else 4) * others["text_encoder"],
+        *count_trained(weights, config.optim.optimizer, len(config.optim.ema)),
+        count_activations(sizes, config.data.token_budget, recompute=recompute),
+    )
+    forward = sum(dit_flop(cast("Config", network), length) for length in lengths) / packs_per_epoch
+    forward *= config.optim.accumulate
     # The backward pass costs twice the forward pass, or once if the weights themselves need no gradient.
     flop = forward * ((3 if recompute else 2) + (not config.dit.lora_rank))
     seconds = None if torch.cuda.is_available() else clip_seconds(flop)
-    return StepCost(weights, frozen, round(memory, 2), seconds)
+    megabytes = {name: round(num_bytes / 1e6) for name, num_bytes in memory._asdict().items()}
+    return StepCost(weights, frozen, round(memory.total(encoder_waits=waits) / 1e9, 2), megabytes, seconds)
 
 
 def format_plan(plan: FolderPlan, config: TrainConfig) -> str:
@@ -168,11 +188,13 @@ def format_plan(plan: FolderPlan, config: TrainConfig) -> str:
     if changes := list_changes(plan.came, plan.went):
         lines.append(changes)
     if plan.fill is None:
-        return "\n".join([*lines, f"{plan.steps_per_epoch:,} steps an epoch of {config.vae.batch_clips} clips each"])
-    packs = f"{plan.steps_per_epoch:,} packs of at most {config.data.token_budget:,} tokens, {plan.fill:.1%} full"
-    lines.append(f"{plan.tokens:,} tokens to train on: an epoch is {packs}, a step each on one device")
+        clips = config.vae.batch_clips * config.optim.accumulate
+        return "\n".join([*lines, f"{plan.steps_per_epoch:,} steps an epoch of {clips} clips each"])
+    packs = f"{plan.packs_per_epoch:,} packs of at most {config.data.token_budget:,} tokens, {plan.fill:.1%} full"
+    each = "a step each" if (num := config.optim.accumulate) == 1 else f"{num} a step, {plan.steps_per_epoch:,} steps"
+    lines.append(f"{plan.tokens:,} tokens to train on: an epoch is {packs}, {each} on one device")
     for name, num_steps in plan.more_steps.items():
-        lines.append(f"patch {name} goes through the clips that are trained in it in {num_steps:,} packs")
+        lines.append(f"patch {name} goes through the clips that are trained in it in {num_steps:,} steps")
     if plan.memory_gb is None:
         lines.append(f"memory and time are not known before {config.dit.init or config.dit.vae} is there")
     else:
@@ -181,4 +203,19 @@ def format_plan(plan: FolderPlan, config: TrainConfig) -> str:
         lines.append(
             f"about {plan.memory_gb:.1f} GB of memory{time}; {1000 * (plan.latents_gb or 0):,.1f} MB of latents on disk"
         )
+        lines.append(describe_memory(plan, config))
     return "\n".join(lines)
+
+
+def describe_memory(plan: FolderPlan, config: TrainConfig) -> str:
+    """Say what the memory of a step is of, in MB."""
+    parts, dit = {name: f"{megabytes:,} MB" for name, megabytes in plan.memory_mb.items()}, config.dit
+    encoder = f"the text encoder {parts['text_encoder']}"
+    if dit.base_dtype != "float32":
+        encoder += ", which waits on the host and is there only while it encodes"
+    base = f"base in {dit.base_dtype} {parts['base']}, " if dit.lora_rank else ""
+    what = "LoRA" if dit.lora_rank else "weights"
+    return (
+        f"of it {base}{what} with gradients and averages {parts['trained']}, {config.optim.optimizer} "
+        f"{parts['optimizer']}, activations {parts['activations']}, the VAE {parts['vae']}, {encoder}"
+    )

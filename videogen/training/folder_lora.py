@@ -13,7 +13,7 @@ from typing import cast
 
 from videogen.config.sample import resolve_frames
 from videogen.config.sizes import SPACE_STRIDE, TIME_STRIDE
-from videogen.config.train import DataConfig, DitConfig, OptimConfig, RunConfig, TrainConfig
+from videogen.config.train import BaseDtype, DataConfig, DitConfig, OptimConfig, RunConfig, TrainConfig
 from videogen.data.folder import VideoFolder
 from videogen.models.checkpoint_config import CheckpointInfo, read_checkpoint_info
 from videogen.models.hub import find_checkpoint
@@ -39,15 +39,17 @@ SAMPLE_STEPS = 20  # at most, of the clips that show what was learned
 MEASURED_GRID = (1, 16, 16)
 
 
-def make_lora_plan(run: Path, minutes: float, data: DataConfig, model: Path) -> RunPlan:
+def make_lora_plan(
+    run: Path, minutes: float, data: DataConfig, model: Path, base_dtype: BaseDtype = "float32"
+) -> RunPlan:
     """Plan a LoRA of a model: clips at the model's frame rate, as large as leaves time for enough steps."""
     info = read_checkpoint_info(find_checkpoint(model))
     check_adaptable(info)
     config = TrainConfig(
         data=replace(data, fps=info.defaults.fps if data.fps == DataConfig().fps else data.fps),
         dit=DitConfig(
-            init=info.folder, lora_rank=RANKS[0][1], base_tokens=base_tokens(info), gradient_checkpointing=True,
-            known={"nothing": 1.0},
+            init=info.folder, lora_rank=RANKS[0][1], base_dtype=base_dtype, base_tokens=base_tokens(info),
+            gradient_checkpointing=True, known={"nothing": 1.0},
         ),
         optim=OptimConfig(lr=1e-4, betas=(0.9, 0.99)),
         run=RunConfig(dir=run),
@@ -97,9 +99,8 @@ def measure_model(config: TrainConfig, info: CheckpointInfo) -> DitSpeed:
     names = ("_class_name", "_diffusers_version", "_name_or_path")
     network = {key: value for key, value in info.dit_config.items() if key not in names}
     layers = cast("int", network["num_layers"])
-    speed = measure_dit(
-        replace(config, dit=replace(config.dit, lora_rank=0)), {**network, "num_layers": 1}, MEASURED_GRID
-    )
+    whole = replace(config.dit, lora_rank=0, base_dtype="float32")
+    speed = measure_dit(replace(config, dit=whole), {**network, "num_layers": 1}, MEASURED_GRID)
     return DitSpeed(layers * speed.token_seconds, 0.0)  # the adapter's own update is nothing beside its pass
 
 
@@ -132,7 +133,8 @@ def describe(
     views, steps = count_views(clips, config), config.run.steps
     return [
         *describe_clips(clips, config),
-        f"model: {info.folder}, whose {cost.frozen_weights / 1e6:,.0f} million weights stay as they are",
+        f"model: {info.folder}, whose {cost.frozen_weights / 1e6:,.0f} million weights stay as they are, the matrices "
+        f"of its transformer kept in {config.dit.base_dtype}",
         f"LoRA: rank {config.dit.lora_rank}, {cost.weights / 1e6:.2f} million weights, {steps:,} steps of "
         f"{config.data.token_budget:,} tokens, about {cost.memory_gb:.1f} GB of memory",
         f"each clip is seen about {views:,.0f} times: {expectation(steps)}",

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from videogen.config.train import DataConfig, DitConfig, TrainConfig
+from videogen.config.train import BaseDtype, DataConfig, DitConfig, TrainConfig
 from videogen.data.files import atomic_folder, save_text
 from videogen.data.folder import VideoFolder
 from videogen.data.folder_lock import lock_run
@@ -62,18 +62,19 @@ def train(
     run: str | Path | None = None,
     lora: bool = False,
     model: str | Path | None = None,
+    base_dtype: BaseDtype = "float32",
 ) -> Path:
     """Train on a folder for so many minutes (30 by default) and return the checkpoint's folder.
 
-    With lora a LoRA of a model is trained, and what is returned is the LoRA's folder. The same call again goes on with
-    a run that was stopped; one that is complete goes on where minutes are given.
+    With lora a LoRA of a model is trained, whose matrices are kept in base_dtype, and what is returned is the LoRA's
+    folder. The same call again goes on with a run that was stopped; one that is complete goes on where minutes are
+    given.
     """
     if lora != (model is not None):
         raise ValueError("lora=True and model=FOLDER go together: the model is what the LoRA is trained for")
     run = default_run(Path(folder)) if run is None else Path(run)
-    prepare_plan(
-        run, minutes, DataConfig(folder=Path(folder)), say=lambda _: None, model=None if model is None else Path(model)
-    )
+    data, path = DataConfig(folder=Path(folder)), None if model is None else Path(model)
+    prepare_plan(run, minutes, data, say=lambda _: None, model=path, base_dtype=base_dtype)
     if not train_planned(run):
         raise RuntimeError(f"the run in {run} was stopped; the same call goes on")
     return run / "checkpoint"
@@ -84,11 +85,13 @@ def default_run(folder: Path) -> Path:
     return Path("runs") / folder.resolve().name
 
 
-def new_plan(run: Path, minutes: float | None, data: DataConfig, model: Path | None) -> RunPlan:
+def new_plan(
+    run: Path, minutes: float | None, data: DataConfig, model: Path | None, base_dtype: BaseDtype = "float32"
+) -> RunPlan:
     """Plan a checkpoint of a folder, or with a model a LoRA of it."""
     data = find_scenes_over(replace(data, captions="optional", decoded=run / "clips"))
     minutes = MINUTES if minutes is None else minutes
-    return make_plan(run, minutes, data) if model is None else make_lora_plan(run, minutes, data, model)
+    return make_plan(run, minutes, data) if model is None else make_lora_plan(run, minutes, data, model, base_dtype)
 
 
 def find_scenes_over(data: DataConfig) -> DataConfig:
@@ -103,7 +106,12 @@ def find_scenes_over(data: DataConfig) -> DataConfig:
 
 
 def prepare_plan(
-    run: Path, minutes: float | None, data: DataConfig, say: Callable[[str], object], model: Path | None = None
+    run: Path,
+    minutes: float | None,
+    data: DataConfig,
+    say: Callable[[str], object],
+    model: Path | None = None,
+    base_dtype: BaseDtype = "float32",
 ) -> RunPlan:
     """Make the plan of a new run, or read that of one that goes on, and say it line by line.
 
@@ -111,7 +119,7 @@ def prepare_plan(
     """
     plan = read_plan(run)
     if plan is None:
-        plan = new_plan(run, minutes, data, model)
+        plan = new_plan(run, minutes, data, model, base_dtype)
         run.mkdir(parents=True, exist_ok=True)
         plan.save(run)
         for line in plan.lines:
@@ -119,9 +127,11 @@ def prepare_plan(
         return plan
     if Path(plan.folder).resolve() != data.folder.resolve():
         raise ValueError(f"{run} is a run of {plan.folder}, not of {data.folder}; give another folder with --run")
-    adapted = plan.stages[-1].dit.init if plan.stages[-1].dit.lora_rank else None
-    if (adapted and adapted.resolve()) != (model and find_checkpoint(model).resolve()):
-        trained = "a whole checkpoint" if adapted is None else f"a LoRA of {adapted}"
+    dit = plan.stages[-1].dit
+    adapted = dit.init if dit.lora_rank else None
+    is_same_model = (adapted and adapted.resolve()) == (model and find_checkpoint(model).resolve())
+    if not is_same_model or dit.base_dtype != base_dtype:
+        trained = "a whole checkpoint" if adapted is None else f"a LoRA of {adapted}, kept in {dit.base_dtype}"
         raise ValueError(f"{run} trains {trained}; go on with the same flags, or give another folder with --run")
     if minutes is not None and has_results(run, plan):
         plan = extend_plan(plan, minutes, step_seconds(run))

@@ -24,6 +24,7 @@ from videogen.models.checkpoint import check_weights, load_vae, meta_component
 from videogen.models.checkpoint_config import components_of, read_json
 from videogen.models.dit import VideoDiT
 from videogen.models.hub import find_checkpoint
+from videogen.models.quantised_linear import load_quantised
 from videogen.models.text_encoder import load_tokenizer_and_encoder
 from videogen.models.vae import VideoVAE
 from videogen.models.wan_vae import WanVAE
@@ -43,7 +44,7 @@ class FrozenModels(NamedTuple):
     scheduler: Scheduler | None = None
 
 
-def load_frozen(dit: DitConfig) -> FrozenModels:
+def load_frozen(dit: DitConfig, *, text_dtype: torch.dtype = torch.float32) -> FrozenModels:
     """Load the VAE and the text encoder, each from its own folder; a LoRA takes all of them from its pipeline."""
     if not dit.lora_rank or dit.init is None:
         vae = load_part(VideoVAE, dit.vae, "vae").eval().requires_grad_(requires_grad=False)
@@ -58,15 +59,19 @@ def load_frozen(dit: DitConfig) -> FrozenModels:
         raise ValueError(f"{dit.init} has {has}; training takes models of one, such as Wan 2.1")
     name = components.get("scheduler")
     scheduler = getattr(diffusers, name).from_pretrained(dit.init, subfolder="scheduler") if name else None
-    return FrozenModels(vae, *load_tokenizer_and_encoder(dit.init), scheduler)
+    return FrozenModels(vae, *load_tokenizer_and_encoder(dit.init, dtype=text_dtype), scheduler)
 
 
-def count_frozen_weights(dit: DitConfig) -> int:
-    """Count the weights that load_frozen will load, from their configs; a model that is missing counts 0."""
+def count_frozen_weights(dit: DitConfig) -> dict[str, int]:
+    """Count the weights of each model that load_frozen will load, from its config; one that is missing counts 0."""
     pipeline = dit.init if dit.lora_rank else None
-    parts = [(pipeline or dit.vae, "vae"), (pipeline or dit.text, "text_encoder")]
-    models = [meta_component(folder, part) for folder, part in parts if (folder / part / "config.json").is_file()]
-    return sum(weight.numel() for model in models for weight in model.parameters())
+    folders = {"vae": pipeline or dit.vae, "text_encoder": pipeline or dit.text}
+    return {
+        part: sum(weight.numel() for weight in meta_component(folder, part).parameters())
+        if (folder / part / "config.json").is_file()
+        else 0
+        for part, folder in folders.items()
+    }
 
 
 def resolve_checkpoints(dit: DitConfig, find: Callable[[Path], Path] = find_checkpoint) -> DitConfig:
@@ -117,10 +122,24 @@ def encoder_id(vae: VideoVAE | WanVAE) -> str:
     return digest.hexdigest()
 
 
+def load_base(dit: DitConfig) -> VideoDiT:
+    """Load the transformer of dit.init, the matrices below a LoRA in dit.base_dtype."""
+    assert dit.init is not None
+    if dit.base_dtype == "float32":
+        return load_part(VideoDiT, dit.init, "transformer")
+    check_part(dit.init, "transformer")
+    return load_quantised(dit.init / "transformer", dit.base_dtype)
+
+
 def load_part(kind: type[Model], folder: Path, name: str) -> Model:
-    """Check and load one model of a checkpoint folder in float32; raises a ValueError if it is not there."""
+    """Check and load one model of a checkpoint folder in float32."""
+    check_part(folder, name)
+    check_weights(kind, folder / name)
+    return kind.from_pretrained(folder, subfolder=name, dtype=torch.float32)
+
+
+def check_part(folder: Path, name: str) -> None:
+    """Raise a ValueError if a model of a checkpoint folder is not there, or damaged."""
     if not (folder / name / "config.json").is_file():
         raise ValueError(f"{folder} has no {name}/config.json; give a checkpoint folder that holds one")
     check_manifest(folder, only=(name,))
-    check_weights(kind, folder / name)
-    return kind.from_pretrained(folder, subfolder=name, dtype=torch.float32)

@@ -1,4 +1,4 @@
-"""Make the optimizer of a run: AdamW, or Muon on the matrices of the blocks and AdamW on everything else.
+"""Make the optimizer of a run: AdamW, also in 8 bits, or Muon on the matrices of the blocks and AdamW on the rest.
 
 nn.Module, OptimConfig  ->  torch.optim.Optimizer;  step, OptimConfig  ->  learning rate
 """
@@ -47,6 +47,10 @@ def make_optimizer(model: nn.Module, config: OptimConfig) -> Optimizer:
         {"params": [p for p in rest if p.ndim >= 2], "weight_decay": config.weight_decay},
         {"params": [p for p in rest if p.ndim < 2], "weight_decay": 0.0},
     ]
+    if config.optimizer == "adamw8bit":
+        from videogen.training.adamw8bit import PlainAdamW8bit
+
+        return PlainAdamW8bit(groups, lr=config.lr, betas=config.betas, eps=1e-8)
     if in_blocks:
         return MuonAdamW([{"params": in_blocks, "weight_decay": config.weight_decay}], groups, config)
     return AdamW(groups, lr=config.lr, betas=config.betas, eps=1e-8, fused=True)

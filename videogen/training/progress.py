@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from accelerate.tracking import GeneralTracker
 
 LOG = "log.jsonl"
+COUNTS = ("tokens", "clips", "fill")
+"""Values of a loss that add up over the packs of a step; all others are means, each pack by its weight."""
 
 
 def read_log(run_dir: Path) -> list[dict[str, object]]:
@@ -102,6 +104,15 @@ def open_trackers(run_dir: Path, step: int, config: TrainConfig | None) -> list[
             tracker.store_init_configuration(plain)
         trackers.append(tracker)
     return trackers
+
+
+def average_packs(packs: Sequence[Mapping[str, float]], weights: Sequence[float]) -> dict[str, float]:
+    """Join the losses of a step's packs to those of one large pack."""
+    shares = [weight / sum(weights) for weight in weights]
+    return {
+        name: sum(pack[name] * (1 if name in COUNTS else share) for pack, share in zip(packs, shares, strict=True))
+        for name in packs[0]
+    }
 
 
 class RunLog:

@@ -25,9 +25,9 @@ PROGRESS = "progress.json"
 
 
 class Stretch(NamedTuple):
-    """Steps of a run with one number of processes, each of which trains a pack in every step."""
+    """Steps of a run with one number of packs a step: optim.accumulate of them in each process."""
 
-    processes: int
+    packs: int
     steps: int
 
 
@@ -164,7 +164,7 @@ def is_of_earlier_version(run_dir: Path) -> bool:
 
 def count_packs(stretches: Sequence[Stretch]) -> int:
     """Count the packs that stretches of a run have consumed."""
-    return sum(processes * steps for processes, steps in stretches)
+    return sum(packs * steps for packs, steps in stretches)
 
 
 def count_steps(stretches: Sequence[Stretch]) -> int:
@@ -193,7 +193,7 @@ def load_step(run_dir: Path, step: int, ema: PowerEMA, optimizer: torch.optim.Op
         param = trained[int(index)]
         if value.shape == param.shape:
             # The fused kernel walks a weight and its moments in memory order, so both need the same memory layout.
-            moment = torch.empty_like(param)
+            moment = torch.empty_like(param, dtype=value.dtype)
             copy_whole(value, moment)
             value = moment
         state.setdefault(int(index), {})[entry] = value

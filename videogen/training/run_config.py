@@ -20,7 +20,8 @@ logger = logging.getLogger(__name__)
 CONFIG = "config.json"
 FREE = {
     "data.workers", "data.decoded", "data.cache_gb", "dit.gradient_checkpointing",
-    "optim.lr", "optim.betas", "optim.weight_decay", "optim.warmup_steps", "optim.decay_share", "optim.grad_clip",
+    "optim.accumulate", "optim.lr", "optim.betas", "optim.weight_decay", "optim.warmup_steps", "optim.decay_share",
+    "optim.grad_clip",
     "run.dir", "run.steps", "run.minutes", "run.save_every", "run.val_every", "run.sample_every", "run.sample_rarer",
     "run.sample_prompts",
     "run.keep", "run.resume", "run.report_to", "run.compile", "run.mixed_precision", "run.skip_bad_steps",

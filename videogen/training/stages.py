@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from videogen.config.train import TrainConfig
 from videogen.data.splits import Split
+from videogen.sampling.gguf_files import require
 from videogen.training.dit_stage import DitStage
 from videogen.training.run_checkpoints import Stretch
 from videogen.training.vae_stage import VaeStage
@@ -37,9 +38,10 @@ class Stage(Protocol[Batch, MicroBatch]):
         ...
 
     def batches(self, start: int, every: int = 1, earlier: Sequence[Stretch] = ()) -> Iterator[Batch]:
-        """Yield the batches start, start + every, ... after those of earlier stretches with other numbers of processes.
+        """Yield the batches start, start + every, ... after those of earlier stretches with other packs a step.
 
-        Each depends on its number and on the stretches alone, in a resumed run too.
+        optim.accumulate of them are those of a step. Each depends on its number and on the stretches alone, in a
+        resumed run too.
         """
         ...
 
@@ -54,7 +56,7 @@ class Stage(Protocol[Batch, MicroBatch]):
     def loss(self, model: nn.Module, micro_batch: MicroBatch, batch_number: int) -> dict[str, Tensor]:
         """Return the loss of the objective as "loss", and further values to log; the bar shows "tokens" and "fill".
 
-        "weight", which is not logged, is how much the loss counts in the mean over processes.
+        "weight", which is not logged, is how much the loss of the whole batch counts in the mean over a step's.
         """
         ...
 
@@ -76,5 +78,8 @@ class Stage(Protocol[Batch, MicroBatch]):
 
 
 def make_stage(config: TrainConfig) -> VaeStage | DitStage:
-    """Make the stage that a recipe names."""
+    """Make the stage that a recipe names; raises a ValueError where a package that it needs is not installed."""
+    for name, value in (("optim.optimizer", config.optim.optimizer), ("dit.base_dtype", config.dit.base_dtype)):
+        if value in ("adamw8bit", "nf4"):
+            require("bitsandbytes", f"{name} = {value!r}")
     return {"vae": VaeStage, "dit": DitStage}[config.stage](config)

@@ -12,8 +12,8 @@ import logging
 import math
 import signal
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from datetime import timedelta
 from typing import Generic
@@ -29,7 +29,7 @@ from videogen.models.dit import VideoDiT
 from videogen.models.precision import lacks_bf16_instructions, resolve_mixed_precision
 from videogen.training.ema import PowerEMA
 from videogen.training.optimizers import learning_rate, make_optimizer
-from videogen.training.progress import Meter, RunLog, cut_log, is_validation, progress_bar, read_log
+from videogen.training.progress import Meter, RunLog, average_packs, cut_log, is_validation, progress_bar, read_log
 from videogen.training.run_checkpoints import (
     RunProgress,
     Stretch,
@@ -121,24 +121,30 @@ class Trainer(Generic[Batch, MicroBatch]):
             raise ValueError(f"the processes found {self.run.dir} at steps {steps}; give all of them the same folder")
 
     def stretches_before(self, progress: RunProgress) -> list[Stretch]:
-        """Return the stretches of a run before the one that it goes on with, with this number of processes."""
-        now = self.accelerator.num_processes
+        """Return the stretches of a run before the one that it goes on with, with this number of packs a step."""
+        now = self.packs_per_step
         *earlier, last = progress.stretches or [Stretch(now, self.step)]  # earlier versions did not save them
-        if last.processes == now:
+        if last.packs == now:
             return earlier
         if self.accelerator.is_main_process:
-            logger.warning("unlike before, a step trains %d packs, one a process, was %d", now, last.processes)
+            logger.warning("unlike before, a step trains %d packs, was %d", now, last.packs)
         return [*earlier, last]
 
-    def batch_number(self, step: int) -> int:
-        """Count the packs of the run before this process's pack of a step: no two of a run have the same number."""
-        num_processes, rank = self.accelerator.num_processes, self.accelerator.process_index
-        return count_packs(self.earlier) + (step - count_steps(self.earlier)) * num_processes + rank
+    @property
+    def packs_per_step(self) -> int:
+        """Return how many packs a step trains, those of all processes."""
+        return self.accelerator.num_processes * self.config.optim.accumulate
 
-    def batches(self) -> Iterator[Batch]:
-        """Yield this process's batches from the next step on: one of the num_processes batches of each step."""
+    def batch_number(self, step: int, place: int = 0) -> int:
+        """Count the packs of the run before one of this process's in a step: no two of a run have the same number."""
+        in_step = place * self.accelerator.num_processes + self.accelerator.process_index
+        return count_packs(self.earlier) + (step - count_steps(self.earlier)) * self.packs_per_step + in_step
+
+    def batches(self) -> Iterator[tuple[Batch, ...]]:
+        """Yield this process's batches of each step from the next on: optim.accumulate of its packs_per_step."""
         start = self.batch_number(self.step) - count_packs(self.earlier)
-        return self.stage.batches(start, self.accelerator.num_processes, self.earlier)
+        stream = self.stage.batches(start, self.accelerator.num_processes, self.earlier)
+        return zip(*[stream] * self.config.optim.accumulate, strict=True)
 
     def any_process(self, flag: bool) -> bool:
         """True if the flag is set in any process: all of them must leave the loop at the same step."""
@@ -147,16 +153,16 @@ class Trainer(Generic[Batch, MicroBatch]):
         value = torch.tensor(float(flag), device=self.accelerator.device)
         return torch.as_tensor(self.accelerator.reduce(value, reduction="sum")).item() > 0
 
-    def train_step(self, batch: Batch, step: int) -> dict[str, float]:
+    def train_step(self, batches: Sequence[Batch], step: int) -> dict[str, float]:
         """Take an optimizer step and return the values to log; skip it if loss or gradient is not finite and may be."""
         lr = learning_rate(step, self.run.steps, self.config.optim)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        values = self.compute_gradient(batch, self.batch_number(step))
+        values = self.compute_gradient(batches, step)
         norm = self.accelerator.clip_grad_norm_(self.objective.parameters(), self.config.optim.grad_clip)
         values |= {"grad_norm": gather_one(torch.as_tensor(norm)).item(), "lr": lr}
         if self.any_process(not (math.isfinite(values["loss"]) and math.isfinite(values["grad_norm"]))):
-            self.count_bad_step(batch, step, values)
+            self.count_bad_step(batches, step, values)
             values = {name: value for name, value in values.items() if math.isfinite(value)}
         else:
             self.optimizer.step()
@@ -164,9 +170,10 @@ class Trainer(Generic[Batch, MicroBatch]):
         self.ema.update(step + 1)
         return values
 
-    def count_bad_step(self, batch: Batch, step: int, values: Mapping[str, float]) -> None:
+    def count_bad_step(self, batches: Sequence[Batch], step: int, values: Mapping[str, float]) -> None:
         """Count a step whose loss or gradient is not finite; FloatingPointError if the run may skip no more of them."""
-        clips = ", ".join(self.stage.clip_names(batch, self.batch_number(step)))
+        numbered = ((batch, self.batch_number(step, place)) for place, batch in enumerate(batches))
+        clips = ", ".join(name for batch, number in numbered for name in self.stage.clip_names(batch, number))
         numbers = f"the loss is {values['loss']:.4g} and the gradient norm is {values['grad_norm']:.4g}"
         what = f"of the clips {clips} {numbers} at step {step}"
         if self.num_skipped >= self.run.skip_bad_steps:
@@ -177,13 +184,13 @@ class Trainer(Generic[Batch, MicroBatch]):
         self.num_skipped += 1
         logger.warning("%s: it is skipped, the %d. of at most %d", what, self.num_skipped, self.run.skip_bad_steps)
 
-    def compute_gradient(self, batch: Batch, batch_number: int) -> dict[str, float]:
-        """Accumulate the gradient of a batch and return its losses; if memory runs out, start over in smaller passes.
+    def compute_gradient(self, batches: Sequence[Batch], step: int) -> dict[str, float]:
+        """Accumulate the gradient of a step and return its losses; if memory runs out, start over in smaller passes.
 
-        Noise is sampled for the batch as a whole, from its number alone, so smaller passes have the same gradient.
+        Noise is sampled for a batch as a whole, from its number alone, so smaller passes have the same gradient.
         """
         max_tokens = self.max_tokens_per_pass
-        while (losses := self.forward_backward(batch, batch_number)) is None:
+        while (losses := self.forward_backward(batches, step)) is None:
             self.optimizer.zero_grad()
             torch.cuda.empty_cache()  # does nothing without CUDA
             if self.accelerator.num_processes > 1:  # the others wait for this one's gradient and cannot start over
@@ -191,7 +198,7 @@ class Trainer(Generic[Batch, MicroBatch]):
                     f"out of memory; the last checkpoint is whole: lower data.token_budget = {max_tokens}, and resume "
                     "with --accept-changes"
                 )
-            longest = self.stage.longest_clip(batch)
+            longest = max(map(self.stage.longest_clip, batches))
             if self.max_tokens_per_pass <= longest:  # the longest clip already had a pass of its own
                 raise RuntimeError(
                     "no memory for one clip; lower data.max_tokens or set dit.gradient_checkpointing, and resume with "
@@ -203,30 +210,45 @@ class Trainer(Generic[Batch, MicroBatch]):
             logger.warning(text, self.max_tokens_per_pass)
         return losses
 
-    def forward_backward(self, batch: Batch, batch_number: int) -> dict[str, float] | None:
-        """Accumulate the gradient of a batch and return the sums of its losses, or None if memory ran out."""
-        sums: dict[str, float] = {}
-        use_bf16 = self.run.mixed_precision == "bf16"
+    def forward_backward(self, batches: Sequence[Batch], step: int) -> dict[str, float] | None:
+        """Accumulate the gradient of a step's batches and return their losses, or None if memory ran out.
+
+        Of several packs, in this process and in others, each counts by its weight, as its clips would in one large one.
+        """
+        losses, weights = list[dict[str, float]](), list[Tensor]()
         try:
-            # Only the forward pass is autocast: what `split` draws and embeds has precisions of its own.
-            for micro_batch in self.stage.split(batch, self.max_tokens_per_pass):
-                with torch.autocast(self.accelerator.device.type, torch.bfloat16, enabled=use_bf16):
-                    losses = self.stage.loss(self.objective, micro_batch, batch_number)
-                self.accelerator.backward(losses["loss"] * self.loss_weight(losses.pop("weight", None)))
-                for name, value in losses.items():
-                    sums[name] = sums.get(name, 0.0) + value.item()
+            for place, batch in enumerate(batches):
+                # Processes add up their gradients once, with the last of their packs.
+                is_last = place == len(batches) - 1
+                with nullcontext() if is_last else self.accelerator.no_sync(self.objective):
+                    sums, weight = self.add_gradient(batch, self.batch_number(step, place))
+                losses.append(sums)
+                weights.append(weight)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
             # Returning drops the traceback, which would keep alive what the step had computed while it is retried.
             return None
-        return sums
+        if self.packs_per_step == 1:
+            return losses[0]
+        total = torch.as_tensor(self.accelerator.reduce(torch.stack(weights).sum(), reduction="mean")).item()
+        for param in self.objective.parameters():
+            if param.grad is not None:
+                param.grad.div_(total)
+        return average_packs(losses, torch.stack(weights).tolist())
 
-    def loss_weight(self, weight: Tensor | None) -> Tensor | float:
-        """Return what this process's loss counts for in the mean over processes, in which each counts by its weight."""
-        if weight is None or self.accelerator.num_processes == 1:
-            return 1.0
-        return weight / torch.as_tensor(self.accelerator.reduce(weight, reduction="mean"))
+    def add_gradient(self, batch: Batch, batch_number: int) -> tuple[dict[str, float], Tensor]:
+        """Add a batch's gradient, times its weight where a step has several; return the sums of its losses, and it."""
+        sums, use_bf16, weight = dict[str, float](), self.run.mixed_precision == "bf16", torch.ones(())
+        # Only the forward pass is autocast: what `split` draws and embeds has precisions of its own.
+        for micro_batch in self.stage.split(batch, self.max_tokens_per_pass):
+            with torch.autocast(self.accelerator.device.type, torch.bfloat16, enabled=use_bf16):
+                losses = self.stage.loss(self.objective, micro_batch, batch_number)
+            weight = losses.pop("weight")
+            self.accelerator.backward(losses["loss"] * (1.0 if self.packs_per_step == 1 else weight))
+            for name, value in losses.items():
+                sums[name] = sums.get(name, 0.0) + value.item()
+        return sums, weight
 
     def fit(self) -> bool:
         """Train until the run is complete, its time is over or a signal asks to stop; True if it is complete."""
@@ -262,8 +284,8 @@ class Trainer(Generic[Batch, MicroBatch]):
         deadline = time.monotonic() + 60 * self.run.minutes if self.run.minutes is not None else math.inf
         with StopRequest() as stop, progress_bar(disable=not self.is_main) as bar:
             task, summary = bar.add_task(self.config.stage, total=self.run.steps, completed=self.step, message=""), ""
-            for batch in self.batches():
-                values = self.train_step(batch, self.step)
+            for batches in self.batches():
+                values = self.train_step(batches, self.step)
                 self.step += 1
                 summary = meter.add(self.step, values) or summary
                 bar.update(task, completed=self.step, message=summary)
@@ -362,7 +384,7 @@ class Trainer(Generic[Batch, MicroBatch]):
             )
         self.export()
         # The step folder is written last: where it exists, so does the checkpoint of its step.
-        stretch = Stretch(self.accelerator.num_processes, self.step - count_steps(self.earlier))
+        stretch = Stretch(self.packs_per_step, self.step - count_steps(self.earlier))
         optimizer = self.config.optim.optimizer
         stretches = [*self.earlier, stretch]
         progress = RunProgress(self.meter.window, stretches, optimizer, self.num_skipped)

@@ -131,9 +131,10 @@ class VaeStage:
         """Yield requests start, start + every, ... after earlier ones; the last share of the steps has whole clips."""
         steps, vae = self.config.run.steps, self.config.vae
         whole_from = round(steps * (1 - vae.whole_share)) if vae.crop else 0
-        first_step = count_steps(earlier) + start // every
-        for step, number in zip(count(first_step), count(count_packs(earlier) + start, every)):  # endless
-            yield CropRequest(number, step >= whole_from)
+        accumulate = self.config.optim.accumulate
+        first_step = count_steps(earlier) + start // (every * accumulate)
+        for place, number in enumerate(count(count_packs(earlier) + start, every)):  # endless
+            yield CropRequest(number, first_step + place // accumulate >= whole_from)
 
     def load_videos(self, indices: list[int]) -> Iterator[Tensor]:
         """Yield clips (3, t, h, w); report and skip those that fail to decode."""
