@@ -22,7 +22,7 @@ LORA = ("--lora FILE=SCALE",)
 BATCH = ("--num N (clips a prompt)", "--data.token-budget N (a batch is so many video tokens)")
 TRACKERS = ("--run.report-to NAME",)
 CACHE = ("--first-block-cache 0.1, or --mag-cache 0.1",)
-SMALLER = ("--dit.gradient-checkpointing (the base of a LoRA is not quantised)", "--quantise fp8")
+SMALLER = ("--dit.base-dtype fp8 (or nf4), --dit.gradient-checkpointing", "--quantise fp8")
 EPOCHS = ("--run.steps N (--dry-run says how many steps an epoch has)", "--minutes M")
 RESUME = ("--run.resume STEP (the same command again resumes by itself)", "the same command again, which resumes")
 
