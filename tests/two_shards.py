@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from types import SimpleNamespace
+from typing import cast
 
 import torch
 import torch.distributed as dist
@@ -44,7 +45,8 @@ def step_in_shards(shards: Shards, rank: int) -> dict[str, Tensor]:
     loss = loss_of(model, rank)
     loss.backward()
     trained = {name: param for name, param in model.named_parameters() if param.grad is not None}
-    gradient = gather(((f"gradient {name}", param.grad) for name, param in trained.items()), keep=True)  # type: ignore[misc]
+    gradients = ((f"gradient {name}", cast("Tensor", param.grad).clone()) for name, param in trained.items())
+    gradient = gather(gradients, keep=True)
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), MAX_NORM)
     with torch.no_grad():
         for param in trained.values():

@@ -12,11 +12,11 @@ import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, NamedTuple, cast
+from typing import NamedTuple, Protocol, cast
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
@@ -24,9 +24,6 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from videogen.config.train import TrainConfig
 from videogen.models.dit_blocks import Block
 from videogen.models.dit_network import DiT
-
-if TYPE_CHECKING:
-    from videogen.training.stages import Batch, MicroBatch, Stage
 
 logger = logging.getLogger(__name__)
 LAUNCHER_FLAGS = ASKS, ASKS_FOR_COPIES = "ACCELERATE_USE_FSDP", "ACCELERATE_USE_PARALLELISM_CONFIG"
@@ -44,6 +41,12 @@ SUPPORTED = {
     "PARALLELISM_CONFIG_SP_SIZE": "1",
 }
 """The settings of accelerate that would train otherwise, and their one value here."""
+
+
+class HasModel(Protocol):
+    """A stage of training, of which only the model matters here."""
+
+    model: nn.Module
 
 
 class Shards(NamedTuple):
@@ -83,7 +86,7 @@ def read_shards(config: TrainConfig, environment: Mapping[str, str] = os.environ
     return Shards(copies, parts, environment.get("FSDP_RESHARD_AFTER_FORWARD", "true").lower() == "true")
 
 
-def shard_model(stage: Stage[Batch, MicroBatch], shards: Shards, device: torch.device) -> ShardedModel | None:
+def shard_model(stage: HasModel, shards: Shards, device: torch.device) -> ShardedModel | None:
     """Divide the model of a stage among the processes; None, and a warning, for a VAE, which is small."""
     if isinstance(stage.model, DiT):
         return ShardedModel(stage.model, shards, device)
@@ -111,7 +114,7 @@ class ShardedModel:
         fully_shard(model, mesh=mesh)
 
     @contextmanager
-    def lend_whole(self, stage: Stage[Batch, MicroBatch], weights: Iterable[tuple[str, Tensor]]) -> Iterator[None]:
+    def lend_whole(self, stage: HasModel, weights: Iterable[tuple[str, Tensor]]) -> Iterator[None]:
         """Give the stage of the first process a model with these weights, whole, for which the others wait."""
         params = {} if self.whole is None else dict(self.whole.named_parameters())
         for name, weight in weights:
