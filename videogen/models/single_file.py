@@ -149,7 +149,7 @@ def list_configs(files: ModelFiles, config: Config) -> dict[str, Config]:
     vae = config_of(files.vae, "vae", "--vae", convert_vae, vae_config)
     text = config_of(files.text, "text_encoder", "--text", convert_text, text_config)
     from_image, is_5b = has_image_channels(config), config["in_channels"] == CHANNELS_5B
-    index: Config = INDEX | {"_class_name": "WanImageToVideoPipeline" if from_image else "WanPipeline"}
+    index: Config = {**INDEX, "_class_name": "WanImageToVideoPipeline" if from_image else "WanPipeline"}
     index |= {"expand_timesteps": is_5b}
     shift = SHIFT_5B if is_5b else SHIFT_FLF2V if "pos_embed_seq_len" in config else SHIFT
     dit = {"_class_name": "WanTransformer3DModel"} | config
@@ -157,7 +157,7 @@ def list_configs(files: ModelFiles, config: Config) -> dict[str, Config]:
         "transformer/config.json": dit,
         "vae/config.json": {"_class_name": "AutoencoderKLWan"} | vae,
         "text_encoder/config.json": text,
-        "scheduler/scheduler_config.json": SCHEDULER | {"flow_shift": shift},
+        "scheduler/scheduler_config.json": {**SCHEDULER, "flow_shift": shift},
     }
     widths = [("channels", files.vae, vae.get("z_dim", 16), config["out_channels"])]
     widths += [("numbers a token", files.text, text.get("d_model"), config["text_dim"])]
@@ -197,8 +197,11 @@ def image_processor_config(path: Path, clip: Config) -> Config:
     if own.is_file():
         return json.loads(own.read_text(encoding="utf-8"))
     side = clip["image_size"]
-    sizes = {"size": {"shortest_edge": side}, "crop_size": {"height": side, "width": side}}
-    return {"image_processor_type": "CLIPImageProcessor"} | sizes
+    return {
+        "image_processor_type": "CLIPImageProcessor",
+        "size": {"shortest_edge": side},
+        "crop_size": {"height": side, "width": side},
+    }
 
 
 def find_tokenizer(text: Path) -> Path:

@@ -153,7 +153,8 @@ def read_metadata(file: Path) -> dict[str, object] | None:
 def load_bare(model: nn.Module, tensors: Mapping[str, Tensor], adapter: str, metadata: dict[str, object]) -> None:
     """Load a LoRA that diffusers saved of a transformer alone: neither its names nor its metadata have a prefix."""
     bare = {name.removeprefix(OUR_NAMES): tensor for name, tensor in tensors.items()}
-    cast("PeftAdapterMixin", model).load_lora_adapter(bare, prefix=None, adapter_name=adapter, metadata=metadata)
+    none = cast("str", None)  # which diffusers takes for no prefix
+    cast("PeftAdapterMixin", model).load_lora_adapter(bare, prefix=none, adapter_name=adapter, metadata=metadata)
 
 
 def meta_leaf(opened: safe_open, name: str) -> Tensor:

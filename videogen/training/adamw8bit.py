@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import cast
 
 import torch
-from bitsandbytes.optim import AdamW8bit
+from bitsandbytes.optim.adamw import AdamW8bit
 from torch import Tensor
 from torch.optim import Optimizer
 
