@@ -139,7 +139,7 @@ def own_part(tensor: Tensor) -> Tensor:
 
 def gather_one(tensor: Tensor) -> Tensor:
     """Gather a tensor on the host, if it is in parts; all processes must take part."""
-    return tensor.detach().full_tensor().cpu() if isinstance(tensor, DTensor) else tensor
+    return cast("DTensor", tensor.detach()).full_tensor().cpu() if isinstance(tensor, DTensor) else tensor
 
 
 def gather(tensors: Iterable[tuple[str, Tensor]], *, keep: bool) -> dict[str, Tensor]:
