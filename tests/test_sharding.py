@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -91,7 +92,8 @@ def test_the_trainer_does_not_pass_over_shards(monkeypatch: pytest.MonkeyPatch) 
 
 def test_a_step_in_shards_is_the_step_of_one_process_with_both_packs(tmp_path: Path) -> None:
     """Two processes with one part each, and with a copy each; the second process's own weights are not used."""
-    torch.multiprocessing.spawn(run, args=(str(tmp_path),), nprocs=2)
+    multiprocessing.set_forkserver_preload([run.__module__])  # torch is imported once for both processes
+    torch.multiprocessing.start_processes(run, args=(str(tmp_path),), nprocs=2, start_method="forkserver")
     dit = make_dit(seed=0)
     num_weights = sum(param.numel() for param in dit.parameters())
     losses = torch.stack([loss_of(dit, rank) for rank in range(2)])
