@@ -168,7 +168,7 @@ def test_the_file_fits_the_base_as_it_is(trained: TrainConfig) -> None:
     stage, plain = make_stage(trained), VideoPipeline.load(trained.dit.init)
     assert isinstance(stage, DitStage)
     trainer, request = Trainer(stage, trained), [ClipRequest(PROMPT, 5)]
-    with trainer.averaged_weights():
+    with trainer.whole_model(averaged=True):
         here = stage.pipeline().sample(request, SETTINGS)[0]
     without = plain.sample(request, SETTINGS)[0]
     plain.add_loras([str(trained.run.dir / "checkpoint")])
