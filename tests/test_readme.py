@@ -172,3 +172,13 @@ def test_tyro_writes_a_completion_script_of_all_commands(capsys: pytest.CaptureF
     script = capsys.readouterr().out
     assert all(name in script for name in COMMANDS)
     assert "--dry-run" in script
+
+
+def test_a_completion_script_that_needs_a_package_says_so(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "shtab", None)
+    assert main(["--tyro-print-completion", "tcsh"]) == 2
+    assert capsys.readouterr().err == (
+        "error: --tyro-print-completion tcsh needs shtab: pip install shtab; bash and zsh need nothing\n"
+    )
