@@ -188,3 +188,13 @@ def test_bash_completes_commands_and_their_flags_by_that_script(
     ask = f"source {script}; COMP_WORDS=({words}); COMP_CWORD={len(words.split()) - 1}; _tyro_videogen; echo $COMPREPLY"
     process = subprocess.run(["bash", "-c", ask], capture_output=True, text=True, check=True)
     assert process.stdout.split() == [completed], process.stderr
+
+
+def test_a_completion_script_that_needs_a_package_says_so(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "shtab", None)
+    assert main(["--tyro-print-completion", "tcsh"]) == 2
+    assert capsys.readouterr().err == (
+        "error: --tyro-print-completion tcsh needs shtab: pip install shtab; bash and zsh need nothing\n"
+    )
