@@ -108,7 +108,7 @@ def test_a_wrong_file_of_axes_is_refused(text: str, message: str, tmp_path: Path
         (["x", "--sweep"], "--sweep needs what to compare"),
         (["x", "--score", "json:dumps"], "--score is for a sweep"),
         (["x", "--reference", "8"], "--reference is for a sweep"),
-        (["x", "--sweep", "steps=1,2", "--image", "a.png"], "a sweep takes prompts alone"),
+        (["x", "--sweep", "steps=1,2", "--image", "a.png"], "there is no file a.png"),
         (["x", "--sweep", "steps=1,2", "--search", "0"], "N >= 1"),
         (["x", "--sweep", "steps=1,2", "--seeds", "a,b"], "--seeds must be different whole numbers"),
         (["x", "--sweep", "steps=1,2", "--seeds", "1,1"], "--seeds must be different whole numbers"),

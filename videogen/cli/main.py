@@ -41,11 +41,12 @@ def run_sample(argv: Sequence[str]) -> int:
     from videogen.cli.sample import parse_args, run
 
     args, info = parse_args(argv)
+    args = fit_settings(args, info, argv)
     if args.sweep or args.search:
         from videogen.cli.sweep import run_sweep
 
         return run_sweep(args, info)
-    return run(fit_settings(args, info, argv), info)
+    return run(args, info)
 
 
 def run_judge(argv: Sequence[str]) -> int:

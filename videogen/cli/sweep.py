@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from videogen.cli.clip_files import OUT, STDOUT, check_files, check_folder
 from videogen.cli.dry_run import format_duration
-from videogen.cli.known_flags import check_material, check_places, check_rows
+from videogen.cli.known_flags import check_places, check_rows
 from videogen.cli.known_material import load_material
 from videogen.cli.processes import find_team
 from videogen.cli.provenance import provenance
@@ -59,7 +59,6 @@ def run_sweep(args: SampleArgs, info: CheckpointInfo) -> int:
             f"a sweep makes each clip at once, and --{flag} makes one in windows; leave it out, or make those clips "
             "one by one (a sweep takes --image, and --video with --mask or --strength)"
         )
-    check_material(args, info)
     check_folder(folder)
     plan = make_plan(args, info)
     check_settings({run.config for run in plan.runs()}, info)

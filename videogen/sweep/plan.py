@@ -14,7 +14,7 @@ import math
 import re
 import shlex
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -74,7 +74,7 @@ class Plan:
     unknown_words: tuple[str, ...] = ()
     """Words of the prompts that the checkpoint never met in training, for the page."""
     about: tuple[tuple[str, object], ...] = ()
-    """Further facts on which two commands for one folder must agree: checkpoint, LoRAs, device, precision, score."""
+    """Further facts on which two commands for one folder must agree: checkpoint, what is known, device, score, ..."""
 
     def __post_init__(self) -> None:
         if not self.bases:
@@ -153,10 +153,11 @@ class Plan:
         """Return the shell command that samples a run's clip alone."""
         return shlex.join(["python", "sample.py", run.prompt, *self.flags(run)])
 
-    def shared_flags(self) -> list[str]:
-        """List the flags that all runs share: the checkpoint, its adapters and precision, the device, what is known."""
+    def shared_flags(self, run: Run | None = None) -> list[str]:
+        """List the flags that runs share, or those of one: checkpoint, adapters, precision, device, what is known."""
         words = ["--model", self.model] if self.model else []
-        about = {name: value for name, value in self.about if value != "cpu"}
+        about = dict(self.about) if run is None else facts_of(run, dict(self.about))
+        about = {name: value for name, value in about.items() if value != "cpu"}
         parts = ("vae", "text", "model_2", "image_encoder", "device", "dtype", "lora", "quantise", "gguf")
         for name in (*parts, "video", "mask", "fit", "background"):
             if values := about.get(name):
@@ -167,7 +168,7 @@ class Plan:
 
     def flags(self, run: Run) -> list[str]:
         """List a run's flags: the shared ones, and its settings that differ from the checkpoint's own."""
-        words = ["--seed", str(run.seed), *self.shared_flags()]
+        words = ["--seed", str(run.seed), *self.shared_flags(run)]
         defaults = to_mapping(self.defaults)
         for name, value in to_mapping(run.config).items():
             flag = f"--{name.replace('_', '-')}"
@@ -182,6 +183,12 @@ class Plan:
             else:
                 words += [flag, *map(str, value if isinstance(value, list) else [value])]
         return words
+
+
+def facts_of(run: Run, about: Mapping[str, object]) -> dict[str, object]:
+    """Take what holds for a run: one of strength 1 begins at noise, and has nothing of a video that is a start."""
+    left_out = ("video", "video_sha256") if run.config.strength == 1 and "mask" not in about else ()
+    return {name: value for name, value in about.items() if name not in left_out}
 
 
 def tokens_saved(schedule: str) -> float:

@@ -32,7 +32,7 @@ from videogen.models.hub import checkpoint_id
 from videogen.sampling.clip_sampler import ClipSampler
 from videogen.sampling.known import Known
 from videogen.sweep.measures import Score, apply_score, compare_to_reference, measure_clip, score_id
-from videogen.sweep.plan import Plan, Run, lock_folder
+from videogen.sweep.plan import Plan, Run, facts_of, lock_folder
 from videogen.sweep.resource_usage import synchronise
 from videogen.sweep.results import Row, add_row, gather_rows, settings_row, unfinished_runs
 from videogen.sweep.shared_calls import BatchedRuns, RunResult, reason_of
@@ -166,7 +166,7 @@ class Worker:
 
     def settings(self, run: Run) -> dict[str, object]:
         """Collect everything that decides a clip, for its metadata."""
-        return {"prompt": run.prompt, "seed": run.seed, **to_mapping(run.config), **self.about}
+        return {"prompt": run.prompt, "seed": run.seed, **to_mapping(run.config), **facts_of(run, self.about)}
 
     def finish(self, runs: Sequence[Run], results: Sequence[RunResult]) -> Iterator[Row]:
         """Turn latents into clips and rows; a clip is written while the next is decoded and measured."""
