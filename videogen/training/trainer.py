@@ -23,13 +23,13 @@ from torch import Tensor
 
 from videogen.config.train import TrainConfig
 from videogen.data.folder_lock import lock_run
-from videogen.data.manifest import find_fault
 from videogen.interruption import StopRequest
 from videogen.models.dit import VideoDiT
 from videogen.models.precision import lacks_bf16_instructions, resolve_mixed_precision
+from videogen.training.due import RunParts, are_samples_due, find_missing, is_validation_due
 from videogen.training.ema import PowerEMA
 from videogen.training.optimizers import learning_rate, make_optimizer
-from videogen.training.progress import Meter, RunLog, average_packs, cut_log, is_validation, progress_bar, read_log
+from videogen.training.progress import Meter, RunLog, average_packs, cut_log, progress_bar
 from videogen.training.run_checkpoints import (
     RunProgress,
     Stretch,
@@ -252,7 +252,7 @@ class Trainer(Generic[Batch, MicroBatch]):
 
     def fit(self) -> bool:
         """Train until the run is complete, its time is over or a signal asks to stop; True if it is complete."""
-        if self.step >= self.run.steps and not self.any_process(self.is_main and self.lacks_something()):
+        if self.step >= self.run.steps and not self.any_process(any(self.find_missing())):
             return True
         with lock_run(self.run.dir):
             self.prepare_folder()
@@ -268,13 +268,14 @@ class Trainer(Generic[Batch, MicroBatch]):
             set_later_steps_aside(self.run.dir, self.step)
             write_config(self.config, self.run.dir)
             self.stage.clip_split.keep(self.run.dir)
-            cut_log(self.run.dir, self.step, validates=self.is_validation_due)
+            cut_log(self.run.dir, self.step, validates=is_validation_due(self.run, self.step))
             self.meter.log = RunLog(self.run.dir, self.step, config=self.config)
-        if self.any_process(self.is_main and self.lacks_checkpoint()):
+        missing = self.find_missing()
+        if self.any_process(missing.checkpoint):
             self.export()
-        if self.any_process(self.is_main and self.lacks_validation()):
+        if self.any_process(missing.validation):
             self.validate()
-        if self.any_process(self.is_main and self.lacks_samples()):
+        if self.any_process(missing.samples):
             self.preview()
 
     def train_steps(self) -> bool:
@@ -308,48 +309,17 @@ class Trainer(Generic[Batch, MicroBatch]):
             self.save()
         if interrupted:
             return
-        if leaving or self.is_validation_due:
+        if leaving or is_validation_due(self.run, self.step):
             self.validate()
-        if self.are_samples_due:
+        if are_samples_due(self.run, self.step):
             self.preview()
 
-    @property
-    def is_validation_due(self) -> bool:
-        """True after the steps that are validated in a run that nothing interrupts."""
-        return self.step % self.run.val_every == 0 or self.step >= self.run.steps
-
-    @property
-    def are_samples_due(self) -> bool:
-        """True after the steps that are sampled in a run that nothing interrupts."""
-        every = self.run.sample_every
-        num = self.step // every if every and self.step % every == 0 else 0
-        is_due = num > 0 and not (self.run.sample_rarer and num & (num - 1))  # or where num is a power of two
-        return is_due or self.step >= self.run.steps
-
-    def lacks_something(self) -> bool:
-        """True if a complete run was killed before it had written all that it leaves."""
-        return self.lacks_checkpoint() or self.lacks_validation() or self.lacks_samples()
-
-    def lacks_checkpoint(self) -> bool:
-        """True if the checkpoint of a complete run is missing or damaged."""
-        folder = self.run.dir / "checkpoint"
-        return self.step >= self.run.steps and (not folder.is_dir() or any(map(find_fault, (folder, folder / "vae"))))
-
-    def lacks_validation(self) -> bool:
-        """True if the validation that is due after the last saved step is not in the log."""
-        rows = (row for row in read_log(self.run.dir) if row["step"] == self.step)
-        return (
-            self.step > 0
-            and self.is_validation_due
-            and bool(self.stage.clip_split.val)
-            and not any(map(is_validation, rows))
-        )
-
-    def lacks_samples(self) -> bool:
-        """True if the samples that are due after the last saved step were not written; their sheet is the last file."""
-        has_samples = self.config.stage == "vae" or bool(self.run.sample_prompts)
-        sheet = self.run.dir / "samples" / f"step_{self.step:06d}.png"
-        return self.step > 0 and has_samples and self.are_samples_due and not sheet.is_file()
+    def find_missing(self) -> RunParts:
+        """Find what the run should have left with its step, in this process if it is the one that writes."""
+        if not self.is_main:
+            return RunParts(checkpoint=False, validation=False, samples=False)
+        samples = self.config.stage == "vae" or bool(self.run.sample_prompts)
+        return find_missing(self.run, self.step, validates=bool(self.stage.clip_split.val), samples=samples)
 
     def validate(self) -> None:
         """Log the metrics of the held-out clips."""
