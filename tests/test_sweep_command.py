@@ -45,7 +45,9 @@ def published(pipeline: VideoPipeline, tmp_path_factory: pytest.TempPathFactory)
 def test_the_page_needs_no_file_outside_its_folder(published: tuple[Path, Plan, list[Row]]) -> None:
     folder, _, rows = published
     text = (folder / "report.html").read_text(encoding="utf-8")
-    assert not re.findall(r"""(?:src|href)=["'](?!#|data:|results\.csv)""", text)
+    linked = re.findall(r"""(?:src|href)=["'](?!#|data:)([^"']*)""", text)
+    assert sorted(linked) == ["results.csv", "results.jsonl"]
+    assert all((folder / name).is_file() for name in linked)
     assert "@import" not in text
     assert set(re.findall(r"https?://[^\s\"'<)]+", text)) <= {
         "http://www.w3.org/2000/svg",
