@@ -149,6 +149,8 @@ class ShardStore:
     def rebuild(self, *, overwrite: bool) -> None:
         """Make the index from the headers of all records; without overwrite one that another process made stays."""
         path = self.folder / INDEX
+        if overwrite and not path.is_file():
+            path.unlink(missing_ok=True)  # what is no file is no index of ours, and is never replaced by a writer
         with contextlib.suppress(FileExistsError), atomic_file(path, overwrite=overwrite, durable=False) as part:
             with contextlib.closing(connect(part)) as database:
                 database.execute("BEGIN")
