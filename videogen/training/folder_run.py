@@ -32,7 +32,7 @@ from videogen.training.trainer import Trainer
 
 MINUTES = 30.0
 FILM_SECONDS = 60.0
-SMALL_FOLDER_SECONDS = 600.0  # of video, all of whose frames are looked at in a minute or two
+SMALL_FOLDER_SECONDS = 600.0  # of video; to look at every frame of more takes longer than one waits for a plan
 NUM_SHOWN = 8  # clips of the page of results
 PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="steps" content="{steps}"><title>{title}</title>
