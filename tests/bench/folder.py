@@ -53,6 +53,11 @@ SMALLER = {
 }
 
 
+def small_plan(is_small: bool) -> contextlib.AbstractContextManager[object]:
+    """Plan the smallest networks and measure no speed, where a bench is small."""
+    return patch.multiple(folder_plan, **SMALLER) if is_small else contextlib.nullcontext()
+
+
 def write_clips(out: Path, parts: Sequence[str] = PARTS, num_frames: int | None = None) -> None:
     """Cut the first frames of each of the four clips in as many parts as there are names, and write their captions."""
     with tempfile.TemporaryDirectory() as temporary:
@@ -131,8 +136,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--picture", type=Path, default=PICTURE, help="animation of the page of samples")
     args = parse_flags(parser, argv, {"minutes": 0.01, "picture": None})
     set_num_threads()
-    smaller = patch.multiple(folder_plan, **SMALLER) if args.small else contextlib.nullcontext()
-    with smaller, tempfile.TemporaryDirectory() as temporary:
+    with small_plan(args.small), tempfile.TemporaryDirectory() as temporary:
         place = args.run or Path(temporary)
         if not (place / "clips").is_dir():
             (place / "clips").mkdir(parents=True)

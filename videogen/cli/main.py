@@ -79,6 +79,7 @@ class BenchArgs:
             "patches",
             "precision",
             "processes",
+            "recipes",
             "rows",
             "settings",
             "short",
