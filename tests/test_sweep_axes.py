@@ -127,9 +127,7 @@ def test_wrong_flags_of_a_sweep_are_refused(
     refused(capsys, sample([*words, *out, "--model", str(checkpoint)]), message)
 
 
-@pytest.mark.parametrize(
-    ("module", "library"), [("matplotlib", "matplotlib"), ("optuna", "Optuna")]
-)
+@pytest.mark.parametrize(("module", "library"), [("matplotlib", "matplotlib"), ("optuna", "Optuna")])
 def test_a_missing_library_is_named_before_anything_runs(
     module: str, library: str, checkpoint: Path, tmp_path: Path,
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,

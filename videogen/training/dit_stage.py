@@ -9,7 +9,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from itertools import count, islice
+from itertools import count, islice, tee
 from operator import mul
 from pathlib import Path
 
@@ -66,6 +66,7 @@ from videogen.training.pack_plan import (
     split_folder,
 )
 from videogen.training.run_checkpoints import Stretch, count_packs, count_steps, saved_steps
+from videogen.training.text_ahead import embed_ahead
 from videogen.training.widen import widen_model
 from videogen.training.words import check_trigger, training_words
 
@@ -190,8 +191,10 @@ class DitStage:
     def batches(self, start: int, every: int = 1, earlier: Sequence[Stretch] = ()) -> Iterator[TrainingBatch]:
         """Yield the batches start, start + every, ... after those of earlier stretches, which workers read ahead."""
         num_workers = count_workers(self.config.data.workers, self.model.device)
-        requests = self.batch_requests(start, every, earlier)
-        yield from map(self.finish_batch, prefetch(self.reader.read_batch, requests, num_workers))
+        requests, ahead = tee(self.batch_requests(start, every, earlier))
+        batches = map(self.finish_batch, prefetch(self.reader.read_batch, requests, num_workers))
+        for batch, _ in zip(batches, embed_ahead(self.texts, self.folder, ahead, start // every), strict=True):
+            yield batch
 
     def batch_requests(self, start: int, every: int, earlier: Sequence[Stretch] = ()) -> Iterator[BatchRequest]:
         """Yield requests start, start + every, ...; a step's packs share a patch size, whose epochs are its own."""
