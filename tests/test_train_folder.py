@@ -27,7 +27,8 @@ from videogen.models.checkpoint_config import read_checkpoint_info
 from videogen.sampling.clip_sampler import load_clip_sampler
 from videogen.training import folder_lora, folder_plan, folder_run
 from videogen.training.due import are_samples_due
-from videogen.training.folder_plan import VaeChoice, expectation, read_plan
+from videogen.training.folder_plan import USED_SHARE, RunPlan, VaeChoice, expectation, fit_plan, read_plan
+from videogen.training.run_checkpoints import newest_whole_step
 from videogen.training.step_speed import DitSpeed
 from videogen.training.trainer import Trainer
 
@@ -44,6 +45,7 @@ def quick(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(folder_plan, "compare_vaes", lambda clips: VaeChoice(20.0, 25.0, 0.01))
     monkeypatch.setattr(folder_plan, "measure_vae_step", lambda config: 10.0)
     monkeypatch.setattr(folder_plan, "measure_dit", lambda config, network, grid: DitSpeed(0.01, 1.0))
+    monkeypatch.setattr(folder_plan, "step_speeds", lambda run: [])
     plan_vae = folder_plan.plan_vae
 
     def plan_small_vae(*args: object) -> TrainConfig:
@@ -231,6 +233,47 @@ def test_the_largest_network_that_has_time_to_learn_is_chosen(monkeypatch: pytes
         widths.append(chosen.dit.num_attention_heads)
         assert seconds / speed.step_seconds(1000) >= folder_plan.STEPS_WANTED or widths[-1] == 3
     assert widths == [3, 4, 6, 16]
+
+
+@pytest.mark.parametrize(
+    ("speed", "words"), [(0.5, "slower"), (1.0, None), (4.0, "faster")], ids=["slower", "as planned", "faster"]
+)
+def test_steps_are_fitted_to_the_minutes_as_fast_as_they_turn_out_to_be(
+    speed: float, words: str | None, tmp_path: Path
+) -> None:
+    """A step a second was measured: twenty minutes, 85% of them for steps, are 1,020."""
+    dit = TrainConfig(stage="dit", run=RunConfig(dir=tmp_path / "run", steps=1020))
+    vae = TrainConfig(stage="vae", run=RunConfig(dir=tmp_path / "run" / "vae", steps=60))
+    plan = RunPlan("clips", 20.0, (vae, dit), ("a line",))
+    assert fit_plan(plan) == plan  # nothing has been logged yet
+    for run, steps, at in ((dit.run.dir, 150, speed), (vae.run.dir, 60, 1.0)):
+        run.mkdir(parents=True, exist_ok=True)
+        rows = [{"step": step, "loss": 1.0, "steps_per_second": at} for step in range(10, steps + 1, 10)]
+        rows.append({"step": steps, "val_loss": 1.0})
+        (run / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    fitted = fit_plan(plan)
+    if words is None:
+        assert fitted == plan
+    else:
+        seconds = 60 + fitted.stages[-1].run.steps / speed
+        assert seconds == pytest.approx(20 * 60 * USED_SHARE, abs=2)
+        assert words in fitted.lines[-1]
+        assert fit_plan(fitted) == fitted
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_run_on_a_machine_that_became_slow_keeps_to_its_minutes(
+    silent_clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(folder_run, "FITTED_AT", (0.5,))
+    monkeypatch.setattr(folder_plan, "LEAST_STEPS", 2)
+    monkeypatch.setattr(folder_plan, "step_speeds", lambda run: [(newest_whole_step(run), 0.01)])
+    folder_run.train(silent_clips, minutes=20, run=tmp_path / "run")
+    plan = read_plan(tmp_path / "run")
+    assert plan is not None
+    assert "slower" in plan.lines[-1]
+    assert newest_whole_step(tmp_path / "run") == plan.stages[-1].run.steps
+    assert (tmp_path / "run" / "results" / "index.html").is_file()
 
 
 def test_more_is_promised_of_more_views() -> None:

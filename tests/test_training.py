@@ -126,6 +126,24 @@ def test_a_run_stopped_twice_by_sigterm_equals_an_uninterrupted_one(
 
 
 @pytest.mark.parametrize("stage", STAGES)
+def test_a_run_that_pauses_where_it_is_told_equals_one_that_did_not_bit_for_bit(
+    stage: str, finished: dict[str, TrainConfig], tmp_path: Path
+) -> None:
+    recipe = elsewhere(finished[stage], tmp_path / "run")
+    trainer = Trainer(make_stage(recipe), recipe)
+    assert not trainer.fit(until=3)
+    assert trainer.step == 3
+    assert not trainer.fit(until=2)
+    assert trainer.step == 3
+    assert trainer.fit()
+    assert_same_state(recipe.run.dir, finished[stage].run.dir, 8)
+    trainer.set_steps(9)
+    assert trainer.fit()
+    assert saved_steps(recipe.run.dir)[-1] == 9
+    assert json.loads((recipe.run.dir / "config.json").read_text(encoding="utf-8"))["run"]["steps"] == 9
+
+
+@pytest.mark.parametrize("stage", STAGES)
 def test_a_run_does_not_depend_on_the_global_random_state(
     stage: str, finished: dict[str, TrainConfig], tmp_path: Path
 ) -> None:

@@ -2,6 +2,8 @@
 
     videogen bench recipes [--clips 500] [--minutes 30] [--captions 200]  ->  assets/bench/recipes.json
 
+With --run, the ways may be trained at the same time, each with --way on a core of its own; without --way they are then
+judged.
 A recipe gets half of the minutes. Its steps are fitted to them as the command's are: what it does in a tenth of its
 time says how many it can do in all, so that its learning rate has fallen when the time is over.
 """
@@ -43,7 +45,6 @@ from videogen.training.stages import make_stage  # noqa: E402
 from videogen.training.trainer import Trainer  # noqa: E402
 
 FIRST_PART = 0.1  # of a recipe's minutes, to see how fast it is
-SMALL_SIZE = (32, 32)
 
 
 def fit(config: TrainConfig) -> int:
@@ -65,7 +66,12 @@ def train_by_recipe(config: TrainConfig, minutes: float) -> int:
 
 
 def train_by_recipes(clips: Path, out: Path, minutes: float) -> tuple[Path, dict[str, int]]:
-    """Train the VAE and the DiT of the recipes for folders, and return the checkpoint and the steps of each."""
+    """Train the VAE and the DiT of the recipes for folders, and return the checkpoint and the steps of each.
+
+    What was trained before is taken as it is.
+    """
+    if (out / "steps.json").is_file():
+        return out / "dit" / "checkpoint", json.loads((out / "steps.json").read_text(encoding="utf-8"))
     vae, dit = (load_toml(TrainConfig, ROOT / "configs" / f"folder-{stage}.toml") for stage in ("vae", "dit"))
     vae = replace(vae, data=replace(vae.data, folder=clips), run=replace(vae.run, dir=out / "vae"))
     steps = {"vae": train_by_recipe(vae, minutes / 2)}
@@ -75,7 +81,15 @@ def train_by_recipes(clips: Path, out: Path, minutes: float) -> tuple[Path, dict
         dit=replace(dit.dit, vae=out / "vae" / "checkpoint"),
         run=replace(dit.run, dir=out / "dit"),
     )
-    return out / "dit" / "checkpoint", steps | {"dit": train_by_recipe(dit, minutes / 2)}
+    steps["dit"] = train_by_recipe(dit, minutes / 2)
+    (out / "steps.json").write_text(json.dumps(steps), encoding="utf-8")
+    return out / "dit" / "checkpoint", steps
+
+
+def write_clips(out: Path, num: int, *, is_small: bool) -> None:
+    """Write clips of the toybox at its own sizes and lengths; those that are there stay as they are."""
+    own = {"sizes": ((32, 32),), "lengths": (9,)} if is_small else {}
+    write_folder(out, num_clips=num, seed=0, num_workers=1, **own)
 
 
 def judge(checkpoint: Path, num: int, config: SampleConfig | None) -> tuple[Scores, SampleConfig]:
@@ -88,6 +102,11 @@ def judge(checkpoint: Path, num: int, config: SampleConfig | None) -> tuple[Scor
     return tally_scores(judge_clips(clips)), config
 
 
+def has_checkpoint(run: Path) -> bool:
+    """True if a run on the folder is complete."""
+    return (run / "results" / "index.html").is_file()
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Write the clips, train both ways, and publish the judge's table."""
     parser = make_parser("recipes", __doc__)
@@ -95,17 +114,22 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--minutes", type=float, default=30.0, help="how long each way may train")
     parser.add_argument("--captions", type=int, default=200, help="captions to judge by")
     parser.add_argument("--run", type=Path, help="folder of clips and runs; a temporary one by default")
+    parser.add_argument("--way", choices=("folder", "recipes"), help="train this way alone, the other at the same time")
     args = parse_flags(parser, argv, {"clips": 6, "minutes": 0.01, "captions": 2})
     set_num_threads()
     with small_plan(args.small), tempfile.TemporaryDirectory() as temporary:
         place = args.run or Path(temporary)
-        own = {"sizes": (SMALL_SIZE,), "lengths": (9,)} if args.small else {}
-        write_folder(place / "clips", num_clips=args.clips, seed=0, num_workers=1, **own)
-        by_folder = train(place / "clips", minutes=args.minutes, run=place / "run")
-        by_recipes, steps = train_by_recipes(place / "clips", place / "recipes", args.minutes)
+        clips, run, recipes = place / "clips", place / "run", place / "recipes"
+        write_clips(clips, args.clips, is_small=args.small)
+        if args.way == "recipes":
+            return print(*train_by_recipes(clips, recipes, args.minutes))
+        by_folder = train(clips, minutes=None if has_checkpoint(run) else args.minutes, run=run)
+        if args.way == "folder":
+            return print(by_folder)
+        by_recipes, steps = train_by_recipes(clips, recipes, args.minutes)
         scores, config = judge(by_folder, args.captions, None)
         both = {"folder": scores, "recipes": judge(by_recipes, args.captions, config)[0]}
-        plan = read_plan(place / "run")
+        plan = read_plan(run)
         assert plan is not None
     print("\n".join(plan.lines), f"the recipes' steps: {steps}", sep="\n")
     for name in both["folder"]:

@@ -35,6 +35,7 @@ from videogen.models.vae_network import VAE
 from videogen.packing.packs import Grid
 from videogen.packing.patch_schedule import Patch
 from videogen.training.pack_plan import dit_options, split_folder
+from videogen.training.progress import read_log
 from videogen.training.step_speed import DitSpeed, measure_dit, measure_vae_step
 from videogen.training.vae_loss import psnr
 from videogen.training.vae_stage import clip_patches
@@ -349,6 +350,41 @@ def extend_plan(plan: RunPlan, minutes: float, step_seconds: float) -> RunPlan:
     line = f"{minutes:g} more minutes: {more:,} steps beside the {dit.run.steps:,} done; the learning rate rises again"
     dit = replace(dit, run=replace(dit.run, steps=dit.run.steps + more))
     return RunPlan(plan.folder, plan.minutes + minutes, (*before, dit), (*plan.lines, line))
+
+
+def fit_plan(plan: RunPlan) -> RunPlan:
+    """Fit the steps that are left to the minutes that are left, by the run's log; a tenth more or less stays as it is.
+
+    What was measured in the first seconds says little of a machine that others use.
+    """
+    *before, dit = plan.stages
+    speeds, logs = step_speeds(dit.run.dir), [step_speeds(stage.run.dir) for stage in plan.stages]
+    if not speeds:
+        return plan
+    used = sum(num / speed for log in logs for num, speed in log)
+    lately = sorted(speed for _, speed in speeds[len(speeds) // 2 :])
+    done, left = sum(num for num, _ in speeds), 60 * plan.minutes * USED_SHARE - used
+    more = max(done // 10, int(left * lately[len(lately) // 2]))  # a few, so that the learning rate falls
+    steps, planned = max(LEAST_STEPS, done + more), dit.run.steps
+    if abs(steps - planned) <= planned / 10:
+        return plan
+    line = (
+        f"the machine is {'slower' if steps < planned else 'faster'} than when this was planned: {steps:,} steps of "
+        f"the transformer in place of {planned:,}, so that it takes {plan.minutes:g} minutes"
+    )
+    dit = replace(dit, run=replace(dit.run, steps=steps))
+    return RunPlan(plan.folder, plan.minutes, (*before, dit), (*plan.lines, line))
+
+
+def step_speeds(run: Path) -> list[tuple[int, float]]:
+    """Read from a run's log how many steps were taken at how many a second."""
+    speeds, last = list[tuple[int, float]](), 0
+    for row in read_log(run):
+        if speed := float(str(row.get("steps_per_second", 0.0))):
+            step = int(str(row["step"]))
+            speeds.append((step - last, speed))
+            last = step
+    return speeds
 
 
 def recipes(plan: RunPlan) -> Mapping[str, TrainConfig]:

@@ -11,6 +11,7 @@ import shlex
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from videogen.config.train import BaseDtype, DataConfig, DitConfig, TrainConfig
 from videogen.data.files import atomic_folder, save_text
@@ -24,7 +25,7 @@ from videogen.models.streaming import to_uint8
 from videogen.sampling.clip_sampler import ClipRequest, ClipSampler, load_clip_sampler
 from videogen.sampling.pipeline import VideoPipeline
 from videogen.training.folder_lora import make_lora_plan
-from videogen.training.folder_plan import PATCH, RunPlan, extend_plan, make_plan, read_plan, spread
+from videogen.training.folder_plan import PATCH, RunPlan, extend_plan, fit_plan, make_plan, read_plan, spread
 from videogen.training.progress import read_log
 from videogen.training.run_checkpoints import newest_whole_step
 from videogen.training.stages import make_stage
@@ -33,6 +34,7 @@ from videogen.training.trainer import Trainer
 MINUTES = 30.0
 FILM_SECONDS = 60.0
 SMALL_FOLDER_SECONDS = 600.0  # of video; to look at every frame of more takes longer than one waits for a plan
+FITTED_AT = (0.15, 0.5)  # of the steps, where their number is fitted to the minutes: later the learning rate falls
 NUM_SHOWN = 8  # clips of the page of results
 PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="steps" content="{steps}"><title>{title}</title>
@@ -163,10 +165,27 @@ def train_planned(run: Path) -> bool:
                 continue
             # A union of stages is not a stage of a union; each fits on its own.
             trainer = Trainer(make_stage(stage), stage)  # pyright: ignore[reportArgumentType]
+            if stage is plan.stages[-1]:
+                plan = train_to_fit(trainer, plan, run)
             if not trainer.fit():
                 return False
         write_results(run, plan)
     return True
+
+
+def train_to_fit(trainer: Trainer[Any, Any], plan: RunPlan, run: Path) -> RunPlan:
+    """Train the first half of a plan's last stage, and fit its steps to the minutes as fast as it turns out to be."""
+    for share in FITTED_AT:
+        step = round(share * plan.stages[-1].run.steps)
+        if trainer.step > step:
+            continue
+        trainer.fit(until=step)
+        if trainer.step < step:  # it was told to stop
+            break
+        plan = fit_plan(plan)
+        plan.save(run)
+        trainer.set_steps(plan.stages[-1].run.steps)
+    return plan
 
 
 def is_complete(stage: TrainConfig) -> bool:

@@ -250,14 +250,20 @@ class Trainer(Generic[Batch, MicroBatch]):
                 sums[name] = sums.get(name, 0.0) + value.item()
         return sums, weight
 
-    def fit(self) -> bool:
-        """Train until the run is complete, its time is over or a signal asks to stop; True if it is complete."""
-        if self.step >= self.run.steps and not self.any_process(any(self.find_missing())):
-            return True
+    def fit(self, until: int | None = None) -> bool:
+        """Train until the run is complete, its time is over or a signal asks to stop; True if it is complete.
+
+        Where until is given, stop after that many steps of the run, too, as one does whose time is over.
+        """
+        last = self.run.steps if until is None else min(until, self.run.steps)
+        if self.step >= last and not self.any_process(any(self.find_missing())):
+            return self.step >= self.run.steps
         with lock_run(self.run.dir):
             self.prepare_folder()
             try:
-                return self.step >= self.run.steps or self.train_steps()
+                if self.step < last:
+                    self.train_steps(last)
+                return self.step >= self.run.steps
             finally:
                 if self.meter.log is not None:
                     self.meter.log.close()
@@ -278,8 +284,13 @@ class Trainer(Generic[Batch, MicroBatch]):
         if self.any_process(missing.samples):
             self.preview()
 
-    def train_steps(self) -> bool:
-        """Train in a run folder that no other process writes to; True if the run is complete."""
+    def set_steps(self, steps: int) -> None:
+        """Change the number of the run's steps, and with it the fall of the learning rate, between two calls of fit."""
+        self.run = replace(self.run, steps=steps)
+        self.config = replace(self.config, run=self.run)
+
+    def train_steps(self, last: int) -> None:
+        """Train to a step in a run folder that no other process writes to, or until it is time to stop."""
         meter = self.meter
         meter.start()
         deadline = time.monotonic() + 60 * self.run.minutes if self.run.minutes is not None else math.inf
@@ -291,14 +302,13 @@ class Trainer(Generic[Batch, MicroBatch]):
                 summary = meter.add(self.step, values) or summary
                 bar.update(task, completed=self.step, message=summary)
                 must_stop = time.monotonic() > deadline or stop.signal is not None
-                leaving = self.step >= self.run.steps or self.any_process(must_stop)
+                leaving = self.step >= last or self.any_process(must_stop)
                 interrupted = leaving and self.any_process(stop.signal is not None)
                 self.save_and_validate(leaving=leaving, interrupted=interrupted)
                 if leaving:
                     break
         if stop.signal == signal.SIGINT:
             raise KeyboardInterrupt
-        return self.step >= self.run.steps
 
     def save_and_validate(self, *, leaving: bool, interrupted: bool) -> None:
         """Save, validate and sample when they are due, and when the run leaves the loop.
