@@ -216,6 +216,18 @@ def test_a_saved_and_loaded_pipeline_makes_bit_identical_clips(pipeline: VideoPi
     assert all(map(torch.equal, pipeline(PROMPTS, seeds=SEEDS), loaded(PROMPTS, seeds=SEEDS)))
 
 
+def test_loaded_networks_are_frozen_but_for_the_transformer_and_those_that_are_given(checkpoint: Path) -> None:
+    vae = VideoPipeline.load(checkpoint).vae.requires_grad_(True)
+
+    def trainable(pipeline: VideoPipeline) -> list[str]:
+        networks = {name: part for name, part in pipeline.components.items() if isinstance(part, torch.nn.Module)}
+        return sorted(name for name, part in networks.items() if any(p.requires_grad for p in part.parameters()))
+
+    assert trainable(VideoPipeline.load(checkpoint)) == ["transformer"]
+    assert trainable(VideoPipeline.from_pretrained(checkpoint)) == ["transformer"]
+    assert trainable(VideoPipeline.load(checkpoint, options={"vae": vae})) == ["transformer", "vae"]
+
+
 def test_a_checkpoint_is_a_diffusers_folder_of_safetensors(checkpoint: Path) -> None:
     index = json.loads((checkpoint / "model_index.json").read_text(encoding="utf-8"))
     assert {"transformer", "vae", "text_encoder", "tokenizer"} <= index.keys()

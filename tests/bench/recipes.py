@@ -122,10 +122,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         clips, run, recipes = place / "clips", place / "run", place / "recipes"
         write_clips(clips, args.clips, is_small=args.small)
         if args.way == "recipes":
-            return print(*train_by_recipes(clips, recipes, args.minutes))
+            print(*train_by_recipes(clips, recipes, args.minutes))
+            return
         by_folder = train(clips, minutes=None if has_checkpoint(run) else args.minutes, run=run)
         if args.way == "folder":
-            return print(by_folder)
+            print(by_folder)
+            return
         by_recipes, steps = train_by_recipes(clips, recipes, args.minutes)
         scores, config = judge(by_folder, args.captions, None)
         both = {"folder": scores, "recipes": judge(by_recipes, args.captions, config)[0]}

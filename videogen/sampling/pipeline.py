@@ -112,8 +112,9 @@ class VideoPipeline(DiffusersCall, DiffusionPipeline, WanLoraLoaderMixin, ClipSa
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | PathLike[str], **options: object) -> VideoPipeline:
-        """Load as diffusers does, with two differences: what the cache holds of a Hub id is used as it is, and the
-        dtype is float32 unless another is asked for, where transformers would keep the file's.
+        """Load as diffusers does, with three differences: what the cache holds of a Hub id is used as it is, the dtype
+        is float32 unless another is asked for, where transformers would keep the file's, and VAE and encoders are
+        frozen: by the weights' need of gradients torch chooses among products, whose last bits may differ.
         """
         where = {name: cast("str | None", options.pop(name, None)) for name in ("revision", "cache_dir")}
         is_local = bool(options.get("local_files_only"))
@@ -122,9 +123,11 @@ class VideoPipeline(DiffusersCall, DiffusionPipeline, WanLoraLoaderMixin, ClipSa
             options["dtype"] = torch.float32
         with without_bars():
             pipeline = super().from_pretrained(folder, **options)  # type: ignore[arg-type]
-        for component in pipeline.components.values():
+        for name, component in pipeline.components.items():
             if isinstance(component, torch.nn.Module):
                 copy_weights_into_memory(component)
+                if name not in options and not name.startswith("transformer"):
+                    component.requires_grad_(False)
         return pipeline
 
     def save_pretrained(self, save_directory: str | Path, **options: object) -> None:  # type: ignore[override]
