@@ -267,6 +267,16 @@ def known_table(result: dict) -> str:
     return f"{format_table(['task', 'measure', 'measured', 'wanted'], body)}\n\n{note}, {result['checkpoint']['name']}."
 
 
+def recipes_table(result: dict) -> str:
+    """Format the judge's shares of one command on a folder beside the two recipes, trained for the same minutes."""
+    ways, steps = result["scores"], result["recipe_steps"]
+    body: list[list[object]] = [[clause, *(percent(ways[way][clause]) for way in ways)] for clause in ways["folder"]]
+    table = format_table(["clause", "`train.py FOLDER`", "the two recipes"], body)
+    extent = f"{result['clips']} clips, {result['minutes']:g} minutes each way, {result['processor']}, {result['date']}"
+    taken = f"the recipes took {steps['vae']:,} steps of the VAE and {steps['dit']:,} of the transformer"
+    return f"{table}\n\n{extent}; {taken}. 95% intervals (Wilson)."
+
+
 def borders_table(result: dict) -> str:
     """Format how many words of other programs are taken, and which are done in another way."""
     parts: dict[str, dict[str, list[str]]] = {}
@@ -294,6 +304,7 @@ TABLES = {
     "framing": ("framing", framing_table),
     "known": ("known", known_table),
     "borders": ("borders", borders_table),
+    "recipes": ("recipes", recipes_table),
 }
 """The result file of each table, by the name of its markers, and the function that formats it."""
 
