@@ -8,6 +8,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 ASSETS = ROOT / "assets"
+LEAST_CLIPS = 30  # of a clause that is worth a row
 PAGES = (ROOT / "README.md", *sorted((ASSETS / "guide").glob("*.md")), ASSETS / "mini" / "README.md")
 
 
@@ -270,11 +271,15 @@ def known_table(result: dict) -> str:
 def recipes_table(result: dict) -> str:
     """Format the judge's shares of one command on a folder beside the two recipes, trained for the same minutes."""
     ways, steps = result["scores"], result["recipe_steps"]
-    body: list[list[object]] = [[clause, *(percent(ways[way][clause]) for way in ways)] for clause in ways["folder"]]
+    body: list[list[object]] = [
+        [clause, *(percent(scores[clause]) for scores in ways.values())]
+        for clause, score in ways["folder"].items()
+        if score["clips"] >= LEAST_CLIPS
+    ]
     table = format_table(["clause", "`train.py FOLDER`", "the two recipes"], body)
     extent = f"{result['clips']} clips, {result['minutes']:g} minutes each way, {result['processor']}, {result['date']}"
     taken = f"the recipes took {steps['vae']:,} steps of the VAE and {steps['dit']:,} of the transformer"
-    return f"{table}\n\n{extent}; {taken}. 95% intervals (Wilson)."
+    return f"{table}\n\n{extent}; {taken}. 95% intervals (Wilson), clauses of {LEAST_CLIPS} clips or more."
 
 
 def borders_table(result: dict) -> str:

@@ -133,11 +133,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         both = {"folder": scores, "recipes": judge(by_recipes, args.captions, config)[0]}
         plan = read_plan(run)
         assert plan is not None
-    print("\n".join(plan.lines), f"the recipes' steps: {steps}", sep="\n")
+        lines = [line.replace(f"{place}/", "") for line in plan.lines]
+    print("\n".join(lines), f"the recipes' steps: {steps}", sep="\n")
     for name in both["folder"]:
         print(name, *(f"{way} {table[name]['share']:.1%} of {table[name]['clips']}" for way, table in both.items()))
-    about = {"processor": f"{processor_name()}, {torch.get_num_threads()} threads", "minutes": args.minutes}
-    write_result(args.out, {**about, "clips": args.clips, "plan": plan.lines, "recipe_steps": steps, "scores": both})
+    about = {
+        "processor": f"{processor_name()}, {torch.get_num_threads()} thread{'s' * (torch.get_num_threads() > 1)}",
+        "minutes": args.minutes,
+    }
+    write_result(args.out, {**about, "clips": args.clips, "plan": lines, "recipe_steps": steps, "scores": both})
 
 
 if __name__ == "__main__":
