@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from tests.bench.flags import BENCH, make_parser, parse_flags
 from tests.bench.flop import count_gflop
 from videogen.cli.main import BenchArgs
+from videogen.sampling.pipeline import VideoPipeline
 
 NAMES = get_args(get_type_hints(BenchArgs)["name"])
 OF_ANY_CHECKPOINT = {"framing", "halfway", "known", "mini", "sizes", "teaser"}
@@ -44,6 +45,11 @@ def test_a_small_run_measures_everything_and_writes_it(
     name: str, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["--model", str(checkpoint)] if name in OF_ANY_CHECKPOINT else []
+    if name == "patches":
+        pipeline = VideoPipeline.load(checkpoint)
+        pipeline.transformer = pipeline.transformer.extended([(3, 2, 2)])
+        pipeline.save_pretrained(tmp_path / "patches")
+        words = ["--model", str(tmp_path / "patches")]
     run_small(name, tmp_path / "new" / "result", *words)
     assert capsys.readouterr().out
     if name == "teaser":
