@@ -1,4 +1,4 @@
-"""Time the cache of latents: opening its index with a million rows, and writing and reading records.
+"""Time the caches of training: an index of a million latents, their records, and captions embedded by few and many.
 
 videogen bench cache  ->  assets/bench/cache.json: seconds, megabytes, rows a second
 """
@@ -18,7 +18,15 @@ import torch
 
 from tests.bench.flags import make_parser, parse_flags
 from tests.bench.machine import Rows, publish
+from videogen.config.sample import MINI
 from videogen.data.shards import INDEX, INSERT, KEY_BYTES, ShardStore, connect
+from videogen.models.precision import bf16_instructions
+from videogen.models.text_encoder import load_tokenizer_and_encoder
+from videogen.toybox import draw_scene
+from videogen.toybox.world.free_captions import free_caption
+from videogen.training.caches import TextCache
+
+BATCHES = (46, 736)  # captions of one and of sixteen batches of configs/toybox-dit.toml
 
 # A process of its own, since what this one holds would hide what the index takes.
 OPEN = """
@@ -82,6 +90,19 @@ def measure_records(folder: Path, num_records: int) -> dict[str, Rows]:
     return {"records": rows, "index made again": {"from the shards": {"rows a second": round(again)}}}
 
 
+def measure_captions(folder: Path, num: int, sizes: Sequence[int]) -> Rows:
+    """Time embedding captions, so many in a call: those of a batch, and of sixteen; medians of three turns."""
+    tokenizer, encoder = load_tokenizer_and_encoder(MINI)
+    captions = [free_caption(draw_scene(seed), seed) for seed in range(num)]
+    turns: dict[int, list[float]] = {size: [] for size in sizes}
+    for turn in range(3):
+        for size, speeds in turns.items():
+            texts = TextCache(tokenizer, encoder, folder / f"{size}-{turn}", bf16=bf16_instructions() is True)
+            calls = [captions[first : first + size] for first in range(0, num, size)]
+            speeds.append(time_rows(num, lambda: [texts.read(call) for call in calls]))  # noqa: B023  # called at once
+    return {f"{size} in a call": {"ms a caption": round(1000 / sorted(turns[size])[1], 2)} for size in sizes}
+
+
 def time_rows(num_rows: int, call: Callable[[], object]) -> float:
     """Return the rows a second of a call that goes through all of them."""
     began = time.perf_counter()
@@ -94,11 +115,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = make_parser("cache", __doc__)
     parser.add_argument("--rows", type=int, default=1_000_000, help="rows of the index")
     parser.add_argument("--records", type=int, default=20_000, help="records that are written and read")
-    args = parse_flags(parser, argv, {"rows": 1000, "records": 50})
+    parser.add_argument("--captions", type=int, default=1472, help="captions that are embedded")
+    args = parse_flags(parser, argv, {"rows": 1000, "records": 50, "captions": 8})
     with tempfile.TemporaryDirectory() as work:
         index = measure_index(Path(work) / "index", args.rows)
         records = measure_records(Path(work) / "records", args.records)
-    publish(args.out, {"index": {"of synthetic rows": index}, **records})
+        captions = measure_captions(Path(work), args.captions, BATCHES)
+    publish(args.out, {"index": {"of synthetic rows": index}, **records, "captions": captions})
 
 
 if __name__ == "__main__":
