@@ -209,7 +209,7 @@ def test_what_is_neither_a_folder_nor_a_recipe_is_named(capsys: pytest.CaptureFi
     assert train([]) == 2
     assert "a folder of videos or a recipe" in capsys.readouterr().err
     assert train(["no/such/folder"]) == 2
-    assert "no/such/folder" in capsys.readouterr().err
+    assert "no folder no/such/folder; give a folder of videos" in capsys.readouterr().err
 
 
 def test_the_shipped_vae_is_taken_where_it_reads_the_folder_well() -> None:

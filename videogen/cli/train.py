@@ -47,6 +47,8 @@ def run_train(argv: Sequence[str]) -> int:
         )
     if Path(words[0]).is_dir():
         return train_folder(argv)
+    if not Path(words[0]).exists() and Path(words[0]).suffix != ".toml":
+        raise ValueError(f"no folder {words[0]}; give a folder of videos, or one of the recipes in configs/")
     config = load_toml(TrainConfig, Path(words[0]))
     config = parse(TrainConfig, words[1:], default=config, prog=f"train.py {words[0]}", description=DESCRIPTION)
     config = with_sets(config)
