@@ -71,3 +71,18 @@ def test_embeddings_have_the_same_bits_after_a_kill_between_two_files(
     again = TextCache(tokenizer, text_encoder, tmp_path).read(prompts)
     assert all(map(torch.equal, whole, again))
     assert not any(parameter.requires_grad for parameter in text_encoder.parameters())
+
+
+def test_the_encoder_is_frozen_again_where_embedding_fails(
+    tokenizer: PreTrainedTokenizerFast, text_encoder: BertModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*args: object) -> None:
+        assert all(parameter.requires_grad for parameter in text_encoder.parameters())
+        assert not torch.is_grad_enabled()
+        raise OSError(28, "No space left on device")
+
+    text_encoder.requires_grad_(False)
+    monkeypatch.setattr(caches, "save_hashed_tensors", fail)
+    with pytest.raises(OSError, match="No space left"):
+        TextCache(tokenizer, text_encoder, tmp_path, bf16=True).read(["a red circle"])
+    assert not any(parameter.requires_grad for parameter in text_encoder.parameters())

@@ -39,7 +39,7 @@ from videogen.config.sample import SampleConfig  # noqa: E402
 from videogen.config.train import TrainConfig  # noqa: E402
 from videogen.sampling.pipeline import VideoPipeline  # noqa: E402
 from videogen.toybox import write_folder  # noqa: E402
-from videogen.training.folder_plan import read_plan  # noqa: E402
+from videogen.training.folder_plan import read_plan, step_speeds  # noqa: E402
 from videogen.training.folder_run import train  # noqa: E402
 from videogen.training.stages import make_stage  # noqa: E402
 from videogen.training.trainer import Trainer  # noqa: E402
@@ -59,9 +59,8 @@ def train_by_recipe(config: TrainConfig, minutes: float) -> int:
     """Train by a recipe for so many minutes, its steps fitted to them, and return their number."""
     first = replace(config, run=replace(config.run, steps=10**6, minutes=minutes * FIRST_PART, sample_every=0))
     done, rest = fit(first), minutes * (1 - FIRST_PART)
-    rows = [json.loads(line) for line in (config.run.dir / "log.jsonl").read_text(encoding="utf-8").splitlines()]
-    speed = next((row["steps_per_second"] for row in reversed(rows) if "steps_per_second" in row), 0.0)
-    steps = done + int(speed * rest * 60)
+    speeds = step_speeds(config.run.dir)
+    steps = done + int((speeds[-1][1] if speeds else 0.0) * rest * 60)
     return done if steps == done else fit(replace(first, run=replace(first.run, steps=steps, minutes=rest)))
 
 
@@ -102,11 +101,6 @@ def judge(checkpoint: Path, num: int, config: SampleConfig | None) -> tuple[Scor
     return tally_scores(judge_clips(clips)), config
 
 
-def has_checkpoint(run: Path) -> bool:
-    """True if a run on the folder is complete."""
-    return (run / "results" / "index.html").is_file()
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     """Write the clips, train both ways, and publish the judge's table."""
     parser = make_parser("recipes", __doc__)
@@ -124,7 +118,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if args.way == "recipes":
             print(*train_by_recipes(clips, recipes, args.minutes))
             return
-        by_folder = train(clips, minutes=None if has_checkpoint(run) else args.minutes, run=run)
+        by_folder = train(clips, minutes=args.minutes if read_plan(run) is None else None, run=run)
         if args.way == "folder":
             print(by_folder)
             return

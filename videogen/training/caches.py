@@ -98,6 +98,20 @@ def moved_to(network: PreTrainedModel, device: torch.device) -> Iterator[None]:
         network.to(home)  # type: ignore[arg-type]
 
 
+@contextlib.contextmanager
+def keeping_casts(network: PreTrainedModel, is_autocast: bool) -> Iterator[None]:
+    """Compute without gradients, and let autocast keep its casts of the weights, which it does for trainable ones."""
+    frozen = [p for p in network.parameters() if is_autocast and p.is_floating_point() and not p.requires_grad]
+    try:
+        for parameter in frozen:
+            parameter.requires_grad_(True)
+        with torch.no_grad():
+            yield
+    finally:
+        for parameter in frozen:
+            parameter.requires_grad_(False)
+
+
 class TextCache:
     """Embedded prompts in memory and on disk, in half precision, so that each prompt is encoded once in all sessions.
 
@@ -154,10 +168,9 @@ class TextCache:
         """
         device, by_length = self.device or self.encoder.device, sorted(missing, key=lambda name: len(missing[name]))
         self.cache_dir.mkdir(parents=True, exist_ok=True)
-        self.encoder.requires_grad_(True)  # Autocast keeps its casts of such weights alone, and there are many batches.
         with (
             moved_to(self.encoder, device),
-            torch.no_grad(),
+            keeping_casts(self.encoder, self.bf16),
             torch.autocast(device.type, torch.bfloat16, enabled=self.bf16),
         ):
             for first in range(0, len(by_length), PROMPTS_PER_FILE):
@@ -169,4 +182,3 @@ class TextCache:
                 self.embeddings.update(encoded)
                 save_hashed_tensors(encoded, path := self.cache_dir / f"{part[0]}.safetensors")
                 self.files |= dict.fromkeys(encoded, path)
-        self.encoder.requires_grad_(False)

@@ -25,8 +25,16 @@ from videogen.models.streaming import to_uint8
 from videogen.sampling.clip_sampler import ClipRequest, ClipSampler, load_clip_sampler
 from videogen.sampling.pipeline import VideoPipeline
 from videogen.training.folder_lora import make_lora_plan
-from videogen.training.folder_plan import PATCH, RunPlan, extend_plan, fit_plan, make_plan, read_plan, spread
-from videogen.training.progress import read_log
+from videogen.training.folder_plan import (
+    PATCH,
+    RunPlan,
+    extend_plan,
+    fit_plan,
+    make_plan,
+    read_plan,
+    spread,
+    step_speeds,
+)
 from videogen.training.run_checkpoints import newest_whole_step
 from videogen.training.stages import make_stage
 from videogen.training.trainer import Trainer
@@ -151,7 +159,7 @@ def prepare_plan(
 
 def step_seconds(run: Path) -> float:
     """Return the seconds of a step of a run, the median of its log."""
-    speeds = sorted(float(str(row["steps_per_second"])) for row in read_log(run) if row.get("steps_per_second"))
+    speeds = sorted(speed for _, speed in step_speeds(run))
     return 1 / speeds[len(speeds) // 2] if speeds else 1.0
 
 
