@@ -4,11 +4,12 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from videogen.config.train import OptimConfig
 from videogen.training.ema import PowerEMA
-from videogen.training.optimizers import learning_rate, make_optimizer
+from videogen.training.optimizers import MuonAdamW, learning_rate, make_optimizer, orthogonalise
 from videogen.training.run_checkpoints import load_step, save_step
 
 
@@ -109,24 +110,71 @@ def test_muon_orthogonalises_the_updates_of_the_blocks_and_of_nothing_else() -> 
     assert updates["embed.weight"].abs().flatten().tolist() == pytest.approx([0.1] * 32, rel=1e-3)
 
 
+def test_muon_takes_the_steps_of_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("videogen.training.optimizers.lacks_bf16_instructions", lambda device: False)
+    ours, theirs = nn.Linear(24, 8), nn.Linear(24, 8)
+    theirs.load_state_dict(ours.state_dict())
+    groups = [{"params": [ours.weight], "weight_decay": 0.1}]
+    optimizer = MuonAdamW(groups, [{"params": [ours.bias]}], OptimConfig(lr=0.03))
+    reference = torch.optim.Muon([theirs.weight], lr=0.03, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
+    for number in range(3):
+        ours.weight.grad = torch.randn(8, 24, generator=torch.Generator().manual_seed(number))
+        theirs.weight.grad = ours.weight.grad.clone()
+        optimizer.step()
+        reference.step()
+    assert torch.equal(ours.weight, theirs.weight)
+
+
+def test_products_in_float32_orthogonalise_as_those_in_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
+    matrix = torch.randn(24, 8, generator=torch.Generator().manual_seed(0))
+    results = []
+    for lacks in (False, True):
+        monkeypatch.setattr("videogen.training.optimizers.lacks_bf16_instructions", lambda device, lacks=lacks: lacks)
+        results.append(orthogonalise(matrix))
+    assert [result.dtype for result in results] == [torch.bfloat16, torch.float32]
+    torch.testing.assert_close(results[0].float(), results[1], atol=0.02, rtol=0.02)
+
+
+def start_muon() -> tuple[TinyBlocks, torch.optim.Optimizer]:
+    torch.manual_seed(0)
+    model = TinyBlocks()
+    return model, make_optimizer(model, OptimConfig(optimizer="muon", lr=0.01))
+
+
+def take_steps(model: TinyBlocks, optimizer: torch.optim.Optimizer, numbers: range) -> None:
+    for number in numbers:
+        x = torch.randn(16, 4, generator=torch.Generator().manual_seed(number))
+        (model(x) - x).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def train_in_process(rank: int, folder: str) -> None:
+    """Take three steps as one of two processes, which compute the same gradients."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    model, optimizer = start_muon()
+    take_steps(model, optimizer, range(3))
+    torch.save(model.state_dict(), Path(folder) / f"{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_two_processes_orthogonalise_a_share_each_and_take_the_steps_of_one(tmp_path: Path) -> None:
+    torch.multiprocessing.spawn(train_in_process, (str(tmp_path),), nprocs=2)
+    model, optimizer = start_muon()
+    take_steps(model, optimizer, range(3))
+    for rank in range(2):
+        weights = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        assert all(torch.equal(weights[name], value) for name, value in model.state_dict().items())
+
+
 def test_muon_resumes_to_the_same_weights(tmp_path: Path) -> None:
-    def steps(model: TinyBlocks, optimizer: torch.optim.Optimizer, numbers: range) -> None:
-        for number in numbers:
-            x = torch.randn(16, 4, generator=torch.Generator().manual_seed(number))
-            (model(x) - x).square().mean().backward()
-            optimizer.step()
-            optimizer.zero_grad()
-
-    def start() -> tuple[TinyBlocks, torch.optim.Optimizer, PowerEMA]:
-        torch.manual_seed(0)
-        model = TinyBlocks()
-        return model, make_optimizer(model, OptimConfig(optimizer="muon", lr=0.01)), PowerEMA(model, (0.1,))
-
-    whole, optimizer, ema = start()
-    steps(whole, optimizer, range(3))
+    whole, optimizer = start_muon()
+    ema = PowerEMA(whole, (0.1,))
+    take_steps(whole, optimizer, range(3))
     save_step(tmp_path, 3, ema, optimizer)
-    steps(whole, optimizer, range(3, 6))
-    resumed, optimizer, ema = start()
-    load_step(tmp_path, 3, ema, optimizer)
-    steps(resumed, optimizer, range(3, 6))
+    take_steps(whole, optimizer, range(3, 6))
+    resumed, optimizer = start_muon()
+    load_step(tmp_path, 3, PowerEMA(resumed, (0.1,)), optimizer)
+    take_steps(resumed, optimizer, range(3, 6))
     assert all(map(torch.equal, whole.parameters(), resumed.parameters()))

@@ -283,6 +283,15 @@ def test_brownian_increments_add_up_to_the_same_path_for_any_number_of_steps() -
         torch.testing.assert_close(sum(increments), whole, rtol=0, atol=0.01 * math.exp(5))
 
 
+def test_a_brownian_increment_is_the_same_whatever_was_asked_for_before() -> None:
+    path, log_ratios = BrownianPath((2, 1, 4, 4), 7), [-math.inf, -4.0, -3.99, 0.5, 2.0, 9.0, 12.0]
+    pairs = list(itertools.combinations(log_ratios, 2))
+    for before, after in [*pairs, *reversed(pairs)]:
+        torch.testing.assert_close(
+            path.increment(before, after), BrownianPath((2, 1, 4, 4), 7).increment(before, after), rtol=0, atol=0
+        )
+
+
 def test_brownian_increments_are_normal_and_independent_over_steps_and_seeds() -> None:
     """Of 12,288 values the deviation is known to 0.6% and a correlation to 0.9%."""
     log_ratios = [-math.inf, *torch.linspace(-9, 9, 12).tolist(), 10, 11]  # All ratios beyond 10 count as 10.

@@ -16,20 +16,22 @@ class BrownianPath:
 
     Noise that is renewed along log ratios adds up to differences of one path, so a seed keeps its layout whatever the
     number of steps. A value is found by bisection from the two ends, each midpoint sampled from a seed of its own (the
-    virtual Brownian tree of Li et al. 2020, section 4), so nothing is stored.
+    virtual Brownian tree of Li et al. 2020, section 4). Only the last bisection's values are stored: a step begins
+    where the one before it ended, and near it most midpoints are the same.
     """
 
     DEPTH, END = 16, 10.0  # 2^16 grid points, evenly over log ratios of -10 to 10: 0.0003 apart
 
     def __init__(self, shape: Shape, seed: int) -> None:
         self.shape, self.seed = shape, seed
+        self._last: dict[int, Tensor] = {}  # grid point -> value, on the way to the last point asked for
 
     def increment(self, before: float, after: float) -> Tensor:
         """Compute the noise (c, t, h, w), of deviation 1, between two log ratios; before may be -inf."""
         first = min(self._grid_point(before), 2**self.DEPTH - 1)
         last = max(self._grid_point(after), first + 1)
-        start = 0.0 if first < 0 else self._ratio(first)
-        return (self._value(last) - (self._value(first) if start else 0.0)) / math.sqrt(self._ratio(last) - start)
+        start, value = (self._ratio(first), self._value(first)) if first >= 0 else (0.0, 0.0)
+        return (self._value(last) - value) / math.sqrt(self._ratio(last) - start)
 
     def _grid_point(self, log_ratio: float) -> int:
         share = (min(max(log_ratio, -self.END), self.END) + self.END) / (2 * self.END)
@@ -44,15 +46,24 @@ class BrownianPath:
 
     def _value(self, point: int) -> Tensor:
         low, high = 0, 2**self.DEPTH
-        at_low = math.sqrt(self._ratio(low)) * self._normal(low)
-        at_high = at_low + math.sqrt(self._ratio(high) - self._ratio(low)) * self._normal(high)
+        at_low = self._last.get(low)
+        if at_low is None:
+            at_low = math.sqrt(self._ratio(low)) * self._normal(low)
+        at_high = self._last.get(high)
+        if at_high is None:
+            at_high = at_low + math.sqrt(self._ratio(high) - self._ratio(low)) * self._normal(high)
+        way = {low: at_low, high: at_high}
         while low < point < high:
             middle = (low + high) // 2
-            a, m, b = self._ratio(low), self._ratio(middle), self._ratio(high)
-            at_middle = torch.lerp(at_low, at_high, (m - a) / (b - a))
-            at_middle += math.sqrt((m - a) * (b - m) / (b - a)) * self._normal(middle)
+            at_middle = self._last.get(middle)
+            if at_middle is None:
+                a, m, b = self._ratio(low), self._ratio(middle), self._ratio(high)
+                at_middle = torch.lerp(at_low, at_high, (m - a) / (b - a))
+                at_middle += math.sqrt((m - a) * (b - m) / (b - a)) * self._normal(middle)
+            way[middle] = at_middle
             if point <= middle:
                 high, at_high = middle, at_middle
             else:
                 low, at_low = middle, at_middle
+        self._last = way
         return at_low if point == low else at_high
