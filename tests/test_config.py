@@ -146,6 +146,8 @@ NAN, INF = float("nan"), float("inf")
         (SampleConfig, {"shift": NAN}, "shift"),
         (SampleConfig, {"seconds": 0.0}, "seconds must be above 0, got 0"),
         (SampleConfig, {"seconds": NAN}, "seconds"),
+        (SampleConfig, {"adain": 1.5}, "adain must be between 0 and 1, got 1.5; 0 leaves all windows as they come"),
+        (SampleConfig, {"adain": NAN}, "adain"),
         (SampleConfig, {"guidance": -1.0}, "guidance must be 0 or more, got -1; 1 is no guidance"),
         (SampleConfig, {"guidance": NAN}, "guidance"),
         (SampleConfig, {"guidance_interval": (0.8, 0.2)}, "two rising noise levels in 0..1, got 0.8 and 0.2"),

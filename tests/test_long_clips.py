@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +12,10 @@ import torch
 from torch import Tensor
 
 from videogen.cli.main import sample
+from videogen.cli.provenance import apply_recorded_settings
+from videogen.cli.sample_arguments import SampleArgs
 from videogen.data.video_io import probe
+from videogen.models.dit_network import TextContext
 from videogen.models.streaming import decode_chunks, decode_frames
 from videogen.packing.windows import OVERLAP, plan_windows
 from videogen.sampling.clip_sampler import ClipRequest
@@ -97,6 +101,76 @@ def test_a_clip_can_go_on_under_another_prompt(pipeline: VideoPipeline) -> None:
     assert same.shape[1] == other.shape[1] == 6
     assert torch.equal(same[:, :3], other[:, :3])
     assert not torch.isclose(same[:, 3:], other[:, 3:]).all()
+
+
+def drifting(clip: LongClip, monkeypatch: pytest.MonkeyPatch) -> LongClip:
+    """Let each window of a clip have half as much contrast again as the one before it, as networks do."""
+    denoise_window = clip.denoise_window
+
+    def amplify(prompt: str, text: TextContext, part: slice, on_evaluation: Callable[[], object]) -> Tensor:
+        denoised = denoise_window(prompt, text, part, on_evaluation)
+        is_known = (clip.weight[part] == 1).flatten(1).all(1)
+        return torch.where(is_known[:, None, None], denoised, denoised / denoised.std() * 1.5**clip.num_windows)
+
+    monkeypatch.setattr(clip, "denoise_window", amplify)
+    return clip
+
+
+def test_later_windows_keep_the_statistics_of_the_first(
+    pipeline: VideoPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deviations = {}
+    for adain in (0.0, 0.5, 1.0):
+        clip = drifting(long_clip(pipeline, free_latent((4, 9, 4, 6)), adain=adain), monkeypatch)
+        latent = torch.cat(list(clip.denoise("a red circle")), dim=1)
+        first, last = latent[:, 1:3], latent[:, -1:]
+        deviations[adain] = (last.std((1, 2, 3)) / first.std((1, 2, 3))).tolist()
+        if adain == 1:
+            torch.testing.assert_close(last.mean((1, 2, 3)), first.mean((1, 2, 3)))
+    assert deviations[1.0] == pytest.approx([1.0] * 4, abs=1e-3)
+    assert min(deviations[0.0]) > 3
+    assert all(1 < half < whole for half, whole in zip(deviations[0.5], deviations[0.0], strict=True))
+
+
+def test_an_extension_takes_the_statistics_of_the_given_clip_forward_and_backward(
+    pipeline: VideoPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = free_latent((4, 8, 4, 6))
+    known.clean[:, :4], known.weight[:4] = 0.3 * torch.randn(4, 4, 4, 6) + 1, 1
+    for given, made in ((known, slice(4, None)), (KnownLatent(known.clean.flip(1), known.weight.flip(0)), slice(1, 4))):
+        clip = drifting(long_clip(pipeline, given, adain=1.0), monkeypatch)
+        latent = torch.cat(list(clip.denoise("a red circle")), dim=1)
+        assert latent[:, made].std().item() == pytest.approx(0.3, abs=0.05)
+        assert latent[:, made].mean().item() == pytest.approx(1, abs=0.1)
+
+
+def test_a_scene_of_another_prompt_has_statistics_of_its_own(
+    pipeline: VideoPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clip = drifting(long_clip(pipeline, free_latent((4, 13, 4, 6)), adain=1.0), monkeypatch)
+    clip.length = 4
+    latent = torch.cat([*clip.denoise("a red circle", 6), *clip.denoise("a blue star")], dim=1)
+    deviation = latent.std((0, 2, 3))
+    assert deviation[4:6].tolist() == pytest.approx([deviation[1:4].mean().item()] * 2, rel=0.2)
+    assert deviation[6:8].min() > 1.5 * deviation[4:6].max()
+    assert deviation[8:].tolist() == pytest.approx([deviation[6:8].mean().item()] * 5, rel=0.2)
+
+
+def test_clips_that_were_made_before_adain_are_made_again_without_it() -> None:
+    recorded = {"prompt": "a red circle", "seed": 3, "steps": 4}
+    assert SampleArgs().sample.adain > 0
+    assert apply_recorded_settings(SampleArgs(), recorded).sample.adain == 0
+    assert apply_recorded_settings(SampleArgs(), recorded | {"adain": 0.5}).sample.adain == 0.5
+
+
+def test_a_window_that_leads_to_something_known_is_left_as_it_is(pipeline: VideoPipeline) -> None:
+    known = free_latent((4, 5, 4, 6))
+    for place in (slice(0, 2), slice(3, 5)):
+        known.clean[:, place], known.weight[place] = torch.randn(4, 2, 4, 6), 1
+    latents = [
+        torch.cat(list(long_clip(pipeline, known, adain=share).denoise("a red circle")), dim=1) for share in (0.0, 1.0)
+    ]
+    assert torch.equal(*latents)
 
 
 def test_windows_have_noise_of_their_own() -> None:

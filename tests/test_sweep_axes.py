@@ -147,6 +147,14 @@ def test_a_prompts_file_that_sets_an_axis_is_refused(
     refused(capsys, sample(words), "the prompts file sets steps, which is also an axis")
 
 
+def test_what_only_windows_have_is_no_axis(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["a red circle", "--sweep", "adain=0,1", "--model", str(checkpoint), "--out", str(tmp_path / "s")]
+    refused(capsys, sample(words), "adain is for clips made in windows, and a sweep makes each clip at once")
+    assert not (tmp_path / "s").exists()
+
+
 # --- plan
 
 

@@ -111,7 +111,7 @@ def apply_recorded_settings(base: SampleArgs, settings: Mapping[str, object]) ->
         base,
         prompt=(str(settings["prompt"]),),
         seed=int(str(settings["seed"])),
-        sample=from_mapping(SampleConfig, to_mapping(base.sample) | stored),
+        sample=from_mapping(SampleConfig, to_mapping(base.sample) | {"adain": 0.0} | stored),  # earlier clips had none
         lora=files["lora"],
         gguf=tuple(map(Path, files["gguf"])),
         image=tuple(recorded_images(settings)),

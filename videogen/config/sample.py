@@ -53,6 +53,9 @@ class SampleConfig:
     """How far a given video may be left behind: small changes little, 1 begins at noise and keeps what is held."""
     position_scaling: str = "none"
     """RoPE of clips longer or larger than the checkpoint's default: none, interpolate, ntk, or riflex (time)."""
+    adain: float = 0.75
+    """How far the later windows of a long clip take on the statistics of the first, channel by channel, so that contrast
+    and colour do not drift: 1 wholly, 0 not at all (AdaIN, Huang and Belongie 2017)."""
     first_block_cache: float = 0.0
     """Approximate: reuse the last step's blocks where the first changes by less than this, such as 0.1; 0 is exact."""
     mag_cache: float = 0.0
@@ -75,6 +78,8 @@ class SampleConfig:
                 f"strength {self.strength:g} leaves none of {self.steps} steps; "
                 f"give at least {math.ceil(100 / self.steps) / 100:g}, or more steps"
             )
+        if not 0 <= self.adain <= 1:
+            raise ValueError(f"adain must be between 0 and 1, got {self.adain:g}; 0 leaves all windows as they come")
         if self.position_scaling not in POSITION_SCALINGS:
             raise ValueError(
                 f"position_scaling must be one of {', '.join(POSITION_SCALINGS)}, got {self.position_scaling!r}"

@@ -240,7 +240,7 @@ def default_settings(index: Json, folder: Path) -> dict[str, object]:
             settings["guidance"] = second if first_transformer(index) == "transformer_2" else settings["guidance"]
     if index.get("expand_timesteps"):  # Wan 2.2 5B
         settings |= {"size": "1280x704", "frames": 121, "fps": 24.0}
-    return settings | {"cfg_zero": False} | _scheduler_settings(folder)
+    return settings | {"cfg_zero": False, "adain": 0.0} | _scheduler_settings(folder)
 
 
 def first_transformer(index: Json) -> str:

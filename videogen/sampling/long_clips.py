@@ -3,13 +3,15 @@
     what is known of the whole clip, prompts, window length  ->  latents (c, k, h, w), from the first frame to the last
 
 A clip that is extended, and one longer than the model was trained on, is a row of windows. The overlap is known to the
-later one as latents, and is never decoded and encoded again, so nothing drifts there.
+later one as latents, and is never decoded and encoded again, so nothing drifts there. What the network adds from window
+to window, contrast above all, is taken back by the statistics of the first one (AdaIN).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,10 +19,27 @@ from torch import Tensor
 from videogen.config.sample import SampleConfig
 from videogen.models.dit_network import TextContext
 from videogen.packing.noise import step_generator
-from videogen.packing.windows import plan_windows
+from videogen.packing.windows import OVERLAP, plan_windows
 from videogen.sampling.clip_sampler import ClipRequest, ClipSampler
 from videogen.sampling.guidance import prompts_and_negatives
 from videogen.sampling.known_tokens import KnownLatent
+
+
+class Statistics(NamedTuple):
+    """Mean and deviation of each channel of a latent, (c, 1, 1, 1)."""
+
+    mean: Tensor
+    deviation: Tensor
+
+    @classmethod
+    def of(cls, latent: Tensor) -> Statistics:
+        """Measure a latent (c, k, h, w)."""
+        deviation, mean = torch.std_mean(latent, (1, 2, 3), keepdim=True)
+        return cls(mean, deviation.clamp(min=1e-6))
+
+    def impose(self, latent: Tensor, own: Statistics, share: float) -> Tensor:
+        """Change a latent so that its own statistics are these, or a share of the way (AdaIN, Eq. 8 of the paper)."""
+        return torch.lerp(latent, (latent - own.mean) / own.deviation * self.deviation + self.mean, share)
 
 
 class LongClip:
@@ -41,10 +60,22 @@ class LongClip:
         is_known = (self.weight[:end] == 1).flatten(1).all(1).tolist()
         with torch.no_grad():  # once for all windows
             text = self.sampler.encode_prompts(prompts_and_negatives([prompt], self.config))
+        reference: Statistics | None = None
+        begin = (
+            self.num_yielded if self.num_windows else 0
+        )  # of what counts: a scene before this one may look otherwise
         for low, high in plan_windows(is_known, self.length):
             part = slice(low, high)
-            self.clean[:, part] = self.denoise_window(prompt, text, part, on_evaluation)
-            self.weight[part] = 1
+            is_free = (self.weight[part] == 0).flatten(1).all(1)
+            if not self.num_windows:  # what is known is given
+                reference = self.measure(low - self.length, high + self.length)
+            latent = self.denoise_window(prompt, text, part, on_evaluation)
+            is_moving = is_free & (torch.arange(low, high) > 0)  # the clip's first latent frame holds one frame alone
+            if reference is not None and continues(is_free) and is_moving.any():
+                own = Statistics.of(latent[:, is_moving])
+                latent[:, is_free] = reference.impose(latent[:, is_free], own, self.config.adain)
+            self.clean[:, part], self.weight[part] = latent, 1
+            reference = reference or self.measure(max(low, begin), high)
             yield from self.take_whole(end)
         yield from self.take_whole(end)
 
@@ -59,6 +90,12 @@ class LongClip:
         config = replace(self.config, frames=frames, seconds=None)
         return self.sampler.sample([request], config, on_evaluation, text=text)[0].cpu()
 
+    def measure(self, low: int, high: int) -> Statistics | None:
+        """Measure the latent frames of a range that are whole; None if there are too few to show motion."""
+        low = max(low, 1)  # the clip's first latent frame does not move
+        is_whole = (self.weight[low:high] == 1).flatten(1).all(1)
+        return Statistics.of(self.clean[:, low:high][:, is_whole]) if is_whole.sum() >= OVERLAP else None
+
     def take_whole(self, end: int | None) -> Iterator[Tensor]:
         """Yield the latent frames that are whole and were not yielded yet."""
         is_whole = (self.weight[:end] == 1).flatten(1).all(1).tolist()
@@ -66,6 +103,11 @@ class LongClip:
         if until > self.num_yielded:
             yield self.clean[:, self.num_yielded : until]
             self.num_yielded = until
+
+
+def continues(is_free: Tensor) -> bool:
+    """True if a window goes on from known latent frames to free ones, or back, and leads to nothing else known."""
+    return int(is_free.diff().count_nonzero()) == 1
 
 
 def window_seed(seed: int, number: int) -> int:

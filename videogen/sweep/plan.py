@@ -81,6 +81,8 @@ class Plan:
             raise ValueError("a sweep needs at least one prompt; give one, or a file of them")
         if not self.axes:
             raise ValueError("a sweep needs at least one axis, such as steps=4,8,16")
+        if "adain" in self.names:
+            raise ValueError("adain is for clips made in windows, and a sweep makes each clip at once; leave it out")
         for run in self.bases:
             for name in self.names:
                 if getattr(run.config, name) != getattr(self.bases[0].config, name):
