@@ -42,6 +42,7 @@ def test_windows_find_every_frame_beside_what_is_known(clip: str, length: int) -
     known, length = [frame == "T" for frame in clip], max(length, OVERLAP + 1)
     for low, high in plan_windows(known, length):
         assert 0 <= low < high <= len(known)
+        low += low > 0 and not known[low]  # which is not kept
         assert high - low <= length + OVERLAP  # a gap between two clips sees both, in one more overlap
         found = [i for i in range(low, high) if not known[i]]
         assert found
@@ -56,7 +57,8 @@ def test_a_clip_of_the_models_length_is_one_window() -> None:
     assert plan_windows([False] * 5, 5) == [(0, 5)]
     assert plan_windows([True] + [False] * 4, 5) == [(0, 5)]
     assert plan_windows([False] * 11, 5) == [(0, 5), (3, 8), (6, 11)]
-    assert plan_windows([False] * 4 + [True] * 4, 5) == [(1, 6), (0, 5)]
+    assert plan_windows([False] * 4 + [True] * 4, 5) == [(1, 6), (0, 5)]  # the first leaves out frame 1
+    assert plan_windows([False] * 7 + [True] * 4, 5) == [(4, 9), (2, 7), (0, 5)]
     assert plan_windows([True] * 5, 5) == []
 
 
@@ -92,6 +94,25 @@ def test_what_is_given_stays_and_comes_first(pipeline: VideoPipeline) -> None:
     parts = list(long_clip(pipeline, backward).denoise("a red circle"))
     assert len(parts) == 1  # the first frame is the last to be found
     assert torch.equal(parts[0][:, 4:], backward.clean[:, 4:])
+
+
+def test_no_frame_within_a_clip_is_made_as_one_that_stands_alone(
+    pipeline: VideoPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = free_latent((4, 10, 4, 6))
+    known.clean[:, 6:], known.weight[6:] = torch.randn(4, 4, 4, 6), 1
+    clip = long_clip(pipeline, known, adain=0.0)
+    clip.length = 5
+
+    def mark_first(prompt: str, text: TextContext, part: slice, on_evaluation: Callable[[], object]) -> Tensor:
+        latent = torch.full_like(clip.clean[:, part], 2.0)
+        latent[:, 0] = 1.0  # as a model makes the first frame of a clip, without motion
+        return torch.where((clip.weight[part] == 1).flatten(1).all(1)[:, None, None], clip.clean[:, part], latent)
+
+    monkeypatch.setattr(clip, "denoise_window", mark_first)
+    latent = torch.cat(list(clip.denoise("a red circle")), dim=1)
+    assert latent[0, :6, 0, 0].tolist() == [1.0, 2.0, 2.0, 2.0, 2.0, 2.0]
+    assert torch.equal(latent[:, 6:], known.clean[:, 6:])
 
 
 def test_a_clip_can_go_on_under_another_prompt(pipeline: VideoPipeline) -> None:

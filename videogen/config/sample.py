@@ -54,8 +54,8 @@ class SampleConfig:
     position_scaling: str = "none"
     """RoPE of clips longer or larger than the checkpoint's default: none, interpolate, ntk, or riflex (time)."""
     adain: float = 0.75
-    """How far the later windows of a long clip take on the statistics of the first, channel by channel, so that contrast
-    and colour do not drift: 1 wholly, 0 not at all (AdaIN, Huang and Belongie 2017)."""
+    """How far the later windows of a long clip take on the statistics of the first, channel by channel, which keeps
+    contrast and colour from drifting: 1 wholly, 0 not at all (AdaIN, Huang and Belongie 2017)."""
     first_block_cache: float = 0.0
     """Approximate: reuse the last step's blocks where the first changes by less than this, such as 0.1; 0 is exact."""
     mag_cache: float = 0.0

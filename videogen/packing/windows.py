@@ -12,7 +12,11 @@ OVERLAP = 2  # latent frames: one says where things are, two how they move
 
 
 class Window(NamedTuple):
-    """The latent frames of a clip that are denoised together, known ones included."""
+    """The latent frames of a clip that are denoised together, known ones included.
+
+    One that begins within the clip with an unknown latent frame is to be made without it: a model takes the first for
+    one frame that stands alone, and would hold it for the frames of a whole one.
+    """
 
     low: int
     high: int
@@ -28,14 +32,16 @@ def plan_windows(is_known: Sequence[bool], length: int) -> list[Window]:
         low = known.index(False)
         high = next((i for i in range(low, len(known)) if known[i]), len(known))
         end = next((i for i in range(high, len(known)) if not known[i]), len(known))
-        before, after = low, end - high
+        before, after, lead = low, end - high, 0
         if after and not before:
-            low = max(low, high - (length - OVERLAP))
+            num_new = max(2, length - OVERLAP)
+            lead = int(high > num_new)  # the frame that is left out
+            low = high - num_new + 1 if lead else 0
         elif high - low + min(before, OVERLAP) > length:
             high, after = low + length - min(before, OVERLAP), 0
-        room = length - (high - low)
+        room = length - (high - low) - lead
         right = min(after, max(OVERLAP, room // 2 if before else room))
         left = min(before, max(OVERLAP, room - right))
-        windows.append(Window(low - left, high + right))
+        windows.append(Window(low - left - lead, high + right))
         known[low:high] = [True] * (high - low)
     return windows

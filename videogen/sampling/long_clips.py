@@ -70,6 +70,8 @@ class LongClip:
             if not self.num_windows:  # what is known is given
                 reference = self.measure(low - self.length, high + self.length)
             latent = self.denoise_window(prompt, text, part, on_evaluation)
+            if low > 0 and not (self.weight[low] == 1).all():  # made as a frame that stands alone, which it is not
+                part, latent, is_free, low = slice(low + 1, high), latent[:, 1:], is_free[1:], low + 1
             is_moving = is_free & (torch.arange(low, high) > 0)  # the clip's first latent frame holds one frame alone
             if reference is not None and continues(is_free) and is_moving.any():
                 own = Statistics.of(latent[:, is_moving])
