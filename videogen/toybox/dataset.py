@@ -23,7 +23,8 @@ from videogen.toybox.token_labels import ground_truth
 from videogen.toybox.world.free_captions import free_caption
 from videogen.toybox.world.scenes import FRAME_SIZES, LENGTHS, Scene, scene_extent
 
-draw_cached_scene = lru_cache(draw_scene)  # A clip, its caption and its ground truth need the scene in turn.
+# A clip, its caption and its ground truth need the scene in turn, and captions are embedded sixteen batches ahead.
+draw_cached_scene = lru_cache(4096)(draw_scene)
 
 
 @dataclass(frozen=True)
