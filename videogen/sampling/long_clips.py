@@ -61,23 +61,20 @@ class LongClip:
         with torch.no_grad():  # once for all windows
             text = self.sampler.encode_prompts(prompts_and_negatives([prompt], self.config))
         reference: Statistics | None = None
-        begin = (
-            self.num_yielded if self.num_windows else 0
-        )  # of what counts: a scene before this one may look otherwise
+        begin = self.num_yielded if self.num_windows else 0  # A scene before this one may look otherwise.
         for low, high in plan_windows(is_known, self.length):
             part = slice(low, high)
             is_free = (self.weight[part] == 0).flatten(1).all(1)
-            if not self.num_windows:  # what is known is given
+            if not self.num_windows:  # What is known by then is given.
                 reference = self.measure(low - self.length, high + self.length)
             latent = self.denoise_window(prompt, text, part, on_evaluation)
             if low > 0 and not (self.weight[low] == 1).all():  # made as a frame that stands alone, which it is not
-                part, latent, is_free, low = slice(low + 1, high), latent[:, 1:], is_free[1:], low + 1
-            is_moving = is_free & (torch.arange(low, high) > 0)  # the clip's first latent frame holds one frame alone
-            if reference is not None and continues(is_free) and is_moving.any():
-                own = Statistics.of(latent[:, is_moving])
-                latent[:, is_free] = reference.impose(latent[:, is_free], own, self.config.adain)
+                part, latent, is_free = slice(low + 1, high), latent[:, 1:], is_free[1:]
             self.clean[:, part], self.weight[part] = latent, 1
-            reference = reference or self.measure(max(low, begin), high)
+            if reference is not None and continues(is_free):
+                free = torch.arange(part.start, high)[is_free]
+                self.clean[:, free] = self.with_statistics(free, reference)
+            reference = reference or self.measure(max(part.start, begin), high)
             yield from self.take_whole(end)
         yield from self.take_whole(end)
 
@@ -97,6 +94,12 @@ class LongClip:
         low = max(low, 1)  # the clip's first latent frame does not move
         is_whole = (self.weight[low:high] == 1).flatten(1).all(1)
         return Statistics.of(self.clean[:, low:high][:, is_whole]) if is_whole.sum() >= OVERLAP else None
+
+    def with_statistics(self, frames: Tensor, reference: Statistics) -> Tensor:
+        """Return some latent frames of the clip with the statistics of others, as far as the settings say."""
+        moving = frames[frames > 0]  # the clip's first latent frame does not move
+        own = Statistics.of(self.clean[:, moving]) if len(moving) else reference
+        return reference.impose(self.clean[:, frames], own, self.config.adain)
 
     def take_whole(self, end: int | None) -> Iterator[Tensor]:
         """Yield the latent frames that are whole and were not yielded yet."""
