@@ -40,7 +40,8 @@ class MuonAdamW(Optimizer):
 
     def step_matrices(self, group: dict[str, Any]) -> None:
         """Take Muon's step with Nesterov's momentum; every process gets each update from the one that computed it."""
-        rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+        shares = dist.is_available() and dist.is_initialized()
+        rank, world = (dist.get_rank(), dist.get_world_size()) if shares else (0, 1)
         updates, waits = list[tuple[Tensor, Tensor]](), []
         for index, weight in enumerate(weight for weight in group["params"] if weight.grad is not None):
             state = self.state[weight] or {"momentum_buffer": torch.zeros_like(weight)}
