@@ -45,25 +45,18 @@ class BrownianPath:
         return torch.randn(*self.shape, generator=torch.Generator().manual_seed(int.from_bytes(digest) >> 1))
 
     def _value(self, point: int) -> Tensor:
-        low, high = 0, 2**self.DEPTH
-        at_low = self._last.get(low)
-        if at_low is None:
-            at_low = math.sqrt(self._ratio(low)) * self._normal(low)
-        at_high = self._last.get(high)
-        if at_high is None:
-            at_high = at_low + math.sqrt(self._ratio(high) - self._ratio(low)) * self._normal(high)
-        way = {low: at_low, high: at_high}
+        low, high, values = 0, 2**self.DEPTH, self._last
+        if low not in values:
+            values[low] = math.sqrt(self._ratio(low)) * self._normal(low)
+            values[high] = values[low] + math.sqrt(self._ratio(high) - self._ratio(low)) * self._normal(high)
+        way = [low, high]
         while low < point < high:
             middle = (low + high) // 2
-            at_middle = self._last.get(middle)
-            if at_middle is None:
+            if middle not in values:
                 a, m, b = self._ratio(low), self._ratio(middle), self._ratio(high)
-                at_middle = torch.lerp(at_low, at_high, (m - a) / (b - a))
-                at_middle += math.sqrt((m - a) * (b - m) / (b - a)) * self._normal(middle)
-            way[middle] = at_middle
-            if point <= middle:
-                high, at_high = middle, at_middle
-            else:
-                low, at_low = middle, at_middle
-        self._last = way
-        return at_low if point == low else at_high
+                values[middle] = torch.lerp(values[low], values[high], (m - a) / (b - a))
+                values[middle] += math.sqrt((m - a) * (b - m) / (b - a)) * self._normal(middle)
+            way.append(middle)
+            low, high = (low, middle) if point <= middle else (middle, high)
+        self._last = {place: values[place] for place in way}
+        return values[low if point == low else high]

@@ -64,7 +64,7 @@ def orthogonalise(matrix: Tensor) -> Tensor:
     """Return nearly the orthogonal factor of a matrix by five Newton-Schulz iterations (Jordan et al. 2024).
 
     Its singular values lie in about [0.5, 1.5]. The products are in bf16, and in float32 on CPUs that lack bf16
-    instructions, where those take 25 to 40 times as long.
+    instructions, where those take far longer.
     """
     wide = matrix if matrix.size(0) <= matrix.size(1) else matrix.T
     x = wide if lacks_bf16_instructions(matrix.device) else wide.bfloat16()
